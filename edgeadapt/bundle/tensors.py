@@ -1,0 +1,187 @@
+"""Named numpy arrays in a safetensors file, read strictly and without copies.
+
+A file is an 8-byte little-endian header length, a JSON header, and the arrays' bytes. The header names every array's type, shape and
+place; the places must cover the bytes exactly, without holes or overlaps. Format: https://github.com/huggingface/safetensors#format.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeadapt.errors import EdgeAdaptError, InputError
+
+Array = NDArray[Any]
+
+MAX_HEADER = 16 * 2**20
+MAX_TENSORS = 100_000
+MAX_DIMENSIONS = 16
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
+}
+_CODES = {dtype: code for code, dtype in _DTYPES.items()}
+
+
+def encode(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
+    """The whole file as bytes; see `write`."""
+    head, ordered = _plan(tensors, metadata)
+    return b"".join([head, *(_bytes(array) for array in ordered)])
+
+
+def write(file: BinaryIO, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> int:
+    """Writes the arrays to an open file without a second copy of them, and says how many bytes that were.
+
+    Arrays are laid out by falling alignment, then by name, so that equal contents give equal files.
+
+    Raises:
+        InputError: an array's dtype is not one of float32, float16, int8/16/32/64, uint8, bool; a name is empty or reserved.
+    """
+    head, ordered = _plan(tensors, metadata)
+    return file.write(head) + sum(file.write(_bytes(array)) for array in ordered)
+
+
+def _bytes(array: Array) -> memoryview | bytes:
+    return array.reshape(-1).view(np.uint8).data if array.size else b""
+
+
+def _plan(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None) -> tuple[bytes, list[Array]]:
+    entries: list[tuple[int, str, Array]] = []
+    for name, given in tensors.items():
+        array = np.asarray(given)
+        dtype = array.dtype.newbyteorder("<")
+        if dtype not in _CODES:
+            raise InputError(f"tensor {name!r} has dtype {array.dtype}, which is none of {_known()}", "convert it with .astype")
+        if not name or name == "__metadata__":
+            raise InputError(f"a tensor cannot be named {name!r}", "give it another name")
+        entries.append((-dtype.itemsize, name, np.ascontiguousarray(array, dtype=dtype).reshape(array.shape)))
+    entries.sort(key=lambda entry: entry[:2])
+    header: dict[str, object] = {"__metadata__": dict(metadata)} if metadata is not None else {}
+    position = 0
+    for _, name, array in entries:
+        header[name] = {"dtype": _CODES[array.dtype], "shape": list(array.shape), "data_offsets": [position, position + array.nbytes]}
+        position += array.nbytes
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    if len(text) > MAX_HEADER:
+        raise InputError(f"the header of {len(entries)} tensors takes {len(text)} bytes; at most {MAX_HEADER} are allowed")
+    return len(text).to_bytes(8, "little") + text, [array for _, _, array in entries]
+
+
+def _known() -> str:
+    return ", ".join(str(dtype) for dtype in _CODES)
+
+
+def read(path: str | os.PathLike[str], error: type[EdgeAdaptError] = InputError) -> tuple[dict[str, Array], dict[str, str]]:
+    """The arrays and metadata of a file; see `decode`.
+
+    Raises:
+        error: the file cannot be read or is malformed.
+    """
+    try:
+        data = Path(path).read_bytes()
+    except OSError as reason:
+        raise error(f"{path} cannot be read: {reason.strerror}", "check the path and its permissions") from None
+    return decode(data, str(path), error)
+
+
+def decode(
+    data: bytes | bytearray | memoryview, where: str = "the data", error: type[EdgeAdaptError] = InputError
+) -> tuple[dict[str, Array], dict[str, str]]:
+    """The arrays and metadata held in `data`.
+
+    Args:
+        data: a whole safetensors file. The arrays returned are views of it where their alignment allows; of `bytes` they are read-only.
+        where: what the data is, for messages.
+        error: the type to raise.
+
+    Returns:
+        the arrays by name, and the metadata (empty where there is none).
+
+    Raises:
+        error: the data is not a well-formed safetensors file of the dtypes known here; the message names the tensor and the fault.
+    """
+    view = memoryview(data)
+
+    def bad(what: str) -> EdgeAdaptError:
+        return error(f"{where} is not a sound safetensors file: {what}", "copy or save it again")
+
+    if len(view) < 8:
+        raise bad(f"{len(view)} bytes, of which 8 should say the header's length")
+    length = int.from_bytes(view[:8], "little")
+    if length > MAX_HEADER:
+        raise bad(f"a header of {length} bytes; at most {MAX_HEADER} are allowed")
+    if 8 + length > len(view):
+        raise bad(f"truncated in its header ({len(view)} bytes, the header alone needs {8 + length})")
+    header = _header(bytes(view[8 : 8 + length]), bad)
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise bad("__metadata__ is not a mapping of strings")
+    if len(header) > MAX_TENSORS:
+        raise bad(f"{len(header)} tensors; at most {MAX_TENSORS} are allowed")
+    payload = view[8 + length :]
+    places = sorted((_place(name, entry, len(payload), bad) for name, entry in header.items()), key=lambda place: place[:2])
+    position = 0
+    tensors = {}
+    for begin, end, name, dtype, shape in places:
+        if begin != position:
+            raise bad(f"tensor {name!r} begins at byte {begin}, but the one before it ends at {position}")
+        position = end
+        array = np.frombuffer(payload[begin:end], dtype=dtype).reshape(shape)
+        if dtype == np.bool_ and array.size and int(array.view(np.uint8).max()) > 1:
+            raise bad(f"tensor {name!r} has bytes that are neither true nor false")
+        tensors[name] = array if array.flags.aligned else array.copy()
+    if position != len(payload):
+        raise bad(f"its tensors take {position} bytes, but {len(payload)} follow the header")
+    return {name: tensors[name] for name in header}, metadata
+
+
+def _header(text: bytes, bad: Any) -> dict[str, Any]:
+    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
+        result = dict(pairs)
+        if len(result) != len(pairs):
+            raise ValueError("a name stands twice")
+        return result
+
+    if text[:1] != b"{":
+        raise bad("its header does not begin with a brace")
+    try:
+        header = json.loads(text.decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as reason:
+        raise bad(f"its header is not JSON ({reason})") from None
+    if not isinstance(header, dict):
+        raise bad("its header is not a mapping")
+    return header
+
+
+def _place(name: str, entry: Any, available: int, bad: Any) -> tuple[int, int, str, np.dtype[Any], tuple[int, ...]]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise bad(f"tensor {name!r} needs dtype, shape and data_offsets, and nothing else")
+    code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(code, str) or code not in _DTYPES:
+        raise bad(f"tensor {name!r} has dtype {code!r}, which is none of {', '.join(_DTYPES)}")
+    if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        raise bad(f"tensor {name!r} has shape {shape!r}; at most {MAX_DIMENSIONS} sizes, none below 0, are allowed")
+    if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1] or offsets[1] > available:
+        raise bad(f"tensor {name!r} has data_offsets {offsets!r}; two rising positions up to {available} were expected")
+    needed = math.prod(shape) * _DTYPES[code].itemsize
+    if offsets[1] - offsets[0] != needed:
+        raise bad(f"tensor {name!r} of shape {shape} and dtype {code} needs {needed} bytes, but {offsets[1] - offsets[0]} are given")
+    return offsets[0], offsets[1], name, _DTYPES[code], tuple(shape)
+
+
+def _sizes(value: object) -> bool:
+    return isinstance(value, list) and all(type(size) is int and 0 <= size < 2**63 for size in value)

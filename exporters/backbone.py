@@ -1,0 +1,156 @@
+"""The user's model, cut into segments and run node by node with normalisation under our control.
+
+A segment is the stretch of operators between two cuts. One tensor crosses each cut, so a segment is a function of one tensor, and a method
+decides what happens between segments: EcoTTA adds its meta networks there, a side network reads its taps.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch.fx import traceback
+from torch.nn import functional as F
+
+from edgeadapt.exporters.capture import NORMALISATION, Captured
+from edgeadapt.exporters.operators import REPLACED, batch_statistics, scale_shift
+
+
+@dataclass
+class Normaliser:
+    """How normalisation layers behave during one forward pass.
+
+    mode: "source" uses the given statistics as they are; "live" first moves them toward this batch's by `mix`
+    (s ← (1 − w)·s + w·b) and normalises with the result; "batch" is training mode, as in the warm-up, with gradients through the
+    batch's statistics; "collect" is "batch" and also records the batch's statistics.
+    exact: in "live", let gradients flow through the batch's statistics instead of taking them as constants.
+    """
+
+    statistics: Mapping[str, Tensor]
+    mode: str = "source"
+    mix: Tensor | float = 1.0
+    exact: bool = False
+    shifted: frozenset[str] = frozenset()
+    updated: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+        """Normalise x (N, C, …) as layer `name`, whose statistics are `name.mean` and `name.variance`, each (C,)."""
+        if self.mode in ("batch", "collect"):
+            if self.mode == "collect":
+                with torch.no_grad():
+                    self.updated[f"{name}.mean"], self.updated[f"{name}.variance"] = batch_statistics(x)
+            return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
+        mean, variance = self.statistics[f"{name}.mean"], self.statistics[f"{name}.variance"]
+        if self.mode == "live":
+            shift = mean.detach() if name in self.shifted else None
+            batch_mean, batch_variance = batch_statistics(x if self.exact else x.detach(), shift)
+            mean = (1.0 - self.mix) * mean + self.mix * batch_mean
+            variance = (1.0 - self.mix) * variance + self.mix * batch_variance
+            self.updated[f"{name}.mean"], self.updated[f"{name}.variance"] = mean.detach(), variance.detach()
+        deviation = (variance + eps).sqrt()
+        scale = (torch.ones_like(deviation) if weight is None else weight) / deviation
+        offset = -mean * scale if bias is None else bias - mean * scale
+        result: Tensor = scale_shift(x, scale, offset)
+        return result
+
+
+class Backbone:
+    """A captured model in segments.
+
+    Args:
+        captured: the traced model.
+        cuts: names of the nodes to cut after, in execution order.
+    """
+
+    def __init__(self, captured: Captured, cuts: Sequence[str] = ()) -> None:
+        self.captured = captured
+        self.cuts = list(cuts)
+        self.norms = {norm.node: norm for norm in captured.norms}
+        moving = {captured.input}
+        self.still: list[fx.Node] = []
+        self.segments: list[list[fx.Node]] = [[]]
+        for node in captured.operators:
+            if not any(source.name in moving for source in node.all_input_nodes):
+                self.still.append(node)
+                continue
+            moving.add(node.name)
+            self.segments[-1].append(node)
+            if node.name in self.cuts:
+                self.segments.append([])
+        self.ends = [next(node for node in captured.operators if node.name == name) for name in self.cuts] + [captured.result]
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Frozen parameters, buffers and constants by qualified name."""
+        return self.captured.tensors
+
+    def run(self, tensors: Mapping[str, Tensor], normalise: Normaliser, affine: Mapping[str, Tensor] | None = None) -> BackboneRun:
+        """Prepare one forward pass over `tensors`; `affine` overrides weights and biases of normalisation layers by qualified name."""
+        return BackboneRun(self, tensors, normalise, affine or {})
+
+    def source_statistics(self) -> dict[str, Tensor]:
+        """The statistics the model was trained with, as `layer.mean` and `layer.variance`."""
+        table: dict[str, Tensor] = {}
+        for norm in self.captured.norms:
+            table[f"{norm.name}.mean"] = self.tensors[norm.mean].float()
+            table[f"{norm.name}.variance"] = self.tensors[norm.variance].float()
+        return table
+
+
+class BackboneRun:
+    """One forward pass, segment by segment."""
+
+    def __init__(self, backbone: Backbone, tensors: Mapping[str, Tensor], normalise: Normaliser, affine: Mapping[str, Tensor]) -> None:
+        self.backbone, self.normalise, self.affine = backbone, normalise, affine
+        owner = backbone.captured.owner
+        self.known: dict[fx.Node, Any] = {}
+        for node in backbone.captured.graph.nodes:
+            if node.op == "placeholder" and node.name in owner:
+                self.known[node] = tensors[owner[node.name]]
+        for node in backbone.still:
+            self.execute(node, self.known)
+
+    def segment(self, index: int, x: Tensor, stop: fx.Node | None = None) -> Tensor:
+        """Run segment `index` on the tensor that crosses the cut before it; stop early at node `stop`, inclusive."""
+        backbone = self.backbone
+        values = dict(self.known)
+        start = backbone.ends[index - 1] if index else next(
+            node for node in backbone.captured.graph.nodes if node.op == "placeholder" and node.name == backbone.captured.input)
+        values[start] = x
+        for node in backbone.segments[index]:
+            self.execute(node, values)
+            if node is stop:
+                break
+        end = stop or backbone.ends[index]
+        result: Tensor = values[end]
+        return result
+
+    def whole(self, x: Tensor) -> Tensor:
+        """Run all segments."""
+        for index in range(len(self.backbone.segments)):
+            x = self.segment(index, x)
+        return x
+
+    def execute(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
+        """Run one node on the values of its inputs, and store its own."""
+        def fetch(argument: Any) -> Any:
+            return fx.node.map_arg(argument, lambda source: values[source])
+
+        args, kwargs = fetch(node.args), fetch(node.kwargs)
+        with traceback.set_current_meta(node):
+            if node.target is NORMALISATION:
+                values[node] = (self._normalisation(node, args), None, None)
+            elif node.target is operator.getitem:
+                values[node] = args[0][args[1]]
+            else:
+                values[node] = REPLACED.get(node.target, node.target)(*args, **kwargs)
+
+    def _normalisation(self, node: fx.Node, args: Any) -> Tensor:
+        norm = self.backbone.norms[node.name]
+        weight = self.affine.get(norm.weight, args[1])
+        bias = self.affine.get(norm.bias, args[2])
+        return self.normalise(norm.name, args[0], weight, bias, norm.eps)

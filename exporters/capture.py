@@ -1,0 +1,120 @@
+"""The user's module as a flat graph of ATen operators.
+
+torch.export traces the module; what it cannot trace (control flow that depends on data, calls out of torch) is the user's to mend, so the
+error names the reason. The result is functional: no operator writes into its inputs.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torch import fx, nn
+
+from edgeadapt.errors import ExportError
+
+NORMALISATION = torch.ops.aten._native_batch_norm_legit_no_training.default
+
+
+@dataclass(frozen=True)
+class Norm:
+    """One batch normalisation of the user's model: where it stands and the names of its tensors ("" where it has none)."""
+
+    name: str
+    node: str
+    weight: str
+    bias: str
+    mean: str
+    variance: str
+    eps: float
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A traced module at one batch size.
+
+    graph: functional ATen operators; tensors: parameters, buffers and constants by qualified name; owner: qualified name of each
+    placeholder that stands for one of them.
+    """
+
+    graph: fx.Graph
+    tensors: dict[str, torch.Tensor]
+    owner: dict[str, str]
+    input: str
+    batch: int
+    norms: tuple[Norm, ...]
+
+    @property
+    def result(self) -> fx.Node:
+        """The node that computes the logits."""
+        output = next(node for node in self.graph.nodes if node.op == "output")
+        value = output.args[0]
+        while isinstance(value, (tuple, list)):
+            value = value[0]
+        assert isinstance(value, fx.Node)
+        return value
+
+    @property
+    def operators(self) -> list[fx.Node]:
+        """The operator nodes, in execution order."""
+        return [node for node in self.graph.nodes if node.op == "call_function"]
+
+
+def module_path(node: fx.Node) -> str:
+    """Dotted path of the user's module that a node came from; "" for the outermost module."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return str(list(stack.values())[-1][0]) if stack else ""
+
+
+def _norms(graph: fx.Graph, owner: dict[str, str]) -> tuple[Norm, ...]:
+    found: list[Norm] = []
+    taken: set[str] = set()
+    for node in graph.nodes:
+        if node.target is not NORMALISATION:
+            continue
+        names = [owner.get(arg.name, "") if isinstance(arg, fx.Node) else "" for arg in node.args[1:5]]
+        if not names[2] or not names[3]:
+            raise ExportError(f"the batch normalisation {module_path(node) or node.name!r} takes its statistics from a computation",
+                              "give it ordinary running_mean and running_var buffers")
+        name = module_path(node) or names[2].rpartition(".")[0] or node.name
+        if name in taken:
+            name = f"{name}@{node.name}"
+        taken.add(name)
+        found.append(Norm(name, node.name, *names, eps=float(node.args[6])))
+    return tuple(found)
+
+
+def capture(model: nn.Module, shape: tuple[int, ...], batch: int) -> Captured:
+    """Trace `model` in eval mode for float32 input (batch, *shape).
+
+    Raises:
+        ExportError: the module cannot be traced, does not take one tensor, or does not return logits N×C or N×C×….
+    """
+    model.eval()
+    sample = torch.zeros((batch, *shape))
+    try:
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(model, (sample,)).run_decompositions({})
+    except Exception as error:  # torch.export raises many kinds; each is the user's model
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise ExportError(f"torch.export cannot trace {type(model).__name__} for input {(batch, *shape)}: {reason[0]}",
+                          "the forward pass must be plain tensor operations, without branches or sizes that depend on the data") from error
+    signature = program.graph_signature
+    owner = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    tensors = {name: tensor.detach() for name, tensor in {**program.state_dict, **program.constants}.items() if isinstance(tensor, torch.Tensor)}
+    if signature.buffers_to_mutate:
+        names = ", ".join(sorted(signature.buffers_to_mutate.values())[:3])
+        raise ExportError(f"the model writes into its own buffers in eval mode ({names})", "remove the update from the forward pass")
+    captured = Captured(program.graph, tensors, owner, signature.user_inputs[0], batch, _norms(program.graph, owner))
+    if len(signature.user_outputs) != 1:
+        raise ExportError(f"the model returns {len(signature.user_outputs)} values, expected the logits alone", "wrap it in a module that returns the logits")
+    value = captured.result.meta["val"]
+    if value.dim() < 2 or value.shape[0] != batch or value.dtype != torch.float32:
+        raise ExportError(f"the model returns {tuple(value.shape)} {value.dtype}, expected float32 logits (batch, classes) or (batch, classes, …)",
+                          "return the logits with the batch first and the classes second")
+    foreign = [name for name, tensor in tensors.items() if tensor.dtype in (torch.float16, torch.bfloat16, torch.float64)]
+    if foreign:
+        raise ExportError(f"{foreign[0]!r} is {tensors[foreign[0]].dtype}, expected float32", "call model.float() in the factory")
+    return captured

@@ -1,0 +1,106 @@
+"""Convolutions and their gradients, in the forms that measured fastest on stock onnxruntime.
+
+Input gradient: ConvTranspose with the weight as it is stored, so no flipped copy exists. Weight gradient: for each kernel tap one matrix
+product of the shifted input with the output gradient (2 to 8 times faster than the textbook convolution with batch and channel swapped).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from edgeadapt.exporters.ir import Graph, Value
+from edgeadapt.exporters.lowering.registry import reduce, reduce_sum, reshape, rule, transpose
+from edgeadapt.exporters.lowering.shapes import cat, pad
+
+
+def _spread(values: Any, rank: int) -> list[int]:
+    values = [int(value) for value in values]
+    return values * rank if len(values) == 1 and rank > 1 else values
+
+
+def convolve(graph: Graph, x: Value, weight: Value, bias: Value | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> Value:
+    """A Conv node; weight is (C_out, C_in / groups, …)."""
+    kernel = weight.shape[2:]
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)]
+    return graph.op("Conv", [x, weight, bias], (x.shape[0], weight.shape[0], *size), kernel_shape=list(kernel), strides=list(stride),
+                    pads=[*padding, *padding], dilations=list(dilation), group=groups)
+
+
+def deconvolve(graph: Graph, x: Value, weight: Value, bias: Value | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+               groups: int, size: Sequence[int]) -> Value:
+    """A ConvTranspose node with the given output size; weight is (C_in, C_out / groups, …)."""
+    kernel = weight.shape[2:]
+    natural = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in zip(x.shape[2:], stride, padding, dilation, kernel, strict=True)]
+    extra = [want - have for want, have in zip(size, natural, strict=True)]
+    y = graph.op("ConvTranspose", [x, weight, bias], (x.shape[0], weight.shape[1] * groups, *size), kernel_shape=list(kernel), strides=list(stride),
+                 pads=[*padding, *padding], dilations=list(dilation), group=groups, output_padding=[max(e, 0) for e in extra])
+    return y
+
+
+@rule("convolution")
+def convolution(graph: Graph, x: Value, weight: Value, bias: Value | None, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any,
+                groups: int) -> Value:
+    """A convolution or transposed convolution."""
+    rank = x.rank - 2
+    stride, padding, dilation, output_padding = (_spread(values, rank) for values in (stride, padding, dilation, output_padding))
+    if not transposed:
+        return convolve(graph, x, weight, bias, stride, padding, dilation, groups)
+    size = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + o
+            for n, s, p, d, k, o in zip(x.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding, strict=True)]
+    return deconvolve(graph, x, weight, bias, stride, padding, dilation, groups, size)
+
+
+def weight_gradient(graph: Graph, grad: Value, x: Value, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+                    groups: int) -> Value:
+    """Gradient (C_out, C_in / groups, …) of a convolution's weight, given the output's gradient and the input."""
+    batch, c_out, c_in, kernel, out = grad.shape[0], grad.shape[1], x.shape[1], list(shape[2:]), grad.shape[2:]
+    positions = int(np.prod(out))
+    padded = pad(graph, x, {axis + 2: (p, max(0, (o - 1) * s + d * (k - 1) + 1 - n - p))
+                            for axis, (p, o, s, d, k, n) in enumerate(zip(padding, out, stride, dilation, kernel, x.shape[2:], strict=True))})
+    depthwise = c_in == groups
+    if not depthwise:
+        columns = reshape(graph, grad, (batch * groups, c_out // groups, positions))
+        columns = transpose(graph, columns, [0, 2, 1])  # once, shared by all taps
+    taps = []
+    for tap in itertools.product(*map(range, kernel)):
+        window = padded
+        starts = [t * d for t, d in zip(tap, dilation, strict=True)]
+        ends = [start + (o - 1) * s + 1 for start, o, s in zip(starts, out, stride, strict=True)]
+        if any(start or end != n or s != 1 for start, end, n, s in zip(starts, ends, padded.shape[2:], stride, strict=True)):
+            axes = list(range(2, x.rank))
+            window = graph.op("Slice", [padded, *(graph.ints(v) for v in (starts, ends, axes, stride))], (batch, c_in, *out))
+        if depthwise:
+            multiplier = c_out // groups
+            left = reshape(graph, grad, (batch, groups, multiplier, positions))
+            right = reshape(graph, window, (batch, groups, 1, positions))
+            taps.append(reshape(graph, reduce_sum(graph, graph.op("Mul", [left, right], left.shape), [0, 3]), (1, c_out, 1)))
+            continue
+        rows = reshape(graph, window, (batch * groups, c_in // groups, positions))
+        product = graph.op("MatMul", [rows, columns], (batch * groups, c_in // groups, c_out // groups))
+        summed = reduce(graph, "ReduceSum", reshape(graph, product, (batch, groups, c_in // groups, c_out // groups)), [0], False)
+        taps.append(reshape(graph, transpose(graph, summed, [0, 2, 1]), (1, c_out, c_in // groups)))
+    stacked = cat(graph, taps, 0)  # (taps, C_out, C_in / groups)
+    return reshape(graph, transpose(graph, stacked, [1, 2, 0]), shape)
+
+
+@rule("convolution_backward")
+def convolution_backward(graph: Graph, grad: Value, x: Value, weight: Value, bias_sizes: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
+                         output_padding: Any, groups: int, mask: Any) -> tuple[Value | None, ...]:
+    """Gradients of a convolution's input, weight and bias, as far as `mask` asks."""
+    rank = x.rank - 2
+    stride, padding, dilation = (_spread(values, rank) for values in (stride, padding, dilation))
+    to_input = to_weight = to_bias = None
+    if mask[0] and not transposed:
+        to_input = deconvolve(graph, grad, weight, None, stride, padding, dilation, groups, x.shape[2:])
+    elif mask[0]:
+        to_input = convolve(graph, grad, weight, None, stride, padding, dilation, groups)
+    if mask[1]:
+        pair = (x, grad) if transposed else (grad, x)
+        to_weight = weight_gradient(graph, *pair, weight.shape, stride, padding, dilation, groups)
+    if mask[2]:
+        to_bias = reduce_sum(graph, grad, [0, *range(2, grad.rank)])
+    return to_input, to_weight, to_bias

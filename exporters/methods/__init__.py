@@ -1,0 +1,13 @@
+"""The adaptation methods, by name."""
+
+from __future__ import annotations
+
+from edgeadapt.exporters.methods.base import Hyper, Method, Outcome, Setup
+from edgeadapt.exporters.methods.ecotta import EcoTTA
+from edgeadapt.exporters.methods.side import Side
+from edgeadapt.exporters.methods.source import Norm, Source
+from edgeadapt.exporters.methods.tent import Tent
+
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Source, Norm, Tent, EcoTTA, Side)}
+
+__all__ = ["METHODS", "Hyper", "Method", "Outcome", "Setup"]

@@ -1,0 +1,148 @@
+"""What an adaptation method is: trainable tensors, a forward pass over the backbone, and what is minimised.
+
+A method is written in plain torch and used three times: eagerly in the warm-up, traced into the device's graphs, and eagerly again as the
+reference of the self-check. It keeps no state of its own between calls; parameters and statistics come in as dictionaries of tensors.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from edgeadapt.exporters.backbone import Backbone, BackboneRun
+from edgeadapt.exporters.capture import Captured
+from edgeadapt.exporters.partition import Partition
+
+Tensors = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Hyper:
+    """A scalar the device may change without a new export."""
+
+    default: float
+    low: float
+    high: float
+    help: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The user's choices that shape a method."""
+
+    classes: int
+    parts: int = 4
+    cuts: Sequence[str] = ()
+    kernel: int = 0
+    width: int = 64
+    seed: int = 0
+
+
+@dataclass
+class Outcome:
+    """One forward pass: logits (N, C, …) and whatever else the objective reads."""
+
+    logits: Tensor
+    terms: Tensors = field(default_factory=dict)
+
+
+class Method(ABC):
+    """An adaptation method over one captured model.
+
+    Attributes:
+        name, summary: how users know it.
+        statistics: "live" or "source", the default behaviour of the normalisation layers.
+        trains: whether it has parameters, and so an adapt and a learn step.
+        warms_up: whether its parameters are trained on source data before the export.
+        optimiser: "sgd" or "adam".
+        rate: learning rate at a batch of 64; it scales with the batch.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    statistics: ClassVar[str] = "live"
+    trains: ClassVar[bool] = True
+    warms_up: ClassVar[bool] = False
+    optimiser: ClassVar[str] = "sgd"
+    rate: ClassVar[float] = 5e-4
+
+    def __init__(self, captured: Captured, setup: Setup) -> None:
+        self.setup = setup
+        self.partition = self.divide(captured)
+        self.bind(captured)
+
+    def divide(self, captured: Captured) -> Partition | None:
+        """Where the method cuts the model, or None."""
+        return None
+
+    def bind(self, captured: Captured) -> None:
+        """Use a capture of the same model at another batch size."""
+        self.backbone = Backbone(captured, [cut.node for cut in self.partition.cuts] if self.partition else [])
+
+    def parameters(self) -> Tensors:
+        """Trainable tensors by name, as they start."""
+        return {}
+
+    def own_statistics(self) -> Tensors:
+        """Statistics of normalisation layers that the method adds, as they start."""
+        return {}
+
+    def frozen(self) -> Tensors:
+        """Fixed tensors that the method adds, by name."""
+        return {}
+
+    def calibrate(self, batches: Sequence[Tensor], tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Look at source inputs once before anything is trained; nothing by default."""
+
+    @abstractmethod
+    def forward(self, run: BackboneRun, x: Tensor, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Outcome:
+        """One forward pass for x (N, …); `run` holds the backbone, `tensors` all frozen ones."""
+
+    def affine(self, parameters: Mapping[str, Tensor]) -> Tensors:
+        """Weights and biases of the backbone's normalisation layers that are trained, by qualified name."""
+        return {}
+
+    def hyper(self) -> dict[str, Hyper]:
+        """Scalars of the objectives, beyond the optimiser's and the statistics'."""
+        return {}
+
+    def unlabelled(self, outcome: Outcome, hyper: Mapping[str, Tensor]) -> Tensor:
+        """The loss of an adaptation step."""
+        return entropy(outcome.logits).mean()
+
+    def labelled(self, outcome: Outcome, target: Tensor, hyper: Mapping[str, Tensor]) -> Tensor:
+        """The loss of a learning step with targets (N, …) of class indices."""
+        return F.cross_entropy(outcome.logits, target)
+
+
+def entropy(logits: Tensor) -> Tensor:
+    """Entropy in nats of the soft-max over axis 1: (N, C, …) → (N, …)."""
+    logp = logits.log_softmax(1)
+    return -(logp.exp() * logp).sum(1)
+
+
+def confident_entropy(logits: Tensor, margin: Tensor | float) -> Tensor:
+    """Mean entropy of the predictions whose entropy is below margin·ln C; 0 where there are none (EcoTTA, equation 3)."""
+    values = entropy(logits)
+    keep = selected(logits, margin)
+    return (values * keep).sum() / keep.sum().clamp(min=1.0)
+
+
+def selected(logits: Tensor, margin: Tensor | float) -> Tensor:
+    """1 for each prediction whose entropy is below margin·ln C, else 0: (N, C, …) → (N, …), without gradient."""
+    return (entropy(logits.detach()) < margin * math.log(logits.shape[1])).to(logits.dtype)
+
+
+MARGIN = Hyper(0.4, 0.0, 10.0, "predictions with an entropy of at least margin·ln(classes) are not learned from")
+
+
+def generator(seed: int) -> torch.Generator:
+    """A seeded generator for initial weights."""
+    return torch.Generator().manual_seed(seed)

@@ -1,0 +1,28 @@
+"""The model as it was given: nothing adapts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from edgeadapt.exporters.backbone import BackboneRun
+from edgeadapt.exporters.methods.base import Method, Outcome
+
+
+class Source(Method):
+    """No adaptation."""
+
+    name, summary = "source", "the model as it is, with the statistics it was trained with"
+    statistics, trains = "source", False
+
+    def forward(self, run: BackboneRun, x: Tensor, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Outcome:
+        """The model's own forward pass."""
+        return Outcome(run.whole(x))
+
+
+class Norm(Source):
+    """Statistics alone adapt (Schneider et al., arXiv 2006.16971; Nado et al., arXiv 2006.10963)."""
+
+    name, summary = "norm", "normalisation statistics follow the stream; no gradients"
+    statistics = "live"

@@ -1,0 +1,74 @@
+"""Optimisers as pure functions over named tensors: `init` gives the moments, `update` the next parameters and moments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from edgeadapt.exporters.methods.base import Hyper, Tensors
+
+MOMENTUM = Hyper(0.9, 0.0, 0.9999, "momentum of the updates")
+
+
+class Optimiser(Protocol):
+    """State is plain data; both functions are pure."""
+
+    name: str
+
+    def init(self, parameters: Mapping[str, Tensor]) -> Tensors:
+        """Moments for these parameters, by name."""
+        ...
+
+    def update(self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor],
+               hyper: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+        """The next parameters and moments."""
+        ...
+
+
+class SGD:
+    """Stochastic gradient descent with momentum: m ← μ·m + g, p ← p − η·m, as torch.optim.SGD."""
+
+    name = "sgd"
+
+    def init(self, parameters: Mapping[str, Tensor]) -> Tensors:
+        """One momentum a parameter."""
+        return {f"momentum.{name}": torch.zeros_like(value) for name, value in parameters.items()}
+
+    def update(self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor],
+               hyper: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+        """One step."""
+        following = {f"momentum.{name}": hyper["momentum"] * moments[f"momentum.{name}"] + gradients[name] for name in parameters}
+        return {name: value - hyper["rate"] * following[f"momentum.{name}"] for name, value in parameters.items()}, following
+
+
+class Adam:
+    """Adam (Kingma & Ba, arXiv 1412.6980, algorithm 1) with β₁ = momentum, β₂ = 0.999, ε = 1e-8, as torch.optim.Adam."""
+
+    name, beta, eps = "adam", 0.999, 1e-8
+
+    def init(self, parameters: Mapping[str, Tensor]) -> Tensors:
+        """First and second moment a parameter, and the step count."""
+        table = {f"{kind}.{name}": torch.zeros_like(value) for kind in ("first", "second") for name, value in parameters.items()}
+        return {**table, "step": torch.zeros(())}
+
+    def update(self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor],
+               hyper: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+        """One step."""
+        beta1, step = hyper["momentum"], moments["step"] + 1.0
+        rate = hyper["rate"] / (1.0 - torch.pow(beta1, step))
+        correction = (1.0 - torch.pow(torch.full((), self.beta), step)).sqrt()
+        values: Tensors = {}
+        following: Tensors = {"step": step}
+        for name, value in parameters.items():
+            gradient = gradients[name]
+            first = beta1 * moments[f"first.{name}"] + (1.0 - beta1) * gradient
+            second = self.beta * moments[f"second.{name}"] + (1.0 - self.beta) * (gradient * gradient)
+            values[name] = value - rate * first / (second.sqrt() / correction + self.eps)
+            following[f"first.{name}"], following[f"second.{name}"] = first, second
+        return values, following
+
+
+OPTIMISERS: dict[str, Optimiser] = {"sgd": SGD(), "adam": Adam()}

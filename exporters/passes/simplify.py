@@ -1,0 +1,163 @@
+"""Removes work from a graph without changing what it computes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import onnxruntime
+
+from edgeadapt.exporters.emit import to_onnx
+from edgeadapt.exporters.ir import Graph, Node
+
+FOLD_BYTES = 65536
+BROADCASTING = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"}
+
+
+def fold_constants(graph: Graph) -> bool:
+    """Evaluate nodes whose inputs are all constant, in onnxruntime itself so that the bits are the device's.
+
+    Only results of up to 64 KiB are kept: a folded transpose of a large weight would store it twice.
+    """
+    known = set(graph.constants)
+    folded: list[Node] = []
+    for node in graph.nodes:
+        ready = all(name in known for name in node.inputs if name)
+        small = all(graph.values[out].nbytes <= FOLD_BYTES for out in node.outputs)
+        if ready and small and not any(out in graph.outputs for out in node.outputs):
+            folded.append(node)
+            known.update(node.outputs)
+    if not folded:
+        return False
+    piece = Graph("fold")
+    piece.values, piece.constants, piece.nodes = graph.values, graph.constants, folded
+    piece.outputs = [out for node in folded for out in node.outputs]
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(to_onnx(piece).SerializeToString(), options, providers=["CPUExecutionProvider"])
+    for name, array in zip(piece.outputs, session.run(None, {}), strict=True):
+        graph.constants[name] = np.asarray(array)
+    done = {id(node) for node in folded}
+    graph.nodes = [node for node in graph.nodes if id(node) not in done]
+    return True
+
+
+def drop_unread(graph: Graph) -> bool:
+    """Remove nodes whose outputs nothing reads."""
+    needed = set(graph.outputs)
+    kept = []
+    for node in reversed(graph.nodes):
+        if any(out in needed for out in node.outputs):
+            needed.update(node.inputs)
+            kept.append(node)
+    changed = len(kept) != len(graph.nodes)
+    graph.nodes = kept[::-1]
+    return changed
+
+
+def _replace(graph: Graph, old: str, new: str) -> None:
+    for node in graph.nodes:
+        node.inputs = [new if name == old else name for name in node.inputs]
+
+
+def merge_equal(graph: Graph) -> bool:
+    """Give equal nodes one result."""
+    seen: dict[object, Node] = {}
+    changed = False
+    for node in list(graph.nodes):
+        key = (node.op, tuple(node.inputs), repr(sorted(node.attributes.items(), key=lambda item: item[0])))
+        first = seen.setdefault(key, node)
+        if first is node or any(out in graph.outputs for out in node.outputs):
+            continue
+        for mine, theirs in zip(node.outputs, first.outputs, strict=True):
+            _replace(graph, mine, theirs)
+        graph.nodes.remove(node)
+        changed = True
+    return changed
+
+
+def join_views(graph: Graph) -> bool:
+    """A reshape of a reshape reads the original; one to the same shape disappears."""
+    producer = {out: node for node in graph.nodes for out in node.outputs}
+    changed = False
+    for node in list(graph.nodes):
+        if node.op != "Reshape":
+            continue
+        before = producer.get(node.inputs[0])
+        if before is not None and before.op == "Reshape":
+            node.inputs[0] = before.inputs[0]
+            changed = True
+        if node.outputs[0] not in graph.outputs and graph.values[node.inputs[0]].shape == graph.values[node.outputs[0]].shape:
+            _replace(graph, node.outputs[0], node.inputs[0])
+            graph.nodes.remove(node)
+            changed = True
+    return changed
+
+
+def absorb_transposes(graph: Graph) -> bool:
+    """Matrix products read transposed matrices as they are stored."""
+    producer = {out: node for node in graph.nodes for out in node.outputs}
+    changed = False
+    for node in graph.nodes:
+        if node.op == "MatMul" and all(graph.values[name].rank == 2 for name in node.inputs):
+            node.op = "Gemm"
+        if node.op != "Gemm":
+            continue
+        for slot, flag in ((0, "transA"), (1, "transB")):
+            before = producer.get(node.inputs[slot])
+            if before is not None and before.op == "Transpose" and list(before.attributes["perm"]) == [1, 0]:
+                node.inputs[slot] = before.inputs[0]
+                node.attributes[flag] = 1 - node.attributes.get(flag, 0)
+                changed = True
+    return changed
+
+
+def skip_expansions(graph: Graph) -> bool:
+    """An elementwise operator broadcasts by itself: it reads what was expanded, where its other input has the full shape."""
+    producer = {out: node for node in graph.nodes for out in node.outputs}
+    changed = False
+    for node in graph.nodes:
+        if node.op not in BROADCASTING:
+            continue
+        for slot in (0, 1):
+            before, other = producer.get(node.inputs[slot]), graph.values[node.inputs[1 - slot]]
+            if before is None or before.op != "Expand":
+                continue
+            full, small = graph.values[node.outputs[0]].shape, graph.values[before.inputs[0]].shape
+            if np.broadcast_shapes(small, other.shape) == full:
+                node.inputs[slot] = before.inputs[0]
+                changed = True
+    return changed
+
+
+def shrink_scalings(graph: Graph) -> bool:
+    """Divide or multiply by a scalar before an expansion, not after."""
+    producer = {out: node for node in graph.nodes for out in node.outputs}
+    readers = graph.readers()
+    changed = False
+    for node in graph.nodes:
+        if node.op not in ("Mul", "Div") or graph.values[node.inputs[1]].shape != ():
+            continue
+        before = producer.get(node.inputs[0])
+        if before is None or before.op != "Expand" or len(readers[before.outputs[0]]) != 1:
+            continue
+        inner = graph.values[before.inputs[0]]
+        if math.prod(inner.shape) >= math.prod(graph.values[node.outputs[0]].shape):
+            continue
+        scaled = graph.declare(graph.fresh(node.op.lower()), inner.shape, inner.dtype)
+        position = graph.nodes.index(node)
+        graph.nodes.insert(position, Node(node.op, [inner.name, node.inputs[1]], [scaled.name], {}, node.module))
+        node.op, node.inputs = "Expand", [scaled.name, before.inputs[1]]
+        return True
+    return changed
+
+
+PASSES: tuple[Callable[[Graph], bool], ...] = (drop_unread, fold_constants, join_views, absorb_transposes, shrink_scalings, skip_expansions, merge_equal, drop_unread)
+
+
+def simplify(graph: Graph) -> None:
+    """Apply all of the above until nothing changes."""
+    while any([step(graph) for step in PASSES]):
+        pass

@@ -1,0 +1,132 @@
+"""The functions a bundle holds, in torch: source, predict, adapt and learn.
+
+Each is a pure function from named tensors to named tensors, with the names that the bundle's graphs use. It is traced to make the graph, and run
+eagerly to check it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from edgeadapt.exporters.backbone import Normaliser
+from edgeadapt.exporters.methods.base import Hyper, Method, Tensors, entropy, selected
+from edgeadapt.exporters.methods.source import Source
+from edgeadapt.exporters.optimisers import MOMENTUM, OPTIMISERS
+
+STATISTICS, WEIGHTS = "statistics.", "weights."
+
+
+@dataclass(frozen=True)
+class Model:
+    """A method with its trained tensors, ready to be compiled.
+
+    statistics: the mode, "live", "source" or "none"; values: statistics by `layer.mean` and `layer.variance`; exact: gradients flow through the
+    batch's statistics; shifted: layers whose variance is computed around the source mean.
+    """
+
+    method: Method
+    parameters: Tensors
+    values: Tensors
+    statistics: str
+    optimiser: str
+    exact: bool = False
+    shifted: frozenset[str] = frozenset()
+
+    def state(self) -> dict[str, tuple[str, Tensor]]:
+        """What changes on the device: name → (kind, initial value)."""
+        table = {name: ("parameter", value) for name, value in self.parameters.items()}
+        if self.method.trains:
+            table |= {name: ("moment", value) for name, value in OPTIMISERS[self.optimiser].init(self.parameters).items()}
+        if self.statistics == "live":
+            table |= {STATISTICS + name: ("statistic", value) for name, value in self.values.items()}
+        return table
+
+    def frozen(self) -> Tensors:
+        """What never changes: the backbone's tensors and the method's own, and the statistics where they do not move."""
+        table = {**self.method.backbone.tensors, **self.method.frozen()}
+        if self.statistics != "live":
+            table |= {STATISTICS + name: value for name, value in self.values.items()}
+        return table
+
+    def hyper(self) -> dict[str, Hyper]:
+        """Every scalar the device may set."""
+        table: dict[str, Hyper] = {}
+        if self.statistics == "live":
+            table["mix"] = Hyper(1.0, 0.0, 1.0, "weight of this batch's statistics: s ← (1 − mix)·s + mix·b")
+        if self.method.trains:
+            table["rate"] = Hyper(self.method.rate, 0.0, 10.0, "learning rate")
+            table["momentum"] = MOMENTUM
+            table |= self.method.hyper()
+        return table
+
+
+@dataclass
+class Program:
+    """One function of the bundle: call it with a dictionary of tensors named as in `example`."""
+
+    model: Model
+    role: str
+    batch: int
+    example: Tensors
+    frozen: Tensors
+    hyper: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """Its name in the bundle."""
+        return f"{self.role}.b{self.batch}"
+
+    def __call__(self, given: Mapping[str, Tensor]) -> Tensors:
+        """Run it; gradients are computed where the role needs them."""
+        model, method = self.model, self.model.method
+        tensors = {name.removeprefix(WEIGHTS): value for name, value in given.items() if name.startswith(WEIGHTS)}
+        state = {name.removeprefix("state."): value for name, value in given.items() if name.startswith("state.")}
+        hyper = {name.removeprefix("hyper."): value for name, value in given.items() if name.startswith("hyper.")}
+        steps = self.role in ("adapt", "learn")
+        parameters = {name: state[name].detach().requires_grad_(steps) for name in model.parameters}
+        held = state if model.statistics == "live" else tensors
+        values = {name: held[STATISTICS + name] for name in model.values}
+        normalise = Normaliser(values, "live" if model.statistics == "live" else "source", hyper.get("mix", 1.0), model.exact, model.shifted)
+        with torch.set_grad_enabled(steps):
+            run = method.backbone.run(tensors, normalise, method.affine(parameters))
+            outcome = method.forward(run, given["x"], tensors, parameters)
+            result = {"logits": outcome.logits.detach()}
+            if steps:
+                loss = method.labelled(outcome, given["y"], hyper) if self.role == "learn" else method.unlabelled(outcome, hyper)
+                gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+        if steps:
+            result |= {"metric.loss": loss.detach(), "metric.entropy": entropy(outcome.logits.detach()).mean(),
+                       "metric.selected": selected(outcome.logits, hyper.get("margin", 0.4)).mean()}
+            known = {name: torch.zeros_like(value) if gradient is None else gradient
+                     for (name, value), gradient in zip(parameters.items(), gradients, strict=True)}
+            optimiser = OPTIMISERS[model.optimiser]
+            moments = {name: state[name] for name in optimiser.init(model.parameters)}
+            updated, following = optimiser.update(known, {name: value.detach() for name, value in parameters.items()}, moments, hyper)
+            result |= {f"new.{name}": value for name, value in {**updated, **following}.items()}
+        if model.statistics == "live":
+            result |= {f"new.{STATISTICS}{name}": value for name, value in normalise.updated.items()}
+        return result
+
+
+def build(model: Model, role: str, batch: int, x: Tensor, target: Tensor | None = None) -> Program:
+    """The program for a role, with example inputs: x (batch, …), and the target for "learn"."""
+    example: Tensors = {"x": x}
+    if role == "learn":
+        assert target is not None
+        example["y"] = target
+    names = [name for name in model.hyper() if name == "mix" or role in ("adapt", "learn")]
+    example |= {f"hyper.{name}": torch.tensor(model.hyper()[name].default) for name in names}
+    steps = role in ("adapt", "learn")
+    example |= {f"state.{name}": value for name, (kind, value) in model.state().items() if kind != "moment" or steps}
+    frozen = {WEIGHTS + name: value for name, value in model.frozen().items()}
+    return Program(model, role, batch, {**example, **frozen}, frozen, names)
+
+
+def source_model(model: Model, values: Tensors) -> Model:
+    """The frozen model itself, with the statistics it was trained with."""
+    captured = model.method.backbone.captured
+    return Model(Source(captured, model.method.setup), {}, values, "source", model.optimiser)

@@ -1,0 +1,176 @@
+"""Graphs bound to memory: what one run needs is prepared once, so that a run costs little more than onnxruntime's own time."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnxruntime
+from numpy.typing import NDArray
+
+from edgeadapt.bundle import Bundle, GraphSpec
+from edgeadapt.runtime import session as sessions
+from edgeadapt.runtime.state import FlatState, Floats
+
+
+class Outcome(NamedTuple):
+    """One run's results.
+
+    Attributes:
+        logits: float32 [B,C,...]; the engine's memory, valid until its next run.
+        metrics: the graph's scalars by name.
+        finite: whether the new state and the loss were finite; if not, the state is as it was.
+    """
+
+    logits: Floats
+    metrics: dict[str, float]
+    finite: bool
+
+
+class Engine:
+    """The graphs of a bundle over one state. Not thread-safe: one run at a time.
+
+    Sessions are made when a graph is first run. All graphs share the buffers for frames, labels and logits, sized for the largest batch.
+
+    Args:
+        bundle: the bundle.
+        state: its state, which runs read and, committed, swap.
+        threads: onnxruntime's threads for one operator.
+    """
+
+    def __init__(self, bundle: Bundle, state: FlatState, threads: int) -> None:
+        self._bundle, self._state, self._threads = bundle, state, threads
+        self._weights = sessions.Weights(bundle)
+        self._graphs: dict[str, _Graph] = {}
+        self._batch = max(graph.batch for graph in bundle.manifest.graphs.values())
+        self._frames = np.zeros((self._batch, *bundle.manifest.input.shape), np.float32)
+        self._logits = np.zeros((0, 0), np.float32)
+        self._labels = np.zeros(0, np.int64)
+        self._values: dict[tuple[str, int], Any] = {}
+        self._initial: dict[str, Any] = {}
+
+    def frames(self, batch: int) -> Floats:
+        """The memory [batch,*input.shape] that the next run of a graph of that batch takes its frames from."""
+        return self._frames[:batch]
+
+    def labels(self, name: str) -> NDArray[np.int64]:
+        """The memory that a learn graph takes its labels from: int64 [B] or [B,H,W]."""
+        batch = self._graph(name).spec.batch  # first, as it makes the buffer
+        return self._labels[:batch]
+
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one frame's logits."""
+        return self._graph("predict.b1").logits.shape[1:]
+
+    def run(self, name: str, hyper: Mapping[str, float], commit: bool = True) -> Outcome:
+        """Runs a graph on what `frames` (and `labels`) hold.
+
+        Args:
+            name: the graph. One of role source reads the initial state and never writes.
+            hyper: a value for every scalar the graph takes.
+            commit: make the new state the current one if it is finite, and the loss too.
+
+        Raises:
+            BundleError: the graph cannot be loaded or run; the state is as it was.
+            BudgetError: memory ran out; the state is as it was.
+        """
+        graph, state = self._graph(name), self._state
+        for index, key in enumerate(graph.spec.hyper):
+            graph.hyper[index] = hyper[key]
+        try:
+            graph.session.run_with_iobinding(graph.binding(state.parity))
+        except Exception as reason:  # RuntimeError today, but the type has changed between releases
+            raise sessions.failure(f"graph {name} failed", reason) from None
+        metrics = dict(zip(graph.spec.metrics, graph.metrics.tolist())) if graph.spec.metrics else {}
+        if not commit or graph.spec.role == "source":
+            return Outcome(graph.logits, metrics, True)
+        written = state.written[name]
+        finite = math.isfinite(metrics.get("loss", 0.0)) and state.finite(written)
+        if finite:
+            state.swap(written)
+        return Outcome(graph.logits, metrics, finite)
+
+    def _graph(self, name: str) -> _Graph:
+        graph = self._graphs.get(name)
+        if graph is None:
+            session = sessions.load(self._bundle, name, self._threads, self._weights)
+            graph = self._graphs[name] = self._assemble(session, name)
+        return graph
+
+    def _assemble(self, session: Any, name: str) -> _Graph:
+        spec, state = self._bundle.manifest.graphs[name], self._state
+        shape = sessions.output_shape(session)[1:]
+        if not self._logits.size:
+            self._logits = np.zeros((self._batch, *shape), np.float32)
+        if self._logits.shape[1:] != shape:
+            raise sessions.wrong(f"{self._bundle.path}: graph {name}: output logits", f"{list(self._logits.shape[1:])} a frame", str(list(shape)))
+        fixed: dict[str, NDArray[Any]] = {"x": self.frames(spec.batch)}
+        if spec.role == "learn":
+            if not self._labels.size:
+                self._labels = np.zeros((self._batch, *sessions.label_shape(session)[1:]), np.int64)
+            fixed["y"] = self._labels[: spec.batch]
+        if spec.role == "source":
+            return _Graph(session, spec, fixed, self._logits[: spec.batch], (), self._source_value)
+        return _Graph(session, spec, fixed, self._logits[: spec.batch], state.touched[name], self._state_value)
+
+    def _state_value(self, name: str, following: bool) -> Any:
+        """A tensor's current or following set as onnxruntime sees it, without a copy."""
+        sets = self._state.views(name)
+        index = self._state.current_set(name) ^ following
+        if (name, index) not in self._values:
+            self._values[name, index] = onnxruntime.OrtValue.ortvalue_from_numpy(sets[index])
+        return self._values[name, index]
+
+    def _source_value(self, name: str, following: bool) -> Any:
+        """The initial tensor, read from the bundle when a source graph first needs one; what the graph would write is not kept."""
+        if following:
+            return None
+        if name not in self._initial:
+            found = self._bundle.initial_state()
+            wanted = {key for graph in self._bundle.manifest.graphs.values() if graph.role == "source" for key in graph.reads}
+            self._initial = {key: onnxruntime.OrtValue.ortvalue_from_numpy(found[key].copy()) for key in wanted}
+        return self._initial[name]
+
+
+class _Graph:
+    """A session, its scalars, and its bindings: one for every combination of current sets that it has met."""
+
+    def __init__(
+        self,
+        session: Any,
+        spec: GraphSpec,
+        fixed: Mapping[str, NDArray[Any]],
+        logits: Floats,
+        touched: tuple[int, ...],
+        value: Callable[[str, bool], Any],
+    ) -> None:
+        self.session, self.spec, self.logits = session, spec, logits
+        self.hyper = np.zeros(len(spec.hyper), np.float32)
+        self.metrics = np.zeros(len(spec.metrics), np.float32)
+        self._touched, self._value = touched, value
+        scalars = {f"hyper.{name}": self.hyper[index : index + 1].reshape(()) for index, name in enumerate(spec.hyper)}
+        results = {f"metric.{name}": self.metrics[index : index + 1].reshape(()) for index, name in enumerate(spec.metrics)}
+        self._inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in {**fixed, **scalars}.items()}
+        self._outputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in {"logits": logits, **results}.items()}
+        self._bindings: dict[tuple[int, ...], Any] = {}
+
+    def binding(self, parity: list[int]) -> Any:
+        """The binding for the sets that are current."""
+        key = tuple(parity[index] for index in self._touched)
+        found = self._bindings.get(key)
+        if found is None:
+            found = self._bindings[key] = self._bind()
+        return found
+
+    def _bind(self) -> Any:
+        binding = self.session.io_binding()
+        inputs = {**self._inputs, **{f"state.{name}": self._value(name, False) for name in self.spec.reads}}
+        outputs = {**self._outputs, **{f"new.{name}": self._value(name, True) for name in self.spec.writes}}
+        for name, value in inputs.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, value in outputs.items():
+            if value is not None:
+                binding.bind_ortvalue_output(name, value)
+        return binding

@@ -1,0 +1,137 @@
+"""The state: every tensor that outlives a step, in one flat float32 buffer.
+
+Graphs read the current set of a tensor and write the next one; a step that turns out finite swaps the two, any other is forgotten by not
+swapping. Tensors are grouped by *which graphs write them*, and a group is swapped as a whole: a graph writes all of a group or none of it,
+so the tensors it leaves alone never need copying from set to set, and tensors that no graph writes exist once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeadapt.bundle import GraphSpec, StateSpec
+from edgeadapt.errors import StateError
+
+Floats = NDArray[np.float32]
+
+_ALIGNMENT = 16  # floats: 64 bytes
+_CHECKED = 65536  # floats looked at in one call, so that the answers take 64 KiB and not a quarter of the state
+
+
+@dataclass(frozen=True)
+class Group:
+    """Tensors that the same graphs write: their names, and the flat region of each set."""
+
+    names: tuple[str, ...]
+    sets: tuple[Floats, ...]
+
+
+class FlatState:
+    """Named float32 tensors in one buffer, one or two sets of each.
+
+    Args:
+        specs: the tensors.
+        graphs: the graphs that read and write them.
+        initial: their values, one array for every spec.
+
+    Attributes:
+        buffer: the whole memory.
+        groups: the groups; `parity` has for each the set that is current.
+        written: for every graph the indices of the groups it writes.
+        touched: for every graph the indices of the groups it reads or writes.
+    """
+
+    def __init__(self, specs: Sequence[StateSpec], graphs: Mapping[str, GraphSpec], initial: Mapping[str, NDArray[np.float32]]) -> None:
+        self._shapes = {spec.name: spec.shape for spec in specs}
+        writers = {spec.name: frozenset(name for name, graph in graphs.items() if spec.name in set(graph.writes)) for spec in specs}
+        members: dict[frozenset[str], list[str]] = {}
+        for spec in specs:
+            members.setdefault(writers[spec.name], []).append(spec.name)
+        sizes = {spec.name: _rounded(spec.size) for spec in specs}
+        total = sum(sizes[name] * (2 if who else 1) for who, names in members.items() for name in names)
+        self.buffer = _aligned(total)
+        self._views: dict[str, tuple[Floats, ...]] = {}
+        groups, position = [], 0
+        for who, names in members.items():
+            length = sum(sizes[name] for name in names)
+            sets = tuple(self.buffer[position + k * length : position + (k + 1) * length] for k in range(2 if who else 1))
+            position += length * len(sets)
+            groups.append(Group(tuple(names), sets))
+            begin = 0
+            for name in names:
+                shape, count = self._shapes[name], math.prod(self._shapes[name])
+                self._views[name] = tuple(region[begin : begin + count].reshape(shape) for region in sets)
+                begin += sizes[name]
+        self.groups = tuple(groups)
+        self.parity = [0] * len(groups)
+        place = {name: index for index, group in enumerate(groups) for name in group.names}
+        self.written = {name: tuple(sorted({place[item] for item in graph.writes})) for name, graph in graphs.items()}
+        self.touched = {name: tuple(sorted({place[item] for item in (*graph.reads, *graph.writes)})) for name, graph in graphs.items()}
+        self._place = place
+        self.replace(initial)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all sets."""
+        return int(self.buffer.nbytes)
+
+    def views(self, name: str) -> tuple[Floats, ...]:
+        """A tensor's memory itself, in each of its sets; one that no graph writes has only one."""
+        return self._views[name]
+
+    def current_set(self, name: str) -> int:
+        """Which of a tensor's sets is current."""
+        return self.parity[self._place[name]]
+
+    def current(self) -> dict[str, Floats]:
+        """Copies of the current tensors, in the order of the specs."""
+        return {name: self._views[name][self.current_set(name)].copy() for name in self._shapes}
+
+    def replace(self, values: Mapping[str, NDArray[np.float32]]) -> None:
+        """Makes copies of `values` the current tensors, all of them or none.
+
+        Raises:
+            StateError: names, shapes or dtypes differ from the specs, or a value is not finite.
+        """
+        if odd := sorted(set(values) ^ set(self._shapes)):
+            raise StateError(f"state tensor {odd[0]!r} {'is missing' if odd[0] in self._shapes else 'is not known'}", "take the state of this bundle")
+        for name, shape in self._shapes.items():
+            array = values[name]
+            if array.dtype != np.float32 or array.shape != shape:
+                raise StateError(
+                    f"state tensor {name!r} is {array.dtype} {list(array.shape)}, not float32 {list(shape)}", "take the state of this bundle"
+                )
+            if not np.isfinite(array).all():
+                raise StateError(f"state tensor {name!r} holds NaN or infinite values", "go back to an older state, or reset")
+        for name in self._shapes:
+            self._views[name][self.current_set(name)][...] = values[name]
+
+    def finite(self, groups: Sequence[int]) -> bool:
+        """Whether the following set of these groups holds finite values only."""
+        for index in groups:
+            region = self.groups[index].sets[1 - self.parity[index]]
+            for begin in range(0, len(region), _CHECKED):
+                if not np.isfinite(region[begin : begin + _CHECKED]).all():
+                    return False
+        return True
+
+    def swap(self, groups: Sequence[int]) -> None:
+        """Makes the following set of these groups the current one."""
+        for index in groups:
+            self.parity[index] ^= 1
+
+
+def _rounded(size: int) -> int:
+    return -(-size // _ALIGNMENT) * _ALIGNMENT
+
+
+def _aligned(size: int) -> Floats:
+    """Zeros whose first lies at a multiple of 64 bytes; the gaps between tensors stay zero, hence finite."""
+    memory = np.zeros(size + _ALIGNMENT, np.float32)
+    skip = -(memory.ctypes.data // 4) % _ALIGNMENT
+    return memory[skip : skip + size]
