@@ -103,7 +103,12 @@ def capture(model: nn.Module, shape: tuple[int, ...], batch: int) -> Captured:
                           "the forward pass must be plain tensor operations, without branches or sizes that depend on the data") from error
     signature = program.graph_signature
     owner = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
-    tensors = {name: tensor.detach() for name, tensor in {**program.state_dict, **program.constants}.items() if isinstance(tensor, torch.Tensor)}
+    first: dict[int, str] = {}
+    for name, parameter in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
+        first.setdefault(id(parameter), name)
+    shared = {name: first[id(value)] for name, value in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
+    owner = {place: shared.get(name, name) for place, name in owner.items()}  # a module registered twice has one set of tensors
+    tensors = {name: tensor.detach() for name, tensor in {**program.state_dict, **program.constants}.items() if isinstance(tensor, torch.Tensor) and shared.get(name, name) == name}
     if signature.buffers_to_mutate:
         names = ", ".join(sorted(signature.buffers_to_mutate.values())[:3])
         raise ExportError(f"the model writes into its own buffers in eval mode ({names})", "remove the update from the forward pass")

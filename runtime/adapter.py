@@ -40,7 +40,14 @@ class Adapter:
         if budget is not None:
             memory.check(budget, memory.resident(), self._planned)
             memory.CLAIMS.take(self, budget)
-        self._engine: Engine | None = Engine(bundle, self._state, threads)
+        try:
+            self._engine: Engine | None = Engine(bundle, self._state, threads)
+            self._engine.prepare(memory.FIRST_GRAPH)
+            if budget is not None:  # again, as only now the libraries' own pages are in
+                memory.check(budget, memory.resident(), self._planned)
+        except BaseException:
+            memory.CLAIMS.release(self)
+            raise
         self._hyper = Hyper(manifest.hyper)
         self._counters = dict.fromkeys(_COUNTERS, 0)
         self._metrics: dict[str, float] = {}

@@ -55,6 +55,14 @@ class Engine:
         """The memory [batch,*input.shape] that the next run of a graph of that batch takes its frames from."""
         return self._frames[:batch]
 
+    def prepare(self, name: str) -> None:
+        """Loads a graph before it is first run.
+
+        Raises:
+            BundleError: it cannot be loaded.
+        """
+        self._graph(name)
+
     def labels(self, name: str) -> NDArray[np.int64]:
         """The memory that a learn graph takes its labels from: int64 [B] or [B,H,W]."""
         batch = self._graph(name).spec.batch  # first, as it makes the buffer
@@ -79,8 +87,9 @@ class Engine:
         graph, state = self._graph(name), self._state
         for index, key in enumerate(graph.spec.hyper):
             graph.hyper[index] = hyper[key]
+        binding = graph.binding(state.parity)
         try:
-            graph.session.run_with_iobinding(graph.binding(state.parity))
+            graph.session.run_with_iobinding(binding)
         except Exception as reason:  # RuntimeError today, but the type has changed between releases
             raise sessions.failure(f"graph {name} failed", reason) from None
         metrics = dict(zip(graph.spec.metrics, graph.metrics.tolist())) if graph.spec.metrics else {}

@@ -101,7 +101,7 @@ class FlatState:
         if odd := sorted(set(values) ^ set(self._shapes)):
             raise StateError(f"state tensor {odd[0]!r} {'is missing' if odd[0] in self._shapes else 'is not known'}", "take the state of this bundle")
         for name, shape in self._shapes.items():
-            array = values[name]
+            array = np.asarray(values[name])
             if array.dtype != np.float32 or array.shape != shape:
                 raise StateError(
                     f"state tensor {name!r} is {array.dtype} {list(array.shape)}, not float32 {list(shape)}", "take the state of this bundle"

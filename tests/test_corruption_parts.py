@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeadapt.corruptions import blur, colour, corrupt, kernels, spatter, textures
+from edgeadapt.corruptions.catalogue import generator
 
 
 def flat(value: int, count: int, side: int) -> np.ndarray:
@@ -57,6 +58,15 @@ def test_zoom_axis_enlarges_the_middle():
     assert np.array_equal(kernels.zoom_axis(32, 1.0), np.eye(32))
     twice = kernels.zoom_axis(32, 2.0) @ ramp  # the middle 16 pixels, 8..23, spread over 32
     assert np.allclose(twice, np.linspace(8, 23, 32), atol=1e-5)
+
+
+@pytest.mark.parametrize(("n", "factor"), [(9, 1.75), (32, 1.07), (33, 2.25), (40, 4.5), (1, 3.0)])
+def test_zoom_axis_takes_the_crop_and_trims_as_published(n, factor):
+    crop = math.ceil(n / factor)
+    line = np.arange(n)[(n - crop) // 2 :][:crop]
+    full = round(crop * factor)
+    grown = np.interp(np.linspace(0, crop - 1, full), np.arange(crop), line)
+    assert np.allclose(kernels.zoom_axis(n, factor) @ np.arange(n), grown[(full - n) // 2 :][:n], atol=1e-4)
 
 
 def test_zoom_blur_is_the_mean_of_the_zooms_and_of_the_image_once_more():
@@ -196,3 +206,139 @@ def test_equalised_spreads_the_levels():
     image = np.repeat(np.array([10, 11, 12, 13], np.uint8), 8).reshape(4, 8)
     assert np.unique(spatter.equalised(image)).tolist() == [0, 85, 170, 255]
     assert np.array_equal(spatter.equalised(image[:1]), image[:1])
+
+
+# ------------------------------------------------------------------------ whole corruptions, written out again from the same random numbers
+def close(got: np.ndarray, unit: np.ndarray) -> None:
+    """At most one level apart, and that seldom: float32 against float64 before truncation."""
+    difference = np.abs(got.astype(int) - np.floor(np.clip(unit, 0, 1) * 255 + 1e-3))
+    assert difference.max() <= 1
+    assert difference.mean() < 0.02
+
+
+def published(cifar: object, imagenet: object) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize(("scale", "strength"), [("cifar", cifar), ("imagenet", imagenet)])
+
+
+@published((9, 2.5), (20, 15))
+def test_motion_blur_at_severity_five(scale, strength):
+    image = grain(24, 31, 3)
+    angle = generator(4, "motion_blur", 5, 6).uniform(-45, 45)
+    got = corrupt(image, "motion_blur", 5, seed=4, scale=scale, start=6)
+    assert np.abs(got - kernels.motion_blur(image.astype(np.float32), *strength, angle)).max() <= 0.51
+
+
+@published((1.5, 0.1), (10, 0.5))
+def test_defocus_blur_at_severity_five(scale, strength):
+    image, kernel = grain(24, 31, 3), kernels.disk(*strength)
+    half = len(kernel) // 2
+    padded = np.pad(image / 255, ((half, half), (half, half), (0, 0)), mode="reflect")
+    slow = sum(kernel[y, x] * padded[y : y + 24, x : x + 31] for y in range(2 * half + 1) for x in range(2 * half + 1))
+    close(corrupt(image, "defocus_blur", 5, scale=scale), slow)
+
+
+@published([1 + k / 100 for k in range(26)], [1 + 3 * k / 100 for k in range(11)])
+def test_zoom_blur_at_severity_five(scale, strength):
+    unit = np.moveaxis(grain(24, 31, 3), -1, 0).astype(np.float32) / 255
+    slow = (unit + sum(kernels.clipped_zoom(unit, factor) for factor in strength)) / (len(strength) + 1)
+    close(corrupt(grain(24, 31, 3), "zoom_blur", 5, scale=scale), np.moveaxis(slow, 0, -1))
+
+
+@published((0.4, 1, 2), (1.5, 4, 2))
+def test_glass_blur_at_severity_five(scale, strength):
+    def smooth(image: np.ndarray) -> np.ndarray:
+        return np.moveaxis(kernels.smooth(np.moveaxis(image, -1, 0).astype(np.float32) / np.float32(255), strength[0]), 0, -1)
+
+    draw = generator(0, "glass_blur", 5, 0)
+    image = (smooth(grain(24, 31, 3)) * 255 + 1e-3).astype(np.uint8)
+    for _ in range(strength[2]):
+        image = blur.displaced(image, strength[1], draw)
+    close(corrupt(grain(24, 31, 3), "glass_blur", 5, scale=scale), smooth(image))
+
+
+@published((0.3, 0.3, 1.25, 0.65, 14, 12, 0.8), (0.55, 0.3, 2.5, 0.85, 12, 12, 0.55))
+def test_snow_at_severity_five(scale, strength):
+    mean, deviation, zoom, threshold, radius, sigma, weight = strength
+    image, draw = grain(24, 31, 3) // 2, generator(0, "snow", 5, 0)
+    layer = kernels.clipped_zoom(mean + deviation * draw.standard_normal((24, 31), dtype=np.float32), zoom)
+    layer = (np.where(layer < threshold, 0, np.clip(layer, 0, 1)) * 255 + 1e-3).astype(np.uint8).astype(np.float32)[..., None]
+    flakes = np.rint(kernels.motion_blur(layer, radius, sigma, draw.uniform(-135, -45))) / 255
+    unit = image / 255
+    grey = (0.299 * unit[..., 0] + 0.587 * unit[..., 1] + 0.114 * unit[..., 2])[..., None]
+    close(corrupt(image, "snow", 5, scale=scale), weight * unit + (1 - weight) * np.maximum(unit, 1.5 * grey + 0.5) + flakes + np.rot90(flakes, 2))
+
+
+@published((0.75, 0.45), (0.6, 0.75))
+def test_frost_at_severity_five(scale, strength):
+    image, draw = grain(24, 31, 3), generator(0, "frost", 5, 0)
+    side = textures.ice_side(31)
+    ice = textures.ice(int(draw.integers(5)), side)
+    top, left = int(draw.integers(side - 23)), int(draw.integers(side - 30))
+    crop = ice[top : top + 24, left : left + 31, None] / 255 * np.array([0.88, 0.97, 1.0])
+    close(corrupt(image, "frost", 5, scale=scale), strength[0] * image / 255 + strength[1] * crop)
+
+
+def test_the_five_ices_differ():
+    assert len({textures.ice(kind, 128).tobytes() for kind in range(5)}) == 5
+
+
+@published((0.65, 0.1, 0.5, 0.68, 0.6), (0.67, 0.4, 1, 0.65, 1.5))
+def test_mud_spatter_at_severity_five(scale, strength):
+    mean, deviation, sigma, threshold, outline = strength
+    image = grain(40, 31, 3)
+    noise = generator(0, "spatter", 5, 0).standard_normal((40, 31), dtype=np.float32)
+    mask = kernels.smooth((kernels.smooth(mean + deviation * noise, sigma) > threshold).astype(np.float32), outline)[..., None]
+    mask = np.where(mask < 0.8, 0, mask)
+    assert mask.any()
+    close(corrupt(image, "spatter", 5, scale=scale), image / 255 * (1 - mask) + mask * np.array([63, 42, 20]) / 255)
+
+
+@published((0.62, 0.1, 0.7, 0.7, 0.5), (0.65, 0.3, 4, 0.69, 0.6))
+def test_water_spatter_adds_pale_turquoise_up_to_its_intensity(scale, strength):
+    mean, deviation, sigma, threshold, intensity = strength
+    image = np.full((64, 64, 3), 10, np.uint8)
+    layer = kernels.smooth(mean + deviation * generator(0, "spatter", 1, 0).standard_normal((64, 64), dtype=np.float32), sigma)
+    added = corrupt(image, "spatter", 1, scale=scale).astype(int) - 10
+    assert not added[layer < threshold].any()
+    assert added[..., 1].max() == pytest.approx(intensity * 238, abs=1)
+    assert added[..., 0].max() == pytest.approx(intensity * 175, abs=1)
+
+
+def elastic_slowly(image: np.ndarray, draw: np.random.Generator, shift: float, sigma: float, corner: float) -> np.ndarray:
+    """The elastic distortion pixel by pixel, the affine map by Cramer's rule."""
+    h, w, _ = image.shape
+    side = min(h, w) // 3
+    before = [(w // 2 + side, h // 2 + side), (w // 2 + side, h // 2 - side), (w // 2 - side, h // 2 - side)]
+    after = np.array(before) + draw.uniform(-corner, corner, size=(3, 2))
+    (x0, y0), (x1, y1), (x2, y2) = after
+    area = (x1 - x0) * (y2 - y0) - (x2 - x0) * (y1 - y0)
+    field = kernels.smooth(draw.uniform(-1, 1, size=(2, h, w)).astype(np.float32), sigma, "reflect", 3.0) * shift
+    warped, out = np.zeros(image.shape), np.zeros(image.shape)
+    for y in range(h):
+        for x in range(w):
+            a = ((x - x0) * (y2 - y0) - (x2 - x0) * (y - y0)) / area
+            b = ((x1 - x0) * (y - y0) - (x - x0) * (y1 - y0)) / area
+            from_x, from_y = ((1 - a - b) * before[0][k] + a * before[1][k] + b * before[2][k] for k in (0, 1))
+            warped[y, x] = pick(image / 255, from_y, from_x, "reflect")
+    for y in range(h):
+        for x in range(w):
+            out[y, x] = pick(warped, y + field[1, y, x], x + field[0, y, x], "symmetric")
+    return out
+
+
+def pick(image: np.ndarray, y: float, x: float, border: str) -> np.ndarray:
+    reach = 40
+    padded = np.pad(image, ((reach, reach), (reach, reach), (0, 0)), mode=border)
+    top, left = math.floor(y), math.floor(x)
+    cell = padded[top + reach : top + reach + 2, left + reach : left + reach + 2]
+    return np.einsum("i,j,ijc->c", [1 - (y - top), y - top], [1 - (x - left), x - left], cell)
+
+
+@pytest.mark.parametrize(
+    ("scale", "severity", "strength"),
+    [("cifar", 2, (0.05, 0.2, 0.07)), ("cifar", 5, (0.1, 0.03, 0.03)), ("imagenet", 5, tuple(v * 244 / 224 for v in (0.12, 0.01, 0.02)))],
+)
+def test_elastic_transform(scale, severity, strength):
+    image = grain(21, 18, 3)
+    slow = elastic_slowly(image, generator(0, "elastic_transform", severity, 0), *(18 * v for v in strength))
+    close(corrupt(image, "elastic_transform", severity, scale=scale), slow)

@@ -38,7 +38,7 @@ SIDE = 6
 HYPER = {
     "mix": HyperSpec(0.25, 0.0, 1.0, "weight of this batch's statistics"),
     "rate": HyperSpec(0.05, 0.0, 3e38, "learning rate"),
-    "momentum": HyperSpec(0.5, 0.0, 1.0, "momentum"),
+    "momentum": HyperSpec(0.5, 0.0, 3e38, "momentum; as the rate, large enough to break a step"),
 }
 METRICS = ("loss", "entropy", "selected")
 

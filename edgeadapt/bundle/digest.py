@@ -14,8 +14,11 @@ from typing import Protocol, cast
 class Sha256(Protocol):
     """A running hash, as `hashlib` returns it."""
 
-    def update(self, data: bytes | bytearray | memoryview, /) -> None: ...
-    def hexdigest(self) -> str: ...
+    def update(self, data: bytes | bytearray | memoryview, /) -> None:
+        """Adds bytes."""
+
+    def hexdigest(self) -> str:
+        """The hash of all bytes so far."""
 
 
 def _find() -> Callable[..., Sha256]:

@@ -52,6 +52,7 @@ class Node:
         return self.value
 
     def has(self, key: str) -> bool:
+        """Whether the mapping has that key."""
         return key in self._object()
 
     def keys(self, required: set[str], optional: set[str] | frozenset[str] = frozenset()) -> None:
@@ -64,12 +65,14 @@ class Node:
             raise BundleError(f"{self.path}.{unknown[0][:80]} is not known in this format", "export the bundle again")
 
     def child(self, key: str) -> Node:
+        """The value of a key that must be there."""
         value = self._object()
         if key not in value:
             raise BundleError(f"{self.path}.{key} is missing", "export the bundle again")
         return Node(value[key], f"{self.path}.{key}")
 
     def maybe(self, read: Callable[[Node], T]) -> T | None:
+        """None for null, else what `read` makes of the value."""
         return None if self.value is None else read(self)
 
     def text(self, pattern: str | None = None) -> str:
@@ -81,6 +84,7 @@ class Node:
         return self.value
 
     def integer(self, low: int) -> int:
+        """A whole number of at least `low`."""
         if type(self.value) is not int or not low <= self.value < 2**53:
             raise self.wrong(f"a whole number of at least {low}", repr(self.value) if type(self.value) is int else _kind(self.value))
         return self.value

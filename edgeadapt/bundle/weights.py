@@ -24,7 +24,7 @@ WEIGHTS_OFFSET = 4096
 PLACEHOLDER = "edgeadapt-weights-".ljust(300, "@")
 """The external location that graphs in a bundle carry; 300 bytes, room for the longest file name (255)."""
 
-_ALIGNMENT = 64
+_ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
 
 
 class WeightsFile:
@@ -79,6 +79,8 @@ def check_external(facts: Facts, weights_size: int, where: str) -> None:
                 f"{where}: tensor {tensor.name!r} takes its data from {tensor.location[:80]!r}, not from this bundle's weights.bin",
                 "take the bundle from its exporter; this one was edited",
             )
+        if tensor.offset % _ALIGNMENT:
+            raise BundleError(f"{where}: tensor {tensor.name!r} begins at byte {tensor.offset}, no multiple of 64", "export the bundle again")
         if tensor.offset < WEIGHTS_OFFSET or tensor.offset + tensor.length > WEIGHTS_OFFSET + weights_size:
             raise BundleError(
                 f"{where}: tensor {tensor.name!r} lies at bytes {tensor.offset} to {tensor.offset + tensor.length}, "

@@ -38,7 +38,7 @@ _FUNCTIONS: dict[str, Corruption] = {
     "spatter": spatter,
     "saturate": digital.saturate,
 }
-_CHUNK_PIXELS = 2**15  # 32 CIFAR images; working memory stays under about 20 MB however long the stream
+_CHUNK_PIXELS = 2**15  # 32 CIFAR images: working memory stays under 8 MB however long the stream
 
 
 def corrupt(images: Bytes, name: str, severity: int = 5, seed: int = 0, scale: str | None = None, start: int = 0) -> Bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Literal, ParamSpec, cast
 
 import numpy as np
@@ -25,6 +25,7 @@ _KEPT_SIDE = 256  # longer axes are not cached: a matrix of 1920 x 1920 takes 15
 def _kept(build: Callable[_P, Floats]) -> Callable[_P, Floats]:
     cached = lru_cache(maxsize=64)(build)
 
+    @wraps(build)
     def get(*args: _P.args, **kwargs: _P.kwargs) -> Floats:
         matrix = build(*args, **kwargs) if cast(int, args[0]) > _KEPT_SIDE else cached(*args, **kwargs)  # type: ignore[arg-type]
         matrix.setflags(write=False)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgeadapt.corruptions import kernels
 from edgeadapt.corruptions.kernels import Bytes, Floats
 
+# Chosen so that a ResNet-20's CIFAR-10 error under frost at severity 5 (42 %) is near what is published for a WideResNet-28 and photographs (41 %).
 _ICE_MEAN, _ICE_DEVIATION = 0.55, 0.25
 
 
@@ -44,8 +45,12 @@ def plasma(noise: Floats, decay: float) -> Floats:
 
 
 def ice_side(side: int) -> int:
-    """Side of the texture from which frost on an image of this side is cropped: the power of two from four times the image on."""
-    return 1 << (4 * max(side, 16) - 1).bit_length()
+    """Side of the texture from which frost on an image of this side is cropped: a power of two, four images wide, but past 1024 just wide enough."""
+    return max(min(_power(4 * max(side, 16)), 1024), _power(side))
+
+
+def _power(least: int) -> int:
+    return 1 << (least - 1).bit_length()
 
 
 @lru_cache(maxsize=5)

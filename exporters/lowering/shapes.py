@@ -235,6 +235,13 @@ def scatter(graph: Graph, x: Value, dim: int, index: Value, source: Value) -> Va
     return graph.op("ScatterElements", [x, index, source], x.shape, axis=dim % x.rank)
 
 
+@rule("scatter.value")
+def scatter_value(graph: Graph, x: Value, dim: int, index: Value, value: Any) -> Value:
+    """X with elements along an axis replaced by one number, by index."""
+    source = expand(graph, graph.constant(np.asarray(value, x.dtype)), index.shape)
+    return graph.op("ScatterElements", [x, index, source], x.shape, axis=dim % x.rank)
+
+
 def _advanced(x: Value, indices: Any) -> tuple[list[int], list[Value]]:
     axes = [axis for axis, index in enumerate(indices) if index is not None]
     if axes != list(range(axes[0], axes[0] + len(axes))):

@@ -90,6 +90,10 @@ class Method(ABC):
         """Trainable tensors by name, as they start."""
         return {}
 
+    def prefix(self, index: int) -> str:
+        """What the names of the parameters that belong to the part ending at cut `index` begin with; "" for none."""
+        return ""
+
     def own_statistics(self) -> Tensors:
         """Statistics of normalisation layers that the method adds, as they start."""
         return {}

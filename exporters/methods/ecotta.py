@@ -77,6 +77,10 @@ class EcoTTA(Method):
                 table[f"meta.{k}.{norm}.bias"] = torch.zeros(after.channels)
         return table
 
+    def prefix(self, index: int) -> str:
+        """Meta network k belongs to the part that ends at cut k + 1; the stem has none."""
+        return f"meta.{index - 1}." if index else ""
+
     def own_statistics(self) -> Tensors:
         """Mean and variance of each meta network's two normalisations."""
         table: Tensors = {}

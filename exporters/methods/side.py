@@ -93,6 +93,10 @@ class Side(Method):
         table["side.residual.weight"], table["side.residual.bias"] = torch.zeros(self._depth(), width), torch.zeros(self._depth())
         return table
 
+    def prefix(self, index: int) -> str:
+        """The projection of tap `index`."""
+        return f"side.tap.{index}."
+
     def _standard(self) -> Tensors:
         table: Tensors = {}
         for i, tap in enumerate(self.taps):

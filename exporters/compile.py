@@ -1,0 +1,142 @@
+"""A program made into a bundle's graph: traced, lowered, simplified, scheduled and written as ONNX."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import onnx
+import torch
+
+from edgeadapt.bundle import PLACEHOLDER, WEIGHTS_OFFSET, WeightsFile
+from edgeadapt.errors import ExportError
+from edgeadapt.exporters.capture import Captured, module_path
+from edgeadapt.exporters.emit import to_onnx
+from edgeadapt.exporters.ir import Array, Graph
+from edgeadapt.exporters.lowering import Unsupported
+from edgeadapt.exporters.passes.schedule import schedule
+from edgeadapt.exporters.passes.simplify import simplify
+from edgeadapt.exporters.programs import Program
+from edgeadapt.exporters.tracing import declare_inputs, emit, trace
+
+
+class PlacedWeights:
+    """The bundle's weights, with offsets as graphs write them: from the start of the bundle's file."""
+
+    location = PLACEHOLDER
+
+    def __init__(self) -> None:
+        self.file = WeightsFile()
+
+    def add(self, array: Array) -> tuple[int, int]:
+        """Keep an array; its absolute offset in the bundle and its length in bytes."""
+        offset, length = self.file.add(array)
+        return WEIGHTS_OFFSET + offset, length
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A program's graph and what a bundle says about it."""
+
+    program: Program
+    graph: Graph
+    model: onnx.ModelProto
+    peak: int
+
+    @property
+    def reads(self) -> list[str]:
+        """State tensors it takes."""
+        return [name.removeprefix("state.") for name in self.graph.inputs if name.startswith("state.")]
+
+    @property
+    def writes(self) -> list[str]:
+        """State tensors it gives anew."""
+        return [name.removeprefix("new.") for name in self.graph.outputs if name.startswith("new.")]
+
+    @property
+    def hyper(self) -> list[str]:
+        """Scalars it takes."""
+        return [name.removeprefix("hyper.") for name in self.graph.inputs if name.startswith("hyper.")]
+
+    @property
+    def metrics(self) -> list[str]:
+        """Scalars it gives."""
+        return [name.removeprefix("metric.") for name in self.graph.outputs if name.startswith("metric.")]
+
+
+def compile_program(program: Program, weights: PlacedWeights) -> Compiled:
+    """Make the graph of a program.
+
+    Raises:
+        ExportError: an operator of the model, or its gradient, has no form in standard ONNX operators; named with its module.
+    """
+    traced = trace(program, program.example)
+    graph = Graph(program.name)
+    inputs = declare_inputs(graph, program.example, program.frozen)
+    try:
+        outputs = emit(traced, graph, inputs)
+    except Unsupported as error:
+        raise explain(error, program.model.method.backbone.captured, program.role) from error
+    for name, value in outputs.items():
+        graph.output(name, value)
+    simplify(graph)
+    used = {name for node in graph.nodes for name in node.inputs}
+    graph.inputs = [name for name in graph.inputs if name in used or name == "x"]
+    peak = schedule(graph)
+    return Compiled(program, graph, to_onnx(graph, weights), peak)
+
+
+def explain(error: Unsupported, captured: Captured, role: str) -> ExportError:
+    """An error that names the user's modules whose operators cannot be lowered."""
+    missing = {item.operator for item in error.missing}
+    known = {item.module for item in error.missing if item.module}
+    blamed = _forward_owners(captured, missing) or known or _gradient_owners(captured, missing)
+    where = ", ".join(sorted(repr(path) for path in blamed)[:4]) or "the model"
+    operators = ", ".join(sorted(name.removeprefix("aten.") for name in missing)[:4])
+    what = "cannot be differentiated here" if any("backward" in name for name in missing) and role in ("adapt", "learn") else "has no form in standard ONNX operators"
+    return ExportError(f"{where}: operator {operators} {what}", "replace the layer, or use a method whose gradient does not pass through it (norm, side)")
+
+
+def _forward_owners(captured: Captured, operators: Iterable[str]) -> set[str]:
+    names = set(operators)
+    return {module_path(node) for node in captured.operators if str(node.target) in names}
+
+
+def _gradient_owners(captured: Captured, operators: Iterable[str]) -> set[str]:
+    """Modules of the forward operators whose own gradient uses one of `operators`, found by differentiating each alone."""
+    wanted = set(operators)
+    owners = set()
+    for node in captured.operators:
+        value = node.meta.get("val")
+        if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+            continue
+        try:
+            used = _gradient_operators(node)
+        except Exception:  # noqa: S112 - an operator that cannot be differentiated alone is not the one we look for
+            continue
+        if wanted & used:
+            owners.add(module_path(node) or node.name)
+    return owners
+
+
+def _gradient_operators(node: torch.fx.Node) -> set[str]:
+    sources = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
+    example = {source.name: torch.zeros(tuple(source.meta["val"].shape), dtype=source.meta["val"].dtype) for source in sources}
+
+    def alone(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        leaves = {name: tensor.detach().requires_grad_(tensor.is_floating_point()) for name, tensor in given.items()}
+        args = torch.fx.node.map_arg(node.args, lambda source: leaves[source.name])
+        kwargs = torch.fx.node.map_arg(node.kwargs, lambda source: leaves[source.name])
+        target = node.target
+        assert callable(target)
+        result = target(*args, **kwargs)
+        gradients = torch.autograd.grad(result.sum(), [leaf for leaf in leaves.values() if leaf.requires_grad], allow_unused=True)
+        return {str(index): gradient for index, gradient in enumerate(gradients) if gradient is not None}
+
+    traced = trace(alone, example)
+    return {str(inner.target) for inner in traced.module.graph.nodes if inner.op == "call_function"}
+
+
+def total_bytes(tensors: Mapping[str, torch.Tensor]) -> int:
+    """Bytes of named tensors."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
