@@ -40,7 +40,7 @@ class Bars:
 
     def __init__(self, stream: TextIO | None = None, terminal: bool | None = None, columns: int | None = None,
                  clock: Callable[[], float] = time.monotonic) -> None:
-        self._stream = sys.stderr if stream is None else stream
+        self._stream: TextIO | None = sys.stderr if stream is None else stream
         self._terminal = bool(self._stream and self._stream.isatty()) if terminal is None else terminal
         self._columns, self._clock = columns, clock
         self._plain = not _can_write(self._stream, FILL)
@@ -112,7 +112,7 @@ class Bars:
             self._stream.write(text)
             self._stream.flush()
         except (OSError, ValueError):  # the reader has gone: the work goes on
-            self._stream = None  # type: ignore[assignment]
+            self._stream = None
 
 
 def duration(seconds: float) -> str:

@@ -21,6 +21,7 @@ JITTER = 0.4
 HUE = 0.1
 SIGMA = (0.1, 2.0)
 CHANCE_JITTER, CHANCE_BLUR, CHANCE_GREY = 0.4, 0.2, 0.1
+Change = Callable[[Tensor, Tensor], Tensor]
 
 
 def _each(vector: Tensor) -> Tensor:
@@ -61,7 +62,9 @@ def hue(x: Tensor, turn: Tensor) -> Tensor:
     value, least = x.amax(1), x.amin(1)
     chroma = value - least
     divisor = torch.where(chroma == 0, 1.0, chroma)
-    sixth = torch.where(value == red, (green - blue) / divisor, torch.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor))
+    sixth = torch.where(
+        value == red, (green - blue) / divisor, torch.where(value == green, 2.0 + (blue - red) / divisor, 4.0 + (red - green) / divisor)
+    )
     angle = torch.where(chroma == 0, 0.0, sixth) + 6.0 * turn.reshape(-1, 1, 1)
     channels = []
     for offset in (5.0, 3.0, 1.0):  # v − c·max(0, min(k, 4 − k, 1)) with k = offset + angle in sixths of the circle
@@ -92,9 +95,8 @@ def _uniform(count: int, low: float, high: float, random: torch.Generator) -> Te
 def jitter(x: Tensor, random: torch.Generator) -> Tensor:
     """Colour jitter: brightness, contrast, saturation and hue in an order of its own for each image; without colours the first two."""
     count = len(x)
-    changes: list[tuple[Callable[[Tensor, Tensor], Tensor], Tensor]] = []
-    for change in (brightness, contrast, saturation):
-        changes.append((change, _uniform(count, 1.0 - JITTER, 1.0 + JITTER, random)))
+    blends = (brightness, contrast, saturation)
+    changes: list[tuple[Change, Tensor]] = [(blend, _uniform(count, 1.0 - JITTER, 1.0 + JITTER, random)) for blend in blends]
     changes.append((hue, _uniform(count, -HUE, HUE, random)))
     if x.shape[1] != 3:
         changes = changes[:2]

@@ -118,8 +118,11 @@ class BackboneRun:
         """Run segment `index` on the tensor that crosses the cut before it; stop early at node `stop`, inclusive."""
         backbone = self.backbone
         values = dict(self.known)
-        start = backbone.ends[index - 1] if index else next(
-            node for node in backbone.captured.graph.nodes if node.op == "placeholder" and node.name == backbone.captured.input)
+        start = (
+            backbone.ends[index - 1]
+            if index
+            else next(node for node in backbone.captured.graph.nodes if node.op == "placeholder" and node.name == backbone.captured.input)
+        )
         values[start] = x
         for node in backbone.segments[index]:
             self.execute(node, values)
@@ -137,6 +140,7 @@ class BackboneRun:
 
     def execute(self, node: fx.Node, values: dict[fx.Node, Any]) -> None:
         """Run one node on the values of its inputs, and store its own."""
+
         def fetch(argument: Any) -> Any:
             return fx.node.map_arg(argument, lambda source: values[source])
 
@@ -147,7 +151,8 @@ class BackboneRun:
             elif node.target is operator.getitem:
                 values[node] = args[0][args[1]]
             else:
-                values[node] = REPLACED.get(node.target, node.target)(*args, **kwargs)
+                target: Any = REPLACED.get(node.target, node.target)
+                values[node] = target(*args, **kwargs)
 
     def _normalisation(self, node: fx.Node, args: Any) -> Tensor:
         norm = self.backbone.norms[node.name]

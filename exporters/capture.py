@@ -35,7 +35,7 @@ class Captured:
     """A traced module at one batch size.
 
     graph: functional ATen operators; tensors: parameters, buffers and constants by qualified name; owner: qualified name of each
-    placeholder that stands for one of them.
+    placeholder that stands for one of them; parameters: the names among them that are parameters.
     """
 
     graph: fx.Graph
@@ -44,6 +44,7 @@ class Captured:
     input: str
     batch: int
     norms: tuple[Norm, ...]
+    parameters: frozenset[str]
 
     @property
     def result(self) -> fx.Node:
@@ -75,13 +76,15 @@ def _norms(graph: fx.Graph, owner: dict[str, str]) -> tuple[Norm, ...]:
             continue
         names = [owner.get(arg.name, "") if isinstance(arg, fx.Node) else "" for arg in node.args[1:5]]
         if not names[2] or not names[3]:
-            raise ExportError(f"the batch normalisation {module_path(node) or node.name!r} takes its statistics from a computation",
-                              "give it ordinary running_mean and running_var buffers")
+            raise ExportError(
+                f"the batch normalisation {module_path(node) or node.name!r} takes its statistics from a computation",
+                "give it ordinary running_mean and running_var buffers",
+            )
         name = module_path(node) or names[2].rpartition(".")[0] or node.name
         if name in taken:
             name = f"{name}@{node.name}"
         taken.add(name)
-        found.append(Norm(name, node.name, *names, eps=float(node.args[6])))
+        found.append(Norm(name, node.name, names[0], names[1], names[2], names[3], float(node.args[6])))
     return tuple(found)
 
 
@@ -99,26 +102,39 @@ def capture(model: nn.Module, shape: tuple[int, ...], batch: int) -> Captured:
             program = torch.export.export(model, (sample,)).run_decompositions({})
     except Exception as error:  # torch.export raises many kinds; each is the user's model
         reason = str(error).strip().splitlines() or [type(error).__name__]
-        raise ExportError(f"torch.export cannot trace {type(model).__name__} for input {(batch, *shape)}: {reason[0]}",
-                          "the forward pass must be plain tensor operations, without branches or sizes that depend on the data") from error
+        raise ExportError(
+            f"torch.export cannot trace {type(model).__name__} for input {(batch, *shape)}: {reason[0]}",
+            "the forward pass must be plain tensor operations, without branches or sizes that depend on the data",
+        ) from error
     signature = program.graph_signature
     owner = {**signature.inputs_to_parameters, **signature.inputs_to_buffers, **signature.inputs_to_lifted_tensor_constants}
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
     first: dict[int, str] = {}
-    for name, parameter in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]:
-        first.setdefault(id(parameter), name)
-    shared = {name: first[id(value)] for name, value in [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]}
+    for name, tensor in named:
+        first.setdefault(id(tensor), name)
+    shared = {name: first[id(tensor)] for name, tensor in named}
     owner = {place: shared.get(name, name) for place, name in owner.items()}  # a module registered twice has one set of tensors
-    tensors = {name: tensor.detach() for name, tensor in {**program.state_dict, **program.constants}.items() if isinstance(tensor, torch.Tensor) and shared.get(name, name) == name}
+    tensors = {
+        name: tensor.detach()
+        for name, tensor in {**program.state_dict, **program.constants}.items()
+        if isinstance(tensor, torch.Tensor) and shared.get(name, name) == name
+    }
     if signature.buffers_to_mutate:
         names = ", ".join(sorted(signature.buffers_to_mutate.values())[:3])
         raise ExportError(f"the model writes into its own buffers in eval mode ({names})", "remove the update from the forward pass")
-    captured = Captured(program.graph, tensors, owner, signature.user_inputs[0], batch, _norms(program.graph, owner))
+    captured = Captured(
+        program.graph, tensors, owner, signature.user_inputs[0], batch, _norms(program.graph, owner), frozenset(dict(model.named_parameters()))
+    )
     if len(signature.user_outputs) != 1:
-        raise ExportError(f"the model returns {len(signature.user_outputs)} values, expected the logits alone", "wrap it in a module that returns the logits")
+        raise ExportError(
+            f"the model returns {len(signature.user_outputs)} values, expected the logits alone", "wrap it in a module that returns the logits"
+        )
     value = captured.result.meta["val"]
     if value.dim() < 2 or value.shape[0] != batch or value.dtype != torch.float32:
-        raise ExportError(f"the model returns {tuple(value.shape)} {value.dtype}, expected float32 logits (batch, classes) or (batch, classes, …)",
-                          "return the logits with the batch first and the classes second")
+        raise ExportError(
+            f"the model returns {tuple(value.shape)} {value.dtype}, expected float32 logits (batch, classes) or (batch, classes, …)",
+            "return the logits with the batch first and the classes second",
+        )
     foreign = [name for name, tensor in tensors.items() if tensor.dtype in (torch.float16, torch.bfloat16, torch.float64)]
     if foreign:
         raise ExportError(f"{foreign[0]!r} is {tensors[foreign[0]].dtype}, expected float32", "call model.float() in the factory")

@@ -93,8 +93,14 @@ def explain(error: Unsupported, captured: Captured, role: str) -> ExportError:
     blamed = _forward_owners(captured, missing) or known or _gradient_owners(captured, missing)
     where = ", ".join(sorted(repr(path) for path in blamed)[:4]) or "the model"
     operators = ", ".join(sorted(name.removeprefix("aten.") for name in missing)[:4])
-    what = "cannot be differentiated here" if any("backward" in name for name in missing) and role in ("adapt", "learn") else "has no form in standard ONNX operators"
-    return ExportError(f"{where}: operator {operators} {what}", "replace the layer, or use a method whose gradient does not pass through it (norm, side)")
+    what = (
+        "cannot be differentiated here"
+        if any("backward" in name for name in missing) and role in ("adapt", "learn")
+        else "has no form in standard ONNX operators"
+    )
+    return ExportError(
+        f"{where}: operator {operators} {what}", "replace the layer, or use a method whose gradient does not pass through it (norm, side)"
+    )
 
 
 def _forward_owners(captured: Captured, operators: Iterable[str]) -> set[str]:
@@ -112,7 +118,7 @@ def _gradient_owners(captured: Captured, operators: Iterable[str]) -> set[str]:
             continue
         try:
             used = _gradient_operators(node)
-        except Exception:  # noqa: S112 - an operator that cannot be differentiated alone is not the one we look for
+        except Exception:  # an operator that cannot be differentiated alone is not the one we look for
             continue
         if wanted & used:
             owners.add(module_path(node) or node.name)

@@ -59,8 +59,14 @@ def to_onnx(graph: Graph, weights: Weights | None = None) -> onnx.ModelProto:
         return helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(value.dtype), value.shape)
 
     produced = [out for node in graph.nodes for out in node.outputs if out not in graph.outputs]
-    proto = helper.make_graph([_proto(node, index) for index, node in enumerate(graph.nodes)], graph.name, [info(name) for name in graph.inputs],
-                              [info(name) for name in graph.outputs], initialisers, value_info=[info(name) for name in produced])
+    proto = helper.make_graph(
+        [_proto(node, index) for index, node in enumerate(graph.nodes)],
+        graph.name,
+        [info(name) for name in graph.inputs],
+        [info(name) for name in graph.outputs],
+        initialisers,
+        value_info=[info(name) for name in produced],
+    )
     model = helper.make_model(proto, producer_name="edgeadapt", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
     if weights is None:
         onnx.checker.check_model(model, full_check=True)

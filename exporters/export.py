@@ -13,83 +13,23 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeadapt._version import __version__
-from edgeadapt.bundle import (
-    GraphSpec,
-    HyperSpec,
-    InputSpec,
-    Manifest,
-    MethodInfo,
-    ModelInfo,
-    Part,
-    StateSpec,
-    StatisticsInfo,
-    Task,
-    write_bundle,
-)
+from edgeadapt.bundle import InputSpec, Manifest, Task, write_bundle
 from edgeadapt.errors import ExportError, UsageError
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, capture
 from edgeadapt.exporters.compile import Compiled, PlacedWeights, compile_program
 from edgeadapt.exporters.data import Samples
-from edgeadapt.exporters.ir import IR_VERSION, OPSET
+from edgeadapt.exporters.describe import describe
 from edgeadapt.exporters.methods import METHODS, Method, Setup
-from edgeadapt.exporters.optimisers import OPTIMISERS
+from edgeadapt.exporters.options import Options, batch_defaults
 from edgeadapt.exporters.programs import Model, Program, build, source_model
 from edgeadapt.exporters.selfcheck import Difference, check
 from edgeadapt.exporters.table import table
 from edgeadapt.exporters.warmup import accuracy, estimate_statistics, warm_up
 from edgeadapt.progress import Progress, quiet
 
-REFERENCE_BATCH = 64
 SHIFTED = 1000.0
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may choose; see `export`."""
-
-    method: str = "ecotta"
-    parts: int = 4
-    cuts: tuple[str, ...] = ()
-    kernel: int = 0
-    width: int = 64
-    batches: tuple[int, ...] = (16,)
-    statistics: str | None = None
-    optimiser: str | None = None
-    rate: float | None = None
-    exact: bool = False
-    epochs: int = 10
-    warmup_rate: float = 0.05
-    warmup_batch: int = 64
-    max_drop: float = 2.0
-    allow_drop: bool = False
-    holdout: float = 0.1
-    seed: int = 0
-    threads: int = 0
-    task: str | None = None
-
-    def checked(self) -> Options:
-        """Itself.
-
-        Raises:
-            UsageError: a choice is out of range.
-        """
-        choices = {"method": (self.method, tuple(METHODS)), "statistics": (self.statistics, (None, "live", "source")),
-                   "optimiser": (self.optimiser, (None, *OPTIMISERS)), "task": (self.task, (None, "classification", "segmentation")),
-                   "kernel": (self.kernel, (0, 1, 3, 5))}
-        for name, (value, allowed) in choices.items():
-            if value not in allowed:
-                raise UsageError(f"{name} = {value!r} is not known", f"choose one of {', '.join(str(item) for item in allowed if item is not None)}")
-        ranges = {"parts": (self.parts, 1), "width": (self.width, 1), "epochs": (self.epochs, 0), "warmup_batch": (self.warmup_batch, 2)}
-        for name, (number, least) in ranges.items():
-            if number < least:
-                raise UsageError(f"{name} = {number} is too small", f"give at least {least}")
-        if not self.batches or min(self.batches) < 1:
-            raise UsageError(f"batches = {list(self.batches)} is no list of batch sizes", "give at least one, each at least 1")
-        if not 0.0 < self.holdout < 0.9:
-            raise UsageError(f"holdout = {self.holdout} is no share of the data", "give a number between 0 and 0.9")
-        return self
+"""Where a channel's mean² over its variance is above this on source data, the variance is computed around the source mean."""
 
 
 @dataclass(frozen=True)
@@ -106,21 +46,17 @@ class ExportReport:
         return table(self.manifest, self.differences, self.size)
 
 
-def mixing_weight(batch: int) -> float:
-    """Default weight of a batch's statistics: the smaller the batch, the less it says (0.02 at 1, 0.05 at 4, 0.2 at 16, 1 from 64 on)."""
-    return 1.0 if batch >= REFERENCE_BATCH else 0.02 if batch == 1 else min(1.0, 0.0125 * batch)
-
-
-def rate_for(method: Method, optimiser: str, rate: float | None, batch: int) -> float:
-    """Default learning rate at a batch size: linear in the batch for SGD, by its square root for Adam; a given rate holds at every size."""
-    if rate is not None:
-        return rate
-    share = batch / REFERENCE_BATCH
-    return float(method.rate * (share if optimiser == "sgd" else share**0.5))
-
-
-def export(model: nn.Module, output: str | os.PathLike[str] | None, *, shape: Sequence[int], data: Samples | None = None, names: Sequence[str] | None = None,
-           model_name: str = "", progress: Progress | None = None, **choices: Any) -> ExportReport:
+def export(
+    model: nn.Module,
+    output: str | os.PathLike[str] | None,
+    *,
+    shape: Sequence[int],
+    data: Samples | None = None,
+    names: Sequence[str] | None = None,
+    model_name: str = "",
+    progress: Progress | None = None,
+    **choices: Any,
+) -> ExportReport:
     """Compile `model` into a bundle.
 
     Args:
@@ -131,8 +67,8 @@ def export(model: nn.Module, output: str | os.PathLike[str] | None, *, shape: Se
         names: class names.
         model_name: what the manifest calls the model.
         progress: called with (stage, done, total, note).
-        choices: fields of `Options`: method, parts, cuts, kernel, width, batches, statistics, optimiser, rate, exact, epochs, warmup_rate, warmup_batch, max_drop,
-            allow_drop, holdout, seed, threads, task.
+        choices: fields of `Options`: method, parts, cuts, kernel, width, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
+            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task.
 
     Raises:
         ExportError: the model cannot be traced, cut or differentiated; the warm-up costs too much accuracy; the self-check fails.
@@ -140,7 +76,9 @@ def export(model: nn.Module, output: str | os.PathLike[str] | None, *, shape: Se
     """
     unknown = set(choices) - {field.name for field in dataclasses.fields(Options)}
     if unknown:
-        raise UsageError(f"export has no option {sorted(unknown)[0]!r}", f"the options are {', '.join(field.name for field in dataclasses.fields(Options))}")
+        raise UsageError(
+            f"export has no option {sorted(unknown)[0]!r}", f"the options are {', '.join(field.name for field in dataclasses.fields(Options))}"
+        )
     choices = {key: tuple(value) if isinstance(value, list) else value for key, value in choices.items()}
     return _Export(model, tuple(shape), data, Options(**choices).checked(), progress or quiet).run(output, names, model_name)
 
@@ -168,17 +106,23 @@ class _Export:
         logits = captured.result.meta["val"]
         kind = options.task or ("classification" if logits.dim() == 2 else "segmentation")
         if (kind == "classification") != (logits.dim() == 2):
-            raise ExportError(f"the model returns {tuple(logits.shape)}, which are no logits for {kind}", "choose the task that fits, or change the model's head")
+            raise ExportError(
+                f"the model returns {tuple(logits.shape)}, which are no logits for {kind}", "choose the task that fits, or change the model's head"
+            )
         task = Task(kind, int(logits.shape[1]), tuple(names) if names else None)
         method = METHODS[options.method](captured, Setup(task.classes, options.parts, options.cuts, options.kernel, options.width, options.seed))
         if method.warms_up and self.data is None:
-            raise ExportError(f"{method.name} is warmed up on source data, and none was given", "give training samples with --data, or choose --method norm or tent")
+            raise ExportError(
+                f"{method.name} is warmed up on source data, and none was given", "give training samples with --data, or choose --method norm or tent"
+            )
         trained, warmup = self._train(method)
         compiled, weights = self._compile(trained, adapted)
         self.progress("self-check", 0, len(compiled))
         differences = check(compiled)
         self.progress("self-check", len(compiled), len(compiled))
-        manifest = self._manifest(trained, compiled, task, adapted, warmup, differences, model_name)
+        name = model_name or type(self.model).__name__
+        spec = self.data.spec if self.data is not None else InputSpec(self.shape)
+        manifest = describe(trained, compiled, options, name, task, spec, warmup, differences)
         return self._write(output, manifest, trained, compiled, weights, differences)
 
     def _train(self, method: Method) -> tuple[Model, dict[str, Any] | None]:
@@ -191,31 +135,55 @@ class _Export:
         values = {**source, **method.own_statistics()}
         if not values:
             mode = "none"
-        shifted = frozenset(name.removesuffix(".mean") for name, mean in source.items() if name.endswith(".mean")
-                            and float((mean**2 / (source[name.removesuffix(".mean") + ".variance"] + 1e-5)).max()) > SHIFTED)
+        shifted = frozenset(
+            name.removesuffix(".mean")
+            for name, mean in source.items()
+            if name.endswith(".mean") and float((mean**2 / (source[name.removesuffix(".mean") + ".variance"] + 1e-5)).max()) > SHIFTED
+        )
         parameters = method.parameters()
         if self.data is None:
             return Model(method, parameters, values, mode, optimiser, options.exact, shifted), None
         kept, held = self.data.split(options.holdout, options.seed)
         batch = min(options.warmup_batch, len(kept))
         method.bind(self.capture(batch))
-        calibration = [torch.from_numpy(self.data.tensor(kept[start: start + batch])) for start in range(0, min(len(kept) // batch, 8) * batch, batch)]
+        calibration = [
+            torch.from_numpy(self.data.tensor(kept[start : start + batch])) for start in range(0, min(len(kept) // batch, 8) * batch, batch)
+        ]
         method.calibrate(calibration, self._tensors(method), values)
         if not method.warms_up:
             return Model(method, parameters, values, mode, optimiser, options.exact, shifted), None
         tensors = self._tensors(method)
         before = self._accuracy(source_model(Model(method, {}, {}, "source", optimiser), source), held, batch)
-        parameters = warm_up(method, parameters, tensors, self.data, kept, epochs=options.epochs, rate=options.warmup_rate, batch=batch, seed=options.seed,
-                             progress=self.progress)
+        parameters = warm_up(
+            method,
+            parameters,
+            tensors,
+            self.data,
+            kept,
+            epochs=options.epochs,
+            rate=options.warmup_rate,
+            batch=batch,
+            seed=options.seed,
+            progress=self.progress,
+        )
         values = estimate_statistics(method, parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
         trained = Model(method, parameters, values, mode, optimiser, options.exact, shifted)
         after = self._accuracy(dataclasses.replace(trained, statistics="source"), held, batch)
         if before is not None and after is not None and not options.allow_drop and before - after > options.max_drop / 100:
-            raise ExportError(f"the warm-up costs {100 * (before - after):.1f} points of clean accuracy ({100 * before:.1f} % before, {100 * after:.1f} % after, on "
-                              f"{len(held)} held-out samples), more than {options.max_drop:g}",
-                              "warm up longer (--epochs), on more data, or at another rate (--warmup-rate); or accept it with --allow-drop")
-        report = {"epochs": options.epochs, "rate": options.warmup_rate, "batch": batch, "samples": len(kept), "held_out": len(held),
-                  "clean_accuracy_before": before, "clean_accuracy_after": after}
+            raise ExportError(
+                f"the warm-up costs {100 * (before - after):.1f} points of clean accuracy ({100 * before:.1f} % before, {100 * after:.1f} % after, "
+                f"on {len(held)} held-out samples), more than {options.max_drop:g}",
+                "warm up longer (--epochs), on more data, or at another rate (--warmup-rate); or accept it with --allow-drop",
+            )
+        report = {
+            "epochs": options.epochs,
+            "rate": options.warmup_rate,
+            "batch": batch,
+            "samples": len(kept),
+            "held_out": len(held),
+            "clean_accuracy_before": before,
+            "clean_accuracy_after": after,
+        }
         return trained, report
 
     @staticmethod
@@ -239,8 +207,12 @@ class _Export:
     def _compile(self, trained: Model, adapted: list[int]) -> tuple[list[Compiled], PlacedWeights]:
         """Every program of the bundle: source and predict at each batch, adapt and learn where the method trains."""
         method, weights, compiled = trained.method, PlacedWeights(), []
-        plans = [(batch, role) for batch in sorted({1, *adapted}) for role in ("source", "predict", "adapt", "learn")
-                 if role in ("source", "predict") or (method.trains and batch in adapted)]
+        plans = [
+            (batch, role)
+            for batch in sorted({1, *adapted})
+            for role in ("source", "predict", "adapt", "learn")
+            if role in ("source", "predict") or (method.trains and batch in adapted)
+        ]
         for done, (batch, role) in enumerate(plans):
             self.progress("compile", done, len(plans), f"{role} at batch {batch}")
             method.bind(self.capture(batch))
@@ -253,13 +225,9 @@ class _Export:
         return compiled, weights
 
     def _defaults(self, program: Program) -> None:
-        for name, value in self.defaults(program.model, program.hyper, program.batch).items():
+        model = program.model
+        for name, value in batch_defaults(model.method, model.optimiser, self.options.rate, program.hyper, program.batch).items():
             program.example[f"hyper.{name}"] = torch.tensor(value)
-
-    def defaults(self, model: Model, names: Sequence[str], batch: int) -> dict[str, float]:
-        """Scalars whose default depends on the batch."""
-        values = {"mix": mixing_weight(batch), "rate": rate_for(model.method, model.optimiser, self.options.rate, batch)}
-        return {name: value for name, value in values.items() if name in names}
 
     def _example(self, batch: int, method: Method) -> tuple[Tensor, Tensor]:
         logits = method.backbone.captured.result.meta["val"]
@@ -273,43 +241,15 @@ class _Export:
         target = torch.zeros(shape, dtype=torch.int64) if self.data.y is None else torch.from_numpy(self.data.y[indices].astype(np.int64))
         return x, target
 
-    def _manifest(self, trained: Model, compiled: list[Compiled], task: Task, adapted: list[int], warmup: dict[str, Any] | None,
-                  differences: list[Difference], model_name: str) -> Manifest:
-        method, options = trained.method, self.options
-        graphs = {item.program.name: GraphSpec(path=f"graphs/{item.program.name}.onnx", role=item.program.role, batch=item.program.batch, hyper=tuple(item.hyper),
-                                               reads=tuple(item.reads), writes=tuple(item.writes), metrics=tuple(item.metrics), nodes=len(item.graph.nodes),
-                                               peak_bytes=item.peak, defaults=self.defaults(trained, item.hyper, item.program.batch)) for item in compiled}
-        hyper = {name: HyperSpec(spec.default, spec.low, spec.high, spec.help) for name, spec in trained.hyper().items()}
-        for name, value in self.defaults(trained, list(hyper), adapted[-1]).items():
-            hyper[name] = dataclasses.replace(hyper[name], default=value)
-        spec = self.data.spec if self.data is not None else InputSpec(self.shape)
-        chosen = {"parts": options.parts, "kernel": getattr(method, "kernel", 0), "statistics": trained.statistics, "optimiser": trained.optimiser if method.trains else "",
-                  "exact_gradient": trained.exact, "seed": options.seed}
-        return Manifest(
-            producer=f"edgeadapt {__version__}",
-            model=ModelInfo(model_name or type(self.model).__name__, sum(parameter.numel() for parameter in self.model.parameters()), ""),
-            task=task, input=spec, method=MethodInfo(method.name, chosen, method.summary), partition=self._parts(trained),
-            statistics=StatisticsInfo(trained.statistics, tuple(sorted({name.rpartition(".")[0] for name in trained.values}))),
-            hyper=hyper, state=tuple(StateSpec(name, tuple(value.shape), kind) for name, (kind, value) in trained.state().items()),
-            batches=tuple(sorted({1, *adapted})), graphs=graphs, opset=OPSET, ir_version=IR_VERSION, warmup=warmup,
-            selfcheck={item.graph: item.plain() for item in differences})
-
-    def _parts(self, trained: Model) -> tuple[Part, ...]:
-        method = trained.method
-        if method.partition is None:
-            return ()
-        cuts, backbone = method.partition.cuts, method.backbone
-        rows = []
-        for index, cut in enumerate(cuts):
-            owned = {backbone.captured.owner.get(source.name, "") for node in backbone.segments[index] for source in node.all_input_nodes}
-            frozen = sum(backbone.tensors[name].numel() for name in owned if name in dict(self.model.named_parameters()))
-            prefix = method.prefix(index)
-            trainable = sum(value.numel() for name, value in trained.parameters.items() if prefix and name.startswith(prefix))
-            rows.append(Part(cut.name, cuts[index - 1].name if index else "input", cut.shape, frozen, trainable))
-        return tuple(rows)
-
-    def _write(self, output: str | os.PathLike[str] | None, manifest: Manifest, trained: Model, compiled: list[Compiled], weights: PlacedWeights,
-               differences: list[Difference]) -> ExportReport:
+    def _write(
+        self,
+        output: str | os.PathLike[str] | None,
+        manifest: Manifest,
+        trained: Model,
+        compiled: list[Compiled],
+        weights: PlacedWeights,
+        differences: list[Difference],
+    ) -> ExportReport:
         if output is None:
             return ExportReport(None, manifest.to_json(), tuple(differences), 0)
         state = {name: value.detach().numpy().astype(np.float32) for name, (_, value) in trained.state().items()}
@@ -317,5 +257,7 @@ class _Export:
         try:
             written = write_bundle(output, manifest, weights.file, graphs, state)
         except OSError as error:
-            raise ExportError(f"{output}: cannot be written: {error.strerror or error}", "choose a path in an existing, writable folder with room") from error
+            raise ExportError(
+                f"{output}: cannot be written: {error.strerror or error}", "choose a path in an existing, writable folder with room"
+            ) from error
         return ExportReport(Path(output), written.to_json(), tuple(differences), Path(output).stat().st_size)

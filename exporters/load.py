@@ -80,8 +80,10 @@ def _from_name(name: str) -> ModuleType:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
         if error.name and (name == error.name or name.startswith(f"{error.name}.")):
-            raise UsageError(f"there is no module {error.name!r} to import" + (f" (for {name})" if error.name != name else ""),
-                             "run from the folder that holds it, install it, or give path/to/file.py:factory") from error
+            raise UsageError(
+                f"there is no module {error.name!r} to import" + (f" (for {name})" if error.name != name else ""),
+                "run from the folder that holds it, install it, or give path/to/file.py:factory",
+            ) from error
         raise _import_failed(name, error) from error
     except (Exception, SystemExit) as error:
         raise _import_failed(name, error) from error
@@ -113,7 +115,9 @@ def _from_file(path: Path) -> ModuleType:
 
 def _import_failed(name: str, error: BaseException) -> ExportError:
     if isinstance(error, ModuleNotFoundError) and error.name:
-        return ExportError(f"importing {name} failed: {one_line(error)}", f"install {error.name.partition('.')[0]}, or run from the folder that holds it")
+        return ExportError(
+            f"importing {name} failed: {one_line(error)}", f"install {error.name.partition('.')[0]}, or run from the folder that holds it"
+        )
     return ExportError(f"importing {name} failed: {one_line(error)}", "the module must be importable without side effects such as reading arguments")
 
 
@@ -125,15 +129,22 @@ def call(thing: Any, text: str, what: str = "factory") -> Any:
         ExportError: it raises.
     """
     if not callable(thing):
-        raise UsageError(f"{text} is a {type(thing).__name__}, not a {what}", f"name a function or class that takes no arguments and gives the {what}")
+        raise UsageError(
+            f"{text} is a {type(thing).__name__}, not a {what}", f"name a function or class that takes no arguments and gives the {what}"
+        )
     try:
-        needed = [parameter.name for parameter in inspect.signature(thing).parameters.values()
-                  if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)]
+        needed = [
+            parameter.name
+            for parameter in inspect.signature(thing).parameters.values()
+            if parameter.default is parameter.empty and parameter.kind not in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD)
+        ]
     except (TypeError, ValueError):  # no signature to look at
         needed = []
     if needed:
-        raise UsageError(f"{text} needs arguments: {', '.join(needed)}",
-                         f"name a function that needs none, such as: def edge(): return {text.rpartition(':')[2]}({', '.join(f'{name}=…' for name in needed)})")
+        raise UsageError(
+            f"{text} needs arguments: {', '.join(needed)}",
+            f"name a function that needs none, such as: def edge(): return {text.rpartition(':')[2]}({', '.join(f'{name}=…' for name in needed)})",
+        )
     try:
         return thing()
     except (Exception, SystemExit) as error:
@@ -196,8 +207,13 @@ def load_weights(model: nn.Module, path: str | os.PathLike[str]) -> str:
     state = model.state_dict()
     odd = [name for name, tensor in given.items() if name in state and not _lazy(state[name]) and tensor.shape != state[name].shape]
     report = model.load_state_dict({name: tensor for name, tensor in given.items() if name not in odd}, strict=False)
-    tied = {state[name].data_ptr() for name in given if name in state and state[name].numel()}
-    missing = [name for name in report.missing_keys if name not in odd and not name.endswith(COUNTER) and state[name].data_ptr() not in tied]
+    state = model.state_dict()
+    tied = {state[name].data_ptr() for name in given if name in state and not _lazy(state[name]) and state[name].numel()}
+    missing = [
+        name
+        for name in report.missing_keys
+        if name not in odd and not name.endswith(COUNTER) and (_lazy(state[name]) or state[name].data_ptr() not in tied)
+    ]
     unexpected = [name for name in report.unexpected_keys if not name.endswith(COUNTER)]
     if odd or missing or unexpected:
         raise _misfit(path, model, given, odd, missing, unexpected)
@@ -210,26 +226,32 @@ def weights_sha256(model: nn.Module) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if isinstance(tensor, Tensor) and not name.endswith(COUNTER):
             digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
 def _lazy(tensor: Any) -> bool:
-    return isinstance(tensor, nn.parameter.UninitializedTensorMixin)
+    return isinstance(tensor, (nn.UninitializedParameter, nn.UninitializedBuffer))
 
 
 def _read(path: Path) -> dict[str, Tensor]:
     if not path.is_file():
-        raise InputError(f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}", "give a .safetensors or .pt file with the model's state dict")
+        raise InputError(
+            f"{path}: {'is a folder' if path.is_dir() else 'there is no such file'}", "give a .safetensors or .pt file with the model's state dict"
+        )
     if path.suffix == ".safetensors":
         try:
             return safetensors.torch.load_file(path)
         except (safetensors.SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path}: not a whole safetensors file: {' '.join(str(error).split())}", "copy it again, or save it again with "
-                             "safetensors.torch.save_file(model.state_dict(), path)") from error
+            raise InputError(
+                f"{path}: not a whole safetensors file: {' '.join(str(error).split())}",
+                "copy it again, or save it again with safetensors.torch.save_file(model.state_dict(), path)",
+            ) from error
     if path.suffix not in TORCH_FILES:
-        raise InputError(f"{path}: weights are read from .safetensors, {', '.join(TORCH_FILES)} files, not {path.suffix or 'one without an ending'}",
-                         "in Python: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')")
+        raise InputError(
+            f"{path}: weights are read from .safetensors, {', '.join(TORCH_FILES)} files, not {path.suffix or 'one without an ending'}",
+            "in Python: safetensors.torch.save_file(model.state_dict(), 'weights.safetensors')",
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -243,12 +265,15 @@ def _unreadable(path: Path, error: Exception) -> InputError:
     text = " ".join(str(error).split())
     convert = "torch.save(model.state_dict(), 'weights.pt')"
     if "TorchScript" in text:
-        return InputError(f"{path}: a TorchScript archive, which holds a program", "where you trust it: "
-                          f"model = torch.jit.load({path.name!r}); {convert}")
+        return InputError(
+            f"{path}: a TorchScript archive, which holds a program", f"where you trust it: model = torch.jit.load({path.name!r}); {convert}"
+        )
     if "Weights only load failed" in text:
         found = re.search(r"GLOBAL ([\w.]+)", text)
-        return InputError(f"{path}: holds more than tensors{f': it would run {found[1]} when loaded' if found else ''}, which edgeadapt never does",
-                          f"where you trust it, load it with your own code and save the tensors alone: {convert}")
+        return InputError(
+            f"{path}: holds more than tensors" + (f": loading it would run {found[1]}, which edgeadapt never does" if found else ""),
+            f"where you trust it, load it with your own code and save the tensors alone: {convert}",
+        )
     reason = f"{type(error).__name__}: {text.partition('. ')[0][:160]}" if text else type(error).__name__
     return InputError(f"{path}: cannot be read as a torch weights file ({reason})", f"copy it again, or save it again with {convert}")
 
@@ -262,16 +287,20 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
             break
         loaded = inner
     if not isinstance(loaded, Mapping):
-        raise InputError(f"{path}: holds a {type(loaded).__name__}, expected a state dict of named tensors", "save it with torch.save(model.state_dict(), path)")
+        raise InputError(
+            f"{path}: holds a {type(loaded).__name__}, expected a state dict of named tensors", "save it with torch.save(model.state_dict(), path)"
+        )
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:
         keys = ", ".join(repr(key) for key in list(loaded)[:SHOWN]) or "nothing"
-        raise InputError(f"{path}: holds no tensors, only {keys}", f"put the state dict itself, or one under {' or '.join(map(repr, WRAPPERS))}, into the file")
+        raise InputError(
+            f"{path}: holds no tensors, only {keys}", f"put the state dict itself, or one under {' or '.join(map(repr, WRAPPERS))}, into the file"
+        )
     return tensors
 
 
 def _without_prefix(given: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Drops first names that all keys share and that are none of the model's: module. (DataParallel), _orig_mod. (torch.compile), model. (Lightning)."""
+    """Drops first names that all keys share and the model does not know: module. (DataParallel), _orig_mod. (torch.compile), model. (Lightning)."""
     known = {name.partition(".")[0] for name in model.state_dict()}
     while given:
         first = {name.partition(".")[0] for name in given}
@@ -287,13 +316,17 @@ def _floats(given: dict[str, Tensor], path: str | os.PathLike[str]) -> dict[str,
         if tensor.is_floating_point():
             tensor = tensor.float()
             if not bool(torch.isfinite(tensor).all()):
-                raise InputError(f"{path}: {name} holds {int((~torch.isfinite(tensor)).sum())} values that are NaN or infinite", "use a checkpoint from before the training diverged")
+                raise InputError(
+                    f"{path}: {name} holds {int((~torch.isfinite(tensor)).sum())} values that are NaN or infinite",
+                    "use a checkpoint from before the training diverged",
+                )
         table[name] = tensor
     return table
 
 
-def _misfit(path: str | os.PathLike[str], model: nn.Module, given: Mapping[str, Tensor], odd: Sequence[str], missing: Sequence[str],
-            unexpected: Sequence[str]) -> InputError:
+def _misfit(
+    path: str | os.PathLike[str], model: nn.Module, given: Mapping[str, Tensor], odd: Sequence[str], missing: Sequence[str], unexpected: Sequence[str]
+) -> InputError:
     state = model.state_dict()
     parts = []
     if missing:
@@ -301,7 +334,9 @@ def _misfit(path: str | os.PathLike[str], model: nn.Module, given: Mapping[str, 
     if unexpected:
         parts.append(f"{len(unexpected)} in the file are unknown to the model ({_some(unexpected)})")
     if odd:
-        shapes = [f"{name}: {format_shape(tuple(given[name].shape))} in the file, {format_shape(tuple(state[name].shape))} in the model" for name in odd]
+        shapes = [
+            f"{name}: {format_shape(tuple(given[name].shape))} in the file, {format_shape(tuple(state[name].shape))} in the model" for name in odd
+        ]
         parts.append(f"{len(odd)} have another shape ({_some(shapes, '; ')})")
     hint = "the factory must build the same architecture as the file, with the same number of classes"
     if missing and unexpected and len(unexpected) == len(given):

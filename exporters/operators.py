@@ -70,7 +70,7 @@ class _Split(torch.autograd.Function):
         return through.view_as(through)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         return grad, grad
 
 
@@ -83,8 +83,17 @@ def split_gradient(through: Tensor, local: Tensor) -> Tensor:
     return result
 
 
-def _instance_norm(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, variance: Tensor | None, use_input: bool,
-                   momentum: float, eps: float, *_: Any) -> Tensor:
+def _instance_norm(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    variance: Tensor | None,
+    use_input: bool,
+    momentum: float,
+    eps: float,
+    *_: Any,
+) -> Tensor:
     if use_input or mean is None or variance is None:
         axes = list(range(2, x.dim()))
         centre = x - x.mean(axes, keepdim=True)
@@ -105,7 +114,9 @@ def _group_norm(x: Tensor, groups: int, weight: Tensor | None = None, bias: Tens
     return y if bias is None else y + per_channel(bias, x.dim())
 
 
-def _batch_norm_of_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float) -> tuple[Tensor, None, None]:
+def _batch_norm_of_batch(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, training: bool, momentum: float, eps: float
+) -> tuple[Tensor, None, None]:
     mean, variance = batch_statistics(x)
     y = (x - per_channel(mean, x.dim())) * per_channel((variance + eps).rsqrt(), x.dim())
     if weight is not None:
@@ -116,7 +127,7 @@ def _batch_norm_of_batch(x: Tensor, weight: Tensor | None, bias: Tensor | None, 
 def _adaptive_max_pool(x: Tensor, size: Any) -> tuple[Tensor, None]:
     """Adaptive max pooling as max pools over each cell, so that ties resolve as in torch and the gradient is an ordinary max pool's."""
     size = [size] if isinstance(size, int) else list(size)
-    spatial = list(x.shape[-len(size):])
+    spatial = list(x.shape[-len(size) :])
     flat = x if len(size) == 2 else x.unsqueeze(-2)
     spatial, size = ([1, *spatial], [1, *size]) if len(size) == 1 else (spatial, size)
     if all(n % k == 0 for n, k in zip(spatial, size, strict=True)):

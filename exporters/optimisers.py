@@ -22,8 +22,9 @@ class Optimiser(Protocol):
         """Moments for these parameters, by name."""
         ...
 
-    def update(self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor],
-               hyper: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+    def update(
+        self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], hyper: Mapping[str, Tensor]
+    ) -> tuple[Tensors, Tensors]:
         """The next parameters and moments."""
         ...
 
@@ -37,8 +38,9 @@ class SGD:
         """One momentum a parameter."""
         return {f"momentum.{name}": torch.zeros_like(value) for name, value in parameters.items()}
 
-    def update(self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor],
-               hyper: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+    def update(
+        self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], hyper: Mapping[str, Tensor]
+    ) -> tuple[Tensors, Tensors]:
         """One step."""
         following = {f"momentum.{name}": hyper["momentum"] * moments[f"momentum.{name}"] + gradients[name] for name in parameters}
         return {name: value - hyper["rate"] * following[f"momentum.{name}"] for name, value in parameters.items()}, following
@@ -54,8 +56,9 @@ class Adam:
         table = {f"{kind}.{name}": torch.zeros_like(value) for kind in ("first", "second") for name, value in parameters.items()}
         return {**table, "step": torch.zeros(())}
 
-    def update(self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor],
-               hyper: Mapping[str, Tensor]) -> tuple[Tensors, Tensors]:
+    def update(
+        self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], hyper: Mapping[str, Tensor]
+    ) -> tuple[Tensors, Tensors]:
         """One step."""
         beta1, step = hyper["momentum"], moments["step"] + 1.0
         rate = hyper["rate"] / (1.0 - torch.pow(beta1, step))

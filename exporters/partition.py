@@ -19,8 +19,20 @@ from edgeadapt.errors import ExportError
 from edgeadapt.exporters.capture import NORMALISATION, Captured, module_path
 
 aten = torch.ops.aten
-HEAVY = {aten.conv1d, aten.conv2d, aten.conv_transpose1d, aten.conv_transpose2d, aten.linear, aten.matmul, aten.bmm, aten.mm, aten.addmm, aten.einsum,
-         aten.scaled_dot_product_attention, aten.convolution}
+HEAVY = {
+    aten.conv1d,
+    aten.conv2d,
+    aten.conv_transpose1d,
+    aten.conv_transpose2d,
+    aten.linear,
+    aten.matmul,
+    aten.bmm,
+    aten.mm,
+    aten.addmm,
+    aten.einsum,
+    aten.scaled_dot_product_attention,
+    aten.convolution,
+}
 SHARES = {1: (1,), 2: (1, 2), 3: (1, 1, 2), 4: (1, 1, 2, 2), 5: (1, 1, 1, 1, 2)}
 
 
@@ -109,7 +121,9 @@ def _block_classes(groups: Sequence[list[fx.Node]]) -> set[str]:
         if len(heavy) < 2:
             continue
         stacks = [_stack(node)[:-1] for node in heavy]
-        shared = [entry for entry in stacks[0] if all(entry in stack for stack in stacks[1:]) and not entry[1].startswith("torch.nn.modules.container")]
+        shared = [
+            entry for entry in stacks[0] if all(entry in stack for stack in stacks[1:]) and not entry[1].startswith("torch.nn.modules.container")
+        ]
         if shared and shared[-1][0]:
             classes.add(shared[-1][1])
     return classes
@@ -219,15 +233,19 @@ def partition(captured: Captured, parts: int, names: Sequence[str] = ()) -> Part
         for name in names:
             if name not in table:
                 near = get_close_matches(name, list(table), 3)
-                raise ExportError(f"{name!r} is not a place where the model can be cut",
-                                  f"did you mean {', '.join(near)}?" if near else f"the places are: {', '.join(table) or 'none'}")
+                raise ExportError(
+                    f"{name!r} is not a place where the model can be cut",
+                    f"did you mean {', '.join(near)}?" if near else f"the places are: {', '.join(table) or 'none'}",
+                )
         positions = sorted(places.index(table[name]) for name in names)
         if len(positions) < 2:
             raise ExportError("one cut gives no part", "name at least two places: the end of the stem and the end of a part")
         counts = tuple(b - a for a, b in zip(positions[:-1], positions[1:], strict=True))
         return Partition(tuple(places[index] for index in positions), counts)
     if len(places) < 2:
-        raise ExportError(_why_not(captured, places), "use --method tent or norm, which need no cuts, or let one tensor carry everything between blocks")
+        raise ExportError(
+            _why_not(captured, places), "use --method tent or norm, which need no cuts, or let one tensor carry everything between blocks"
+        )
     parts = min(parts, len(places) - 1)
     counts = shares(len(places) - 1, parts)
     positions = [0]
@@ -241,5 +259,7 @@ def _why_not(captured: Captured, places: Sequence[Any]) -> str:
     where = module_path(heavy[0]) if heavy else ""
     if len(heavy) < 3:
         return f"the model has {len(heavy)} layers with weights, too few to cut into a stem, a part and a classifier"
-    return (f"the model can be cut at {len(places)} place(s), needs 2: from {where or heavy[0].name!r} on, connections bypass every layer, so that "
-            "no single tensor carries everything")
+    return (
+        f"the model can be cut at {len(places)} place(s), needs 2: from {where or heavy[0].name!r} on, connections bypass every layer, so that "
+        "no single tensor carries everything"
+    )

@@ -99,10 +99,15 @@ class Program:
                 loss = method.labelled(outcome, given["y"], hyper) if self.role == "learn" else method.unlabelled(outcome, hyper)
                 gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
         if steps:
-            result |= {"metric.loss": loss.detach(), "metric.entropy": entropy(outcome.logits.detach()).mean(),
-                       "metric.selected": selected(outcome.logits, hyper.get("margin", 0.4)).mean()}
-            known = {name: torch.zeros_like(value) if gradient is None else gradient
-                     for (name, value), gradient in zip(parameters.items(), gradients, strict=True)}
+            result |= {
+                "metric.loss": loss.detach(),
+                "metric.entropy": entropy(outcome.logits.detach()).mean(),
+                "metric.selected": selected(outcome.logits, hyper.get("margin", 0.4)).mean(),
+            }
+            known = {
+                name: torch.zeros_like(value) if gradient is None else gradient
+                for (name, value), gradient in zip(parameters.items(), gradients, strict=True)
+            }
             optimiser = OPTIMISERS[model.optimiser]
             moments = {name: state[name] for name in optimiser.init(model.parameters)}
             updated, following = optimiser.update(known, {name: value.detach() for name, value in parameters.items()}, moments, hyper)

@@ -82,8 +82,13 @@ def compare(compiled: Compiled) -> Difference:
         updates.append((float(np.linalg.norm((mine - theirs) * weight)) / max(length, floor), name))
     finite = all(np.isfinite(value).all() for value in got.values())
     worst = max(updates, default=(0.0, ""))
-    return Difference(program.name, logits if finite else float("inf"), worst[0] if updates else None,
-                      max(statistics, default=(0.0, ""))[0] if statistics else None, worst[1])
+    return Difference(
+        program.name,
+        logits if finite else float("inf"),
+        worst[0] if updates else None,
+        max(statistics, default=(0.0, ""))[0] if statistics else None,
+        worst[1],
+    )
 
 
 def _confidence(name: str, want: dict[str, Array]) -> Array:
@@ -108,7 +113,9 @@ def check(compiled: Sequence[Compiled]) -> list[Difference]:
         limits = (("logits", found.logits, LOGITS), ("updates", found.updates, UPDATES), ("statistics", found.statistics, STATISTICS))
         for what, value, limit in limits:
             if value is not None and not value <= limit:
-                raise ExportError(f"self-check of {found.graph}: {what} differ from PyTorch by {value:.1e} (relative), more than {limit:.0e}"
-                                  + (f", worst in {found.worst}" if what == "updates" else ""),
-                                  "the model may be numerically unstable on these samples; if it is not, please report it with the model")
+                raise ExportError(
+                    f"self-check of {found.graph}: {what} differ from PyTorch by {value:.1e} (relative), more than {limit:.0e}"
+                    + (f", worst in {found.worst}" if what == "updates" else ""),
+                    "the model may be numerically unstable on these samples; if it is not, please report it with the model",
+                )
     return results

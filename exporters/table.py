@@ -12,7 +12,10 @@ from edgeadapt.units import format_bytes, format_shape
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
     """Rows as aligned text; `right` are the columns aligned to the right."""
     widths = [max(len(row[k]) for row in rows) for k in range(len(rows[0]))]
-    return ["  ".join(cell.rjust(width) if k in right else cell.ljust(width) for k, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip() for row in rows]
+    return [
+        "  ".join(cell.rjust(width) if k in right else cell.ljust(width) for k, (cell, width) in enumerate(zip(row, widths, strict=True))).rstrip()
+        for row in rows
+    ]
 
 
 def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int) -> str:
@@ -23,21 +26,31 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
     lines.append(f"{model['name']}: {model['parameters']:,} parameters, {method['name']} ({method['summary']}), {trainable:,} trainable")
     if manifest["partition"]:
         rows = [("part", "from", "to", "output", "frozen", "trainable")]
-        rows += [(str(k), part["from"], part["name"], format_shape(part["shape"]), f"{part['parameters']:,}",
-                  f"{part['trainable']:,}") for k, part in enumerate(manifest["partition"])]
+        rows += [
+            (str(k), part["from"], part["name"], format_shape(part["shape"]), f"{part['parameters']:,}", f"{part['trainable']:,}")
+            for k, part in enumerate(manifest["partition"])
+        ]
         lines += ["", *columns(rows, right=(4, 5))]
     by_graph = {item.graph: item for item in differences}
     rows = [("graph", "nodes", "live peak", "logits", "updates", "statistics")]
     for name, graph in manifest["graphs"].items():
         found = by_graph[name]
-        rows.append((name, str(graph["nodes"]), format_bytes(graph["peak_bytes"]), *(_relative(v) for v in (found.logits, found.updates, found.statistics))))
+        rows.append(
+            (name, str(graph["nodes"]), format_bytes(graph["peak_bytes"]), *(_relative(v) for v in (found.logits, found.updates, found.statistics)))
+        )
     lines += ["", *columns(rows, right=(1, 2, 3, 4, 5)), "(self-check: largest relative difference from PyTorch)"]
     warmup = manifest["warmup"]
     if warmup and warmup["clean_accuracy_before"] is not None:
-        lines += ["", f"warm-up: {warmup['epochs']} epochs on {warmup['samples']:,} samples; clean accuracy {100 * warmup['clean_accuracy_before']:.1f} % before, "
-                      f"{100 * warmup['clean_accuracy_after']:.1f} % after, on {warmup['held_out']:,} held-out samples"]
+        lines += [
+            "",
+            f"warm-up: {warmup['epochs']} epochs on {warmup['samples']:,} samples; clean accuracy {100 * warmup['clean_accuracy_before']:.1f} % "
+            f"before, {100 * warmup['clean_accuracy_after']:.1f} % after, on {warmup['held_out']:,} held-out samples",
+        ]
     if size:
-        lines += ["", f"bundle: {format_bytes(size)}; state on the device: {format_bytes(sum(4 * _count(entry['shape']) for entry in manifest['state']))}"]
+        lines += [
+            "",
+            f"bundle: {format_bytes(size)}; state on the device: {format_bytes(sum(4 * _count(entry['shape']) for entry in manifest['state']))}",
+        ]
     return "\n".join(lines)
 
 

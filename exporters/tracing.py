@@ -37,12 +37,40 @@ class Trace:
 
 
 def _decompositions() -> dict[Any, Any]:
-    extra = get_decompositions([
-        aten._scaled_dot_product_flash_attention_for_cpu, aten._safe_softmax, aten.native_batch_norm, aten.native_batch_norm_backward, aten.im2col, aten.col2im,
-        aten.glu, aten.glu_backward, aten.lerp, aten.addcmul, aten.addcdiv, aten._prelu_kernel, aten._prelu_kernel_backward, aten.roll, aten.mish,
-        aten.log_sigmoid_forward, aten.softplus, aten.softplus_backward, aten.hardsigmoid, aten.hardswish, aten.native_group_norm_backward, aten.logsumexp,
-        aten.hardshrink, aten.softshrink, aten.hardshrink_backward, aten.softshrink_backward, aten.celu, aten.selu, aten.pixel_shuffle, aten.pixel_unshuffle,
-    ])
+    extra = get_decompositions(
+        [
+            aten._scaled_dot_product_flash_attention_for_cpu,
+            aten._safe_softmax,
+            aten.native_batch_norm,
+            aten.native_batch_norm_backward,
+            aten.im2col,
+            aten.col2im,
+            aten.glu,
+            aten.glu_backward,
+            aten.lerp,
+            aten.addcmul,
+            aten.addcdiv,
+            aten._prelu_kernel,
+            aten._prelu_kernel_backward,
+            aten.roll,
+            aten.mish,
+            aten.log_sigmoid_forward,
+            aten.softplus,
+            aten.softplus_backward,
+            aten.hardsigmoid,
+            aten.hardswish,
+            aten.native_group_norm_backward,
+            aten.logsumexp,
+            aten.hardshrink,
+            aten.softshrink,
+            aten.hardshrink_backward,
+            aten.softshrink_backward,
+            aten.celu,
+            aten.selu,
+            aten.pixel_shuffle,
+            aten.pixel_unshuffle,
+        ]
+    )
     table = {**core_aten_decompositions(), **extra}
     return {operator: function for operator, function in table.items() if find(str(operator)) is None}
 
@@ -67,8 +95,12 @@ def trace(function: Function, example: Mapping[str, Tensor]) -> Trace:
         def replay(*arguments: Tensor) -> Any:
             return fx.Interpreter(recorded).run(*arguments)
 
-        module = make_fx(torch.func.functionalize(replay, remove="mutations"), decomposition_table=_decompositions(), tracing_mode="fake",
-                         _allow_non_fake_inputs=True)(*tensors)
+        module = make_fx(
+            torch.func.functionalize(replay, remove="mutations"),
+            decomposition_table=_decompositions(),
+            tracing_mode="fake",
+            _allow_non_fake_inputs=True,
+        )(*tensors)
     merge_duplicates(module.graph)
     return Trace(module, names, outputs)
 

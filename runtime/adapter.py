@@ -92,7 +92,7 @@ class Adapter:
             InputError: the frames have another dtype or shape than the model takes, or there are none.
         """
         changes = {} if update_statistics else {"mix": 0.0}
-        return self._serve(x, "predict", {**self._hyper, **changes}, update_statistics)
+        return self._serve(x, "predict", {**self._hyper.chosen, **changes}, update_statistics)
 
     def adapt(self, x: NDArray[Any], **hyper: float) -> Floats:
         """Adapts to unlabelled frames and gives the logits of each step's own forward pass, before its update.
@@ -135,7 +135,7 @@ class Adapter:
         Raises:
             InputError: as `predict`.
         """
-        return self._serve(x, "source", {**self._hyper, "mix": 0.0}, False)
+        return self._serve(x, "source", {"mix": 0.0}, False)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Saves state, counters and scalars; they are on disk when this returns.
@@ -152,7 +152,7 @@ class Adapter:
         """
         with self._saving:
             with self._turn():
-                snapshot = checkpoint.Snapshot(self._state.current(), dict(self._counters), dict(self._hyper))
+                snapshot = checkpoint.Snapshot(self._state.current(), dict(self._counters), self._hyper.chosen)
             if path is None:
                 return self._slots.save(snapshot)
             checkpoint.write(Path(path), snapshot, self.manifest)
@@ -224,7 +224,7 @@ class Adapter:
 
     @hyper.setter
     def hyper(self, values: Mapping[str, float]) -> None:
-        self._hyper.update(self._hyper.with_(values))
+        self._hyper.restore(self._hyper.with_(values))
 
     @property
     def stats(self) -> dict[str, int]:

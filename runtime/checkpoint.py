@@ -24,7 +24,7 @@ _KEYS = {"format", "model", "weights_sha256", "compatible", "generation", "count
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a saved state holds: the tensors, the adapter's counters and scalars, and how many saves came before it in its folder."""
+    """What a saved state holds: the tensors, the adapter's counters, the scalars that were set, and how many saves came before it in its folder."""
 
     tensors: dict[str, NDArray[np.float32]]
     counters: dict[str, int]

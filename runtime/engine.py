@@ -77,7 +77,7 @@ class Engine:
 
         Args:
             name: the graph. One of role source reads the initial state and never writes.
-            hyper: a value for every scalar the graph takes.
+            hyper: values for the scalars it takes; those not given have the graph's own default, else the manifest's.
             commit: make the new state the current one if it is finite, and the loss too.
 
         Raises:
@@ -85,8 +85,8 @@ class Engine:
             BudgetError: memory ran out; the state is as it was.
         """
         graph, state = self._graph(name), self._state
-        for index, key in enumerate(graph.spec.hyper):
-            graph.hyper[index] = hyper[key]
+        for index, (key, default) in enumerate(graph.defaults.items()):
+            graph.hyper[index] = hyper.get(key, default)
         binding = graph.binding(state.parity)
         try:
             graph.session.run_with_iobinding(binding)
@@ -120,9 +120,9 @@ class Engine:
             if not self._labels.size:
                 self._labels = np.zeros((self._batch, *sessions.label_shape(session)[1:]), np.int64)
             fixed["y"] = self._labels[: spec.batch]
-        if spec.role == "source":
-            return _Graph(session, spec, fixed, self._logits[: spec.batch], (), self._source_value)
-        return _Graph(session, spec, fixed, self._logits[: spec.batch], state.touched[name], self._state_value)
+        defaults = {key: spec.defaults.get(key, self._bundle.manifest.hyper[key].default) for key in spec.hyper}
+        touched, value = ((), self._source_value) if spec.role == "source" else (state.touched[name], self._state_value)
+        return _Graph(session, spec, defaults, fixed, self._logits[: spec.batch], touched, value)
 
     def _state_value(self, name: str, following: bool) -> Any:
         """A tensor's current or following set as onnxruntime sees it, without a copy."""
@@ -150,12 +150,13 @@ class _Graph:
         self,
         session: Any,
         spec: GraphSpec,
+        defaults: Mapping[str, float],
         fixed: Mapping[str, NDArray[Any]],
         logits: Floats,
         touched: tuple[int, ...],
         value: Callable[[str, bool], Any],
     ) -> None:
-        self.session, self.spec, self.logits = session, spec, logits
+        self.session, self.spec, self.defaults, self.logits = session, spec, defaults, logits
         self.hyper = np.zeros(len(spec.hyper), np.float32)
         self.metrics = np.zeros(len(spec.metrics), np.float32)
         self._touched, self._value = touched, value

@@ -8,6 +8,8 @@ import os
 import subprocess
 import sys
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -238,6 +240,24 @@ def test_a_step_that_is_not_finite_leaves_the_state_as_it_was_to_the_last_bit(ad
     assert adapter.stats["steps"] == 3
 
 
+def test_a_loss_that_is_not_finite_drops_the_step_whatever_the_state(adapter, monkeypatch):
+    adapter.adapt(frames(4))
+    before, graph = adapter.state, adapter._engine._graph("adapt.b4")
+    session = graph.session
+
+    class Lossy:
+        io_binding = session.io_binding
+
+        def run_with_iobinding(self, binding: Any) -> None:
+            session.run_with_iobinding(binding)
+            graph.metrics[graph.spec.metrics.index("loss")] = np.nan
+
+    monkeypatch.setattr(graph, "session", Lossy())
+    adapter.adapt(frames(4))
+    assert equal(adapter.state, before)
+    assert adapter.stats["rejected_steps"] == 1
+
+
 def test_statistics_that_are_not_finite_are_dropped_too(adapter):
     before = adapter.state
     adapter.predict(frames(2) * np.float32(1e30))  # finite frames whose variance is not
@@ -388,8 +408,6 @@ def test_a_closed_adapter_says_so(path):
 
 
 def test_a_graph_that_is_not_what_the_manifest_says_is_refused(toy, tmp_path):
-    from dataclasses import replace
-
     def wrong(**changes: Any) -> Any:
         graphs = {**toy.specs, "predict.b1": replace(toy.specs["predict.b1"], **changes)}
         return toy.write(tmp_path / "x", graphs=graphs)
@@ -538,28 +556,33 @@ def test_predictions_beside_adaptation_always_see_a_whole_state(path):
     assert equal(adapter.state, plain.state)
 
 
-def test_a_waiting_call_gets_its_turn_between_two_batches(path):
-    """While one thread adapts on many batches, another's single frames are served long before it is done."""
+def test_a_waiting_call_gets_the_next_turn(path):
+    """A thread that goes from run to run cannot take its next turn before one that already waits."""
     adapter = Adapter.open(path)
-    adapter.adapt(frames(4))
     order: list[str] = []
-    started = threading.Event()
-    real = adapter._count
 
-    def count(*arguments: Any) -> None:
-        order.append(arguments[1])
-        started.set()
-        real(*arguments)
+    def predict() -> None:
+        with adapter._turn():
+            order.append("waited")
 
-    adapter._count = count  # type: ignore[method-assign]
-    thread = threading.Thread(target=lambda: adapter.adapt(frames(4 * 400)))
-    thread.start()
-    started.wait()
-    for _ in range(3):
-        adapter.predict(frames(1))
+    thread = threading.Thread(target=predict)
+    with adapter._turn():
+        thread.start()
+        while not adapter._gate.locked():
+            time.sleep(0.001)
+    with adapter._turn():
+        order.append("went on")
     thread.join()
-    assert order.count("predict") == 3
-    assert max(index for index, kind in enumerate(order) if kind == "predict") < len(order) - 1
+    assert order == ["waited", "went on"]
+
+
+def test_many_batches_are_as_many_turns(path, monkeypatch):
+    adapter = Adapter.open(path)
+    turns: list[int] = []
+    real = adapter._turn
+    monkeypatch.setattr(adapter, "_turn", lambda: turns.append(1) or real())
+    adapter.adapt(frames(4 * 5 + 3))
+    assert len(turns) == 7
 
 
 # --------------------------------------------------------------------------------------------------------------- memory
@@ -596,6 +619,14 @@ def test_one_budget_a_process(path):
     Adapter.open(path, budget="3GiB")  # let go of without closing
     gc.collect()
     Adapter.open(path, budget="4GiB").close()
+
+
+def test_an_adapter_that_could_not_be_opened_holds_no_claim(toy, path, tmp_path):
+    specs = {**toy.specs, "predict.b1": replace(toy.specs["predict.b1"], metrics=("loss",))}
+    with pytest.raises(BundleError) as kept:  # with its traceback, and so the adapter that never was
+        Adapter.open(toy.write(tmp_path / "x", graphs=specs), budget="1GiB")
+    Adapter.open(path, budget="2GiB").close()
+    assert kept.value.exit_code == 4
 
 
 def test_memory_is_reported(adapter, path):

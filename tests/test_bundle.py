@@ -357,6 +357,39 @@ def test_sizes_are_limited_before_anything_is_allocated(path, tmp_path):
         assert "at most" in refusal(tmp_path / "x")
 
 
+def handmade(path: Path, entries: list[tuple[bytes, int, int]], body: bytes, count: int | None = None) -> Path:
+    """A zip file of (name, header's place, size) entries over a body that the caller has laid out."""
+    directory = b"".join(
+        struct.pack("<4s6H3I5H2I", b"PK\x01\x02", 20, 20, 0, 0, 0, 33, 0, size, size, len(name), 0, 0, 0, 0, 0, place) + name
+        for name, place, size in entries
+    )
+    count = len(entries) if count is None else count
+    path.write_bytes(body + directory + struct.pack("<4s4H2IH", b"PK\x05\x06", 0, 0, count, count, len(directory), len(body), 0))
+    return path
+
+
+def header(name: bytes, size: int) -> bytes:
+    return struct.pack("<4s5H3I2H", b"PK\x03\x04", 20, 0, 0, 0, 33, 0, size, size, len(name), 0) + name
+
+
+def test_members_inside_each_other_are_refused(tmp_path):
+    inner = header(b"manifest.json", 4) + b"{}  "
+    body = header(b"weights.bin", len(inner)) + inner
+    entries = [(b"weights.bin", 0, len(inner)), (b"manifest.json", len(body) - len(inner), 4)]
+    assert "overlaps the one before it" in refusal(handmade(tmp_path / "x", entries, body))
+
+
+def test_a_member_that_has_another_name_in_its_own_header_is_refused(tmp_path):
+    body = header(b"manifest.jsoN", 2) + b"{}"
+    assert "is not where the directory says" in refusal(handmade(tmp_path / "x", [(b"manifest.json", 0, 2)], body))
+
+
+def test_a_directory_with_more_than_it_says_is_refused(tmp_path):
+    body = header(b"manifest.json", 2) + b"{}"
+    assert "holds more than it says" in refusal(handmade(tmp_path / "x", [(b"manifest.json", 0, 2)] * 2, body, count=1))
+    assert "cut short" in refusal(handmade(tmp_path / "x", [(b"manifest.json", 0, 2)], body, count=2))
+
+
 def test_the_same_name_twice_is_refused(path, tmp_path):
     packed(tmp_path / "x", members(path))
     with zipfile.ZipFile(tmp_path / "x", "a") as archive, pytest.warns(UserWarning, match="Duplicate"):

@@ -88,10 +88,18 @@ def test_generated_architectures_have_torchs_values_and_gradients(seed: int) -> 
     agree(model, torch.randn((2, *shape), generator=torch.Generator().manual_seed(seed)), 1e-3)
 
 
-@pytest.mark.parametrize(("factory", "shape"), [
-    (lambda: named.resnet_cifar(20), (3, 32, 32)), (lambda: named.wideresnet(16, 1), (3, 32, 32)), (lambda: named.mobilenet_v2(classes=10), (3, 64, 64)),
-    (lambda: named.resnet18(classes=10), (3, 64, 64)), (named.sensor_net, (6, 128)), (named.segmentation_net, (3, 32, 32)), (named.tiny_vit, (3, 32, 32)),
-])
+@pytest.mark.parametrize(
+    ("factory", "shape"),
+    [
+        (lambda: named.resnet_cifar(20), (3, 32, 32)),
+        (lambda: named.wideresnet(16, 1), (3, 32, 32)),
+        (lambda: named.mobilenet_v2(classes=10), (3, 64, 64)),
+        (lambda: named.resnet18(classes=10), (3, 64, 64)),
+        (named.sensor_net, (6, 128)),
+        (named.segmentation_net, (3, 32, 32)),
+        (named.tiny_vit, (3, 32, 32)),
+    ],
+)
 def test_named_models_have_torchs_values_and_gradients(factory: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     model = factory()
     calibrate(model, shape, 0)
@@ -125,4 +133,5 @@ def test_an_operator_without_a_form_is_named_with_its_module() -> None:
         emit(trace(forward, {"x": torch.zeros(2, 3, 6, 6)}), graph, {"x": graph.input("x", (2, 3, 6, 6))})
     error = explain(caught.value, captured, "predict")
     assert isinstance(error, ExportError)
-    assert "'odd'" in error.message and "det" in error.message
+    assert "'odd'" in error.message
+    assert "det" in error.message

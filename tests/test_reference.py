@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import pytest
@@ -12,26 +15,30 @@ import torch
 from torch import Tensor, nn
 
 from edgeadapt.exporters.backbone import Normaliser
-from edgeadapt.exporters.capture import capture
-from edgeadapt.exporters.methods import METHODS, Method, Setup
+from edgeadapt.exporters.capture import Captured, capture
+from edgeadapt.exporters.methods import METHODS, Method, Outcome, Setup
 from edgeadapt.exporters.programs import Model, Program, build
 from tests.reference import Adaptation, EcoTTA, Side, reference
+from tests.reference.base import entropy
 from tests.zoo.calibrate import calibrate
 from tests.zoo.named import resnet_cifar, wideresnet
 
 BATCH, SHAPE, CLASSES, STEPS = 8, (3, 32, 32), 10, 6
 MODELS = {"resnet20": lambda: resnet_cifar(20), "wideresnet10": lambda: wideresnet(10, 1)}
-STEP = {"mix": 0.3, "rate": 0.01, "margin": 0.7}
+STEP = {"mix": 0.3, "rate": 0.01}
 
 State = dict[str, Tensor]
 
 
+@cache
 def network(name: str) -> nn.Module:
-    """A random model with plausible statistics, some of whose predictions are confident."""
-    model = calibrate(MODELS[name](), SHAPE)
-    with torch.no_grad():
-        (model.linear if hasattr(model, "linear") else model.fc).weight.mul_(6)
-    return model
+    """A random model with plausible statistics. Nobody changes it."""
+    return calibrate(MODELS[name](), SHAPE)
+
+
+@cache
+def captured(name: str) -> Captured:
+    return capture(network(name), SHAPE, BATCH)
 
 
 @contextmanager
@@ -82,8 +89,7 @@ def disturbed(state: Mapping[str, tuple[str, Tensor]]) -> State:
 
 def pair(name: str, kind: str, role: str = "adapt", statistics: str | None = None, exact: bool = False, single: bool = False, **hyper: float) -> Pair:
     """Both implementations of a method over one model; `single` chooses how the plain EcoTTA gets its gradients."""
-    model = network(name)
-    method = METHODS[kind](capture(model, SHAPE, BATCH), Setup(CLASSES))
+    method = METHODS[kind](captured(name), Setup(CLASSES))
     values = {**method.backbone.source_statistics(), **method.own_statistics()}
     ours = Model(method, method.parameters(), values, statistics or method.statistics, method.optimiser, exact)
     program = build(ours, role, BATCH, torch.zeros(BATCH, *SHAPE), torch.zeros(BATCH, dtype=torch.int64))
@@ -94,10 +100,18 @@ def pair(name: str, kind: str, role: str = "adapt", statistics: str | None = Non
     scalars = {key.removeprefix("hyper."): float(value) for key, value in given.items() if key.startswith("hyper.")}
     parts = [cut.name for cut in method.partition.cuts[1:]] if kind == "ecotta" and method.partition else []
     options = {"single": single} if kind == "ecotta" else {}
-    plain = reference(model, kind, parts, ours.statistics, exact=exact, **scalars, **options).double()
+    plain = reference(network(name), kind, parts, ours.statistics, exact=exact, **scalars, **options).double()
     both = Pair(method, program, given, plain)
     plain.load(both.state)
     return both
+
+
+def split_by_margin(both: Pair, x: Tensor) -> None:
+    """Set the margin so that half of the predictions for x are selected."""
+    values = entropy(copy.deepcopy(both.plain).adapt(x)).sort().values
+    both.plain.margin = float(values[BATCH // 2 - 1 : BATCH // 2 + 1].mean()) / math.log(CLASSES)
+    if "hyper.margin" in both.given:
+        both.given["hyper.margin"] = torch.tensor(both.plain.margin, dtype=torch.float64)
 
 
 def stream(count: int, seed: int = 3) -> Iterator[tuple[Tensor, Tensor]]:
@@ -114,7 +128,9 @@ def largest(values: Tensor) -> float:
 
 def differences(ours: State, theirs: State, before: State) -> dict[str, float]:
     """The largest difference of each tensor against its largest value, or against how far it has come from `before`."""
-    return {name: largest(value - theirs[name]) / max(largest(theirs[name] - before.get(name, torch.zeros(()))), 1e-9) for name, value in ours.items()}
+    return {
+        name: largest(value - theirs[name]) / max(largest(theirs[name] - before.get(name, torch.zeros(()))), 1e-9) for name, value in ours.items()
+    }
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -142,11 +158,125 @@ CASES: dict[str, dict[str, Any]] = {
 def test_program_follows_the_plain_implementation(model: str, case: str) -> None:
     """Logits, parameters, moments and statistics, step after step."""
     both = pair(model, **{**STEP, **CASES[case]})
-    before, chosen = both.state, 0.0
+    split_by_margin(both, next(stream(1))[0])
+    before, selected = both.state, []
     for x, y in stream(STEPS):
         ours, theirs = both.step(x, y if both.program.role == "learn" else None)
-        assert {name for name in ours if name != "logits"} == set(theirs) - {"logits"}
+        written = {name for name in theirs if name == "logits" or name.startswith("statistics.") or both.program.role != "predict"}
+        assert set(ours) == written
         found = differences(ours, theirs, before)
         worst = max(found, key=lambda name: found[name])
-        assert found[worst] < 1e-6, f"{worst}: {found[worst]:.1e}"
+        assert found[worst] < 1e-8, f"{worst}: {found[worst]:.1e}"
         assert all(largest(value - before[name]) > 0 for name, value in ours.items() if name != "logits"), "something never moves"
+        selected.append(float((entropy(theirs["logits"]) < both.plain.margin * math.log(CLASSES)).double().mean()))
+    assert selected[0] == 0.5
+
+
+def test_nothing_confident_leaves_only_the_regulariser() -> None:
+    """The mean over an empty selection is no division by zero, and the entropy moves nothing."""
+    both = pair("resnet20", "ecotta", **{**STEP, "margin": 0.0, "regulariser": 0.0})
+    before = both.state
+    for x, _ in stream(2):
+        ours, theirs = both.step(x)
+        for name in both.plain.trained:
+            assert torch.equal(ours[name], before[name])
+            assert torch.equal(theirs[name], before[name])
+
+
+def test_statistics_stay_at_weight_zero() -> None:
+    both = pair("wideresnet10", "ecotta", **{**STEP, "mix": 0.0})
+    before = both.state
+    (x, _), *_ = stream(1)
+    fixed = both.plain.predict(x, follow=False)
+    ours, theirs = both.step(x)
+    statistics = [name for name in before if name.startswith("statistics.")]
+    assert statistics
+    assert all(torch.equal(ours[name], before[name]) and torch.equal(theirs[name], before[name]) for name in statistics)
+    torch.testing.assert_close(ours["logits"], fixed, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["ecotta", "tent"])
+def test_exact_gradients_are_others_than_with_constant_statistics(kind: str) -> None:
+    """The two differ by far more than either differs from its own plain implementation (the cases above)."""
+    moment = {"ecotta": "momentum.", "tent": "first."}[kind]  # after one step: the gradient, up to a factor
+    (x, _), *_ = stream(1)
+    found = []
+    for exact in (False, True):
+        both = pair("resnet20", kind, exact=exact, **STEP)
+        split_by_margin(both, x)
+        found += [{name: value for name, value in side.items() if name.startswith(moment)} for side in both.step(x)]
+    ours, plain_ours, exactly, plain_exactly = found
+    assert max(differences(ours, plain_ours, {}).values()) < 1e-8
+    assert max(differences(exactly, plain_exactly, {}).values()) < 1e-8
+    apart = differences(exactly, ours, {})
+    assert sum(value > 0.05 for value in apart.values()) > len(apart) / 2
+
+
+@pytest.mark.parametrize("exact", [False, True])
+def test_regulariser_reaches_its_own_part_alone(exact: bool) -> None:
+    """Gradient of each part's drift by the parameters of every part, in the plain implementation; and ours agrees with their sum."""
+    both = pair("resnet20", "ecotta", exact=exact, **STEP)
+    plain = both.plain
+    assert isinstance(plain, EcoTTA)
+    (x, _), *_ = stream(1)
+    names, values = list(plain.trained), list(plain.trained.values())
+    drifts = plain.drifts(plain.walk(x)[1])
+    total = {name: torch.zeros_like(value) for name, value in zip(names, values)}
+    for k, drift in enumerate(drifts):
+        gradients = torch.autograd.grad(drift, values, allow_unused=True, retain_graph=True)
+        for name, gradient in zip(names, gradients):
+            if name.startswith(f"meta.{k}."):
+                assert gradient is not None
+                assert largest(gradient) > 0, name
+                total[name] += gradient
+            else:
+                assert gradient is None or largest(gradient) == 0, f"part {k} reaches {name}"
+    mine = gradient_of(both, x, lambda outcome: outcome.terms["drift"])
+    assert max(differences(mine, total, {}).values()) < 1e-8
+
+
+def gradient_of(both: Pair, x: Tensor, objective: Callable[[Outcome], Tensor], frozen: bool = False) -> State:
+    """Gradients of an objective over our forward pass: by the method's parameters, or by the frozen tensors (those it reaches)."""
+    weights = {name.removeprefix("weights."): value.detach() for name, value in both.given.items() if name.startswith("weights.")}
+    parameters = {name: both.state[name].detach().requires_grad_() for name in both.program.model.parameters}
+    if frozen:
+        weights = {name: value.requires_grad_() if value.is_floating_point() else value for name, value in weights.items()}
+    values = {name: {**both.state, **weights}[f"statistics.{name}"] for name in both.program.model.values}
+    live = both.program.model.statistics == "live"
+    normalise = Normaliser(values, "live" if live else "source", both.given.get("hyper.mix", 1.0), both.program.model.exact)
+    with doubles():
+        outcome = both.method.forward(both.method.backbone.run(weights, normalise), x, weights, parameters)
+        by = {name: value for name, value in (weights if frozen else parameters).items() if value.requires_grad}
+        found = torch.autograd.grad(objective(outcome), list(by.values()), allow_unused=True)
+    return {name: gradient for name, gradient in zip(by, found) if gradient is not None}
+
+
+@pytest.mark.parametrize("statistics", ["source", "live"])
+def test_side_gradient_never_enters_the_backbone(statistics: str) -> None:
+    """Of the frozen tensors only the classifier behind the residual, and the scaling of the taps in front of the side network, see a gradient."""
+    both = pair("wideresnet10", "side", statistics=statistics, **STEP)
+    (x, _), *_ = stream(1)
+    hyper = {name.removeprefix("hyper."): value for name, value in both.given.items() if name.startswith("hyper.")}
+    found = gradient_of(both, x, lambda outcome: both.method.unlabelled(outcome, hyper), frozen=True)
+    assert {name for name in found if not name.startswith("side.tap.")} == {"fc.weight", "fc.bias"}
+    plain = both.plain
+    assert isinstance(plain, Side)
+    with doubles():
+        logits = plain.requires_grad_(True).backward(x, None)
+    assert logits.requires_grad
+    reached = {name for name, value in plain.named_parameters() if value.grad is not None}
+    assert {name for name in reached if name.startswith("model.")} == {"model.fc.weight", "model.fc.bias"}
+
+
+def test_side_network_starts_at_the_frozen_model() -> None:
+    """Its residual is zero at first: the logits are the frozen model's own, to the last bit."""
+    (x, _), *_ = stream(1)
+    both = pair("resnet20", "side", **STEP)
+    for name in ("side.residual.weight", "side.residual.bias"):
+        both.given[f"state.{name}"] = torch.zeros_like(both.given[f"state.{name}"])
+    both.plain.load(both.state)
+    frozen = pair("resnet20", "source", role="predict")
+    assert isinstance(both.plain, Side)
+    adapted, untouched = both.plain.both(x)
+    assert torch.equal(adapted, untouched)
+    assert torch.equal(both.step(x)[0]["logits"], frozen.step(x)[0]["logits"])

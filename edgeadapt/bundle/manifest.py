@@ -114,7 +114,10 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One static graph: its member, role and batch, the names it takes and gives, and its planned peak of live tensors in bytes."""
+    """One static graph: its member, role and batch, the names it takes and gives, and its planned peak of live tensors in bytes.
+
+    `defaults` are scalars whose best value depends on the batch; they go before the manifest's own defaults.
+    """
 
     path: str
     role: str
@@ -125,6 +128,7 @@ class GraphSpec:
     metrics: tuple[str, ...] = ()
     nodes: int = 0
     peak_bytes: int = 0
+    defaults: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -318,6 +322,7 @@ def _graph(node: Node) -> GraphSpec:
         batch=node.child("batch").integer(1),
         nodes=node.child("nodes").integer(0),
         peak_bytes=node.child("peak_bytes").integer(0),
+        defaults=node.child("defaults").mapping(Node.number, r"[a-z][a-z0-9_]*"),
         **names,
     )
 
@@ -354,6 +359,7 @@ def _agree(manifest: Manifest, root: Node) -> None:
         if graph.batch not in manifest.batches:
             raise node.child("batch").wrong(f"one of {list(manifest.batches)}", str(graph.batch))
         check(manifest.hyper.__contains__, graph.hyper, node.child("hyper"), "names that stand in hyper")
+        check(graph.hyper.__contains__, tuple(graph.defaults), node.child("defaults"), "names that stand in this graph's hyper")
         check(kinds.__contains__, graph.reads, node.child("reads"), "names that stand in state")
         check(kinds.__contains__, graph.writes, node.child("writes"), "names that stand in state")
         check(lambda value: re.fullmatch("[a-z][a-z0-9_]*", value) is not None, graph.metrics, node.child("metrics"), "lower-case words")

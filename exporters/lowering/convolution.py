@@ -22,45 +22,92 @@ def _spread(values: Any, rank: int) -> list[int]:
     return values * rank if len(values) == 1 and rank > 1 else values
 
 
-def convolve(graph: Graph, x: Value, weight: Value, bias: Value | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int) -> Value:
+def convolve(
+    graph: Graph, x: Value, weight: Value, bias: Value | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> Value:
     """A Conv node; weight is (C_out, C_in / groups, …)."""
     kernel = weight.shape[2:]
     size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)]
-    return graph.op("Conv", [x, weight, bias], (x.shape[0], weight.shape[0], *size), kernel_shape=list(kernel), strides=list(stride),
-                    pads=[*padding, *padding], dilations=list(dilation), group=groups)
+    return graph.op(
+        "Conv",
+        [x, weight, bias],
+        (x.shape[0], weight.shape[0], *size),
+        kernel_shape=list(kernel),
+        strides=list(stride),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
+        group=groups,
+    )
 
 
-def deconvolve(graph: Graph, x: Value, weight: Value, bias: Value | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-               groups: int, size: Sequence[int]) -> Value:
+def deconvolve(
+    graph: Graph,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    size: Sequence[int],
+) -> Value:
     """A ConvTranspose node with the given output size; weight is (C_in, C_out / groups, …)."""
     kernel = weight.shape[2:]
     natural = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in zip(x.shape[2:], stride, padding, dilation, kernel, strict=True)]
     extra = [want - have for want, have in zip(size, natural, strict=True)]
-    y = graph.op("ConvTranspose", [x, weight, bias], (x.shape[0], weight.shape[1] * groups, *size), kernel_shape=list(kernel), strides=list(stride),
-                 pads=[*padding, *padding], dilations=list(dilation), group=groups, output_padding=[max(e, 0) for e in extra])
+    y = graph.op(
+        "ConvTranspose",
+        [x, weight, bias],
+        (x.shape[0], weight.shape[1] * groups, *size),
+        kernel_shape=list(kernel),
+        strides=list(stride),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
+        group=groups,
+        output_padding=[max(e, 0) for e in extra],
+    )
     return y
 
 
 @rule("convolution")
-def convolution(graph: Graph, x: Value, weight: Value, bias: Value | None, stride: Any, padding: Any, dilation: Any, transposed: bool, output_padding: Any,
-                groups: int) -> Value:
+def convolution(
+    graph: Graph,
+    x: Value,
+    weight: Value,
+    bias: Value | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+) -> Value:
     """A convolution or transposed convolution."""
     rank = x.rank - 2
     stride, padding, dilation, output_padding = (_spread(values, rank) for values in (stride, padding, dilation, output_padding))
     if not transposed:
         return convolve(graph, x, weight, bias, stride, padding, dilation, groups)
-    size = [(n - 1) * s - 2 * p + d * (k - 1) + 1 + o
-            for n, s, p, d, k, o in zip(x.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding, strict=True)]
+    size = [
+        (n - 1) * s - 2 * p + d * (k - 1) + 1 + o
+        for n, s, p, d, k, o in zip(x.shape[2:], stride, padding, dilation, weight.shape[2:], output_padding, strict=True)
+    ]
     return deconvolve(graph, x, weight, bias, stride, padding, dilation, groups, size)
 
 
-def weight_gradient(graph: Graph, grad: Value, x: Value, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-                    groups: int) -> Value:
+def weight_gradient(
+    graph: Graph, grad: Value, x: Value, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
+) -> Value:
     """Gradient (C_out, C_in / groups, …) of a convolution's weight, given the output's gradient and the input."""
     batch, c_out, c_in, kernel, out = grad.shape[0], grad.shape[1], x.shape[1], list(shape[2:]), grad.shape[2:]
     positions = int(np.prod(out))
-    padded = pad(graph, x, {axis + 2: (p, max(0, (o - 1) * s + d * (k - 1) + 1 - n - p))
-                            for axis, (p, o, s, d, k, n) in enumerate(zip(padding, out, stride, dilation, kernel, x.shape[2:], strict=True))})
+    padded = pad(
+        graph,
+        x,
+        {
+            axis + 2: (p, max(0, (o - 1) * s + d * (k - 1) + 1 - n - p))
+            for axis, (p, o, s, d, k, n) in enumerate(zip(padding, out, stride, dilation, kernel, x.shape[2:], strict=True))
+        },
+    )
     depthwise = c_in == groups
     if not depthwise:
         columns = reshape(graph, grad, (batch * groups, c_out // groups, positions))
@@ -88,8 +135,20 @@ def weight_gradient(graph: Graph, grad: Value, x: Value, shape: Sequence[int], s
 
 
 @rule("convolution_backward")
-def convolution_backward(graph: Graph, grad: Value, x: Value, weight: Value, bias_sizes: Any, stride: Any, padding: Any, dilation: Any, transposed: bool,
-                         output_padding: Any, groups: int, mask: Any) -> tuple[Value | None, ...]:
+def convolution_backward(
+    graph: Graph,
+    grad: Value,
+    x: Value,
+    weight: Value,
+    bias_sizes: Any,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    transposed: bool,
+    output_padding: Any,
+    groups: int,
+    mask: Any,
+) -> tuple[Value | None, ...]:
     """Gradients of a convolution's input, weight and bias, as far as `mask` asks."""
     rank = x.rank - 2
     stride, padding, dilation = (_spread(values, rank) for values in (stride, padding, dilation))

@@ -115,9 +115,24 @@ def _unary(op: str, *names: str) -> None:
 
 
 for _op, _names in {
-    "Abs": ("abs",), "Neg": ("neg",), "Sqrt": ("sqrt",), "Reciprocal": ("reciprocal", "reciprocal_"), "Exp": ("exp",), "Log": ("log",), "Erf": ("erf",),
-    "Tanh": ("tanh",), "Sigmoid": ("sigmoid",), "Sin": ("sin",), "Cos": ("cos",), "Tan": ("tan",), "Atan": ("atan",), "Floor": ("floor",), "Ceil": ("ceil",),
-    "Round": ("round",), "Sign": ("sign", "sgn"), "Relu": ("relu", "relu_"),
+    "Abs": ("abs",),
+    "Neg": ("neg",),
+    "Sqrt": ("sqrt",),
+    "Reciprocal": ("reciprocal", "reciprocal_"),
+    "Exp": ("exp",),
+    "Log": ("log",),
+    "Erf": ("erf",),
+    "Tanh": ("tanh",),
+    "Sigmoid": ("sigmoid",),
+    "Sin": ("sin",),
+    "Cos": ("cos",),
+    "Tan": ("tan",),
+    "Atan": ("atan",),
+    "Floor": ("floor",),
+    "Ceil": ("ceil",),
+    "Round": ("round",),
+    "Sign": ("sign", "sgn"),
+    "Relu": ("relu", "relu_"),
 }.items():
     _unary(_op, *_names)
 
@@ -248,7 +263,11 @@ def _logical(op: str, *names: str) -> None:
         return graph.op(op, [a, b], broadcast(a.shape, b.shape), BOOL)
 
 
-for _op, _names in {"And": ("logical_and", "logical_and_", "bitwise_and", "__and__"), "Or": ("logical_or", "bitwise_or", "__or__"), "Xor": ("logical_xor", "bitwise_xor")}.items():
+for _op, _names in {
+    "And": ("logical_and", "logical_and_", "bitwise_and", "__and__"),
+    "Or": ("logical_or", "bitwise_or", "__or__"),
+    "Xor": ("logical_xor", "bitwise_xor"),
+}.items():
     _logical(_op, *_names)
 
 

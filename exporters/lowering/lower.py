@@ -92,7 +92,9 @@ def lower(trace: fx.GraphModule, graph: Graph, inputs: Mapping[str, Value]) -> l
                 values[node] = None
                 continue
             extra = {"operator": str(node.target).split(".")[1]} if found.__name__ == "creation" else {}
-            kwargs = {key: value for key, value in node.kwargs.items() if key not in ("layout", "device", "pin_memory", "memory_format", "non_blocking")}
+            kwargs = {
+                key: value for key, value in node.kwargs.items() if key not in ("layout", "device", "pin_memory", "memory_format", "non_blocking")
+            }
             try:
                 values[node] = found(graph, *fetch(node.args), **fetch(kwargs), **extra)
             except KeyError as error:
@@ -101,10 +103,14 @@ def lower(trace: fx.GraphModule, graph: Graph, inputs: Mapping[str, Value]) -> l
         elif node.op == "output":
             if missing:
                 raise Unsupported(missing)
-            flat: list[Value] = []
-            fx.node.map_arg(node.args[0], lambda source: flat.append(values[source]))
-            return flat
+            return _flat(node.args[0], values)
     raise Unsupported(missing)
+
+
+def _flat(argument: Any, values: Mapping[fx.Node, Any]) -> list[Value]:
+    found: list[Value] = []
+    fx.node.map_arg(argument, lambda source: found.append(values[source]))
+    return found
 
 
 def _module(node: fx.Node) -> str:

@@ -187,7 +187,9 @@ def native_layer_norm(graph: Graph, x: Value, normalized: Any, weight: Value | N
     axis = x.rank - len(normalized)
     scale = weight or graph.constant(np.ones(tuple(normalized), FLOAT))
     stats = [*x.shape[:axis], *[1] * len(normalized)]
-    y, centre, inverse = graph.add("LayerNormalization", [x, scale, bias], [(x.shape, FLOAT), (stats, FLOAT), (stats, FLOAT)], axis=axis, epsilon=float(eps))
+    y, centre, inverse = graph.add(
+        "LayerNormalization", [x, scale, bias], [(x.shape, FLOAT), (stats, FLOAT), (stats, FLOAT)], axis=axis, epsilon=float(eps)
+    )
     return y, centre, inverse
 
 

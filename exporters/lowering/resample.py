@@ -33,9 +33,9 @@ def apply_matrices(graph: Graph, x: Value, matrices: Sequence[Array]) -> Value:
             x = matmul(graph, graph.constant(matrix, FLOAT), x)
         else:
             shape = x.shape
-            flat = reshape(graph, x, (*shape[: first + offset + 1], int(np.prod(shape[first + offset + 1:]))))
+            flat = reshape(graph, x, (*shape[: first + offset + 1], int(np.prod(shape[first + offset + 1 :]))))
             x = matmul(graph, graph.constant(matrix, FLOAT), flat)
-            x = reshape(graph, x, (*shape[: first + offset], len(matrix), *shape[first + offset + 1:]))
+            x = reshape(graph, x, (*shape[: first + offset], len(matrix), *shape[first + offset + 1 :]))
     return x
 
 
@@ -45,7 +45,7 @@ def probe(operator: Any, spatial: Sequence[int], *args: Any) -> list[Array]:
     for axis, size in enumerate(spatial):
         unit = torch.eye(size).reshape(size, 1, *[size if k == axis else 1 for k in range(len(spatial))])
         image = operator(unit.expand(size, 1, *spatial).contiguous(), *args)
-        line = image.movedim(axis + 2, -1)[(slice(None), 0, *[0] * (len(spatial) - 1))]
+        line = image.movedim(axis + 2, -1)[:, 0].reshape(size, -1, image.shape[axis + 2])[:, 0]
         matrices.append(line.T.contiguous().numpy().astype(np.float32))
     return matrices
 
@@ -79,7 +79,9 @@ def _averages(spatial: Sequence[int], kernel: Any, stride: Any, padding: Any, ce
 
 
 @rule("avg_pool2d", "avg_pool3d", "avg_pool1d")
-def avg_pool(graph: Graph, x: Value, kernel: Any, stride: Any = (), padding: Any = (0,), ceil: bool = False, count_pad: bool = True, divisor: Any = None) -> Value:
+def avg_pool(
+    graph: Graph, x: Value, kernel: Any, stride: Any = (), padding: Any = (0,), ceil: bool = False, count_pad: bool = True, divisor: Any = None
+) -> Value:
     """Average pooling."""
     rank = len(kernel) if len(kernel) > 1 else x.rank - 2
     matrices = _averages(x.shape[-rank:], kernel, stride, padding, ceil, count_pad, divisor)
@@ -87,11 +89,21 @@ def avg_pool(graph: Graph, x: Value, kernel: Any, stride: Any = (), padding: Any
     if ceil or divisor or rank == 3:
         return apply_matrices(graph, x, matrices)
     windows = _windows(kernel, stride, padding, rank)
-    return graph.op("AveragePool", [x], (*x.shape[:-rank], *size), kernel_shape=windows[0], strides=windows[1], pads=windows[2] * 2, count_include_pad=int(count_pad))
+    return graph.op(
+        "AveragePool",
+        [x],
+        (*x.shape[:-rank], *size),
+        kernel_shape=windows[0],
+        strides=windows[1],
+        pads=windows[2] * 2,
+        count_include_pad=int(count_pad),
+    )
 
 
 @rule("avg_pool2d_backward", "avg_pool3d_backward")
-def avg_pool_backward(graph: Graph, grad: Value, x: Value, kernel: Any, stride: Any, padding: Any, ceil: bool, count_pad: bool, divisor: Any) -> Value:
+def avg_pool_backward(
+    graph: Graph, grad: Value, x: Value, kernel: Any, stride: Any, padding: Any, ceil: bool, count_pad: bool, divisor: Any
+) -> Value:
     """The gradient of average pooling."""
     rank = len(kernel) if len(kernel) > 1 else x.rank - 2
     matrices = _averages(x.shape[-rank:], kernel, stride, padding, ceil, count_pad, divisor)
@@ -121,7 +133,9 @@ def adaptive_avg_pool_backward(graph: Graph, grad: Value, x: Value) -> Value:
 
 
 @rule("max_pool2d_with_indices")
-def max_pool(graph: Graph, x: Value, kernel: Any, stride: Any = (), padding: Any = (0, 0), dilation: Any = (1, 1), ceil: bool = False) -> tuple[Value, Value]:
+def max_pool(
+    graph: Graph, x: Value, kernel: Any, stride: Any = (), padding: Any = (0, 0), dilation: Any = (1, 1), ceil: bool = False
+) -> tuple[Value, Value]:
     """Max pooling; the indices are ONNX's, flat over the whole tensor, and only the gradient below may read them."""
     k, s, p = _windows(kernel, stride, padding, 2)
     d = [int(v) for v in dilation] * (2 // len(dilation))
@@ -163,9 +177,9 @@ def _mirrored(name: str, mode: str) -> None:
 
     @rule(f"{name}_backward")
     def backward(graph: Graph, grad: Value, x: Value, pads: Any) -> Value:
-        matrices = []
+        matrices: list[Array] = []
         for axis in range(len(pads) // 2):
-            size, amount = x.shape[x.rank - 1 - axis], [int(v) for v in pads[2 * axis: 2 * axis + 2]]
+            size, amount = x.shape[x.rank - 1 - axis], [int(v) for v in pads[2 * axis : 2 * axis + 2]]
             one = aten.reflection_pad1d if "reflection" in str(operator) else aten.replication_pad1d
             matrices.insert(0, one(torch.eye(size)[:, None], amount)[:, 0].numpy().astype(np.float32))
         return apply_matrices(graph, grad, matrices)
@@ -203,6 +217,13 @@ def _upsampling(name: str, rank: int) -> None:
         return apply_matrices(graph, grad, [np.ascontiguousarray(matrix.T) for matrix in probe(operator, spatial, list(size), *args)])
 
 
-for _name, _rank in (("upsample_nearest1d", 1), ("upsample_nearest2d", 2), ("_upsample_nearest_exact1d", 1), ("_upsample_nearest_exact2d", 2),
-                     ("upsample_linear1d", 1), ("upsample_bilinear2d", 2), ("upsample_bicubic2d", 2)):
+for _name, _rank in (
+    ("upsample_nearest1d", 1),
+    ("upsample_nearest2d", 2),
+    ("_upsample_nearest_exact1d", 1),
+    ("_upsample_nearest_exact2d", 2),
+    ("upsample_linear1d", 1),
+    ("upsample_bilinear2d", 2),
+    ("upsample_bicubic2d", 2),
+):
     _upsampling(_name, _rank)

@@ -108,9 +108,9 @@ def select(graph: Graph, x: Value, dim: int, index: int) -> Value:
 def spread(graph: Graph, x: Value, axis: int, start: int, step: int, size: int) -> Value:
     """The inverse of a slice: x placed at start, start + step, … of zeros of length `size`."""
     if step > 1:
-        wide = reshape(graph, x, (*x.shape[: axis + 1], 1, *x.shape[axis + 1:]))
+        wide = reshape(graph, x, (*x.shape[: axis + 1], 1, *x.shape[axis + 1 :]))
         wide = pad(graph, wide, {axis + 1: (0, step - 1)})
-        x = reshape(graph, wide, (*x.shape[:axis], x.shape[axis] * step, *x.shape[axis + 1:]))
+        x = reshape(graph, wide, (*x.shape[:axis], x.shape[axis] * step, *x.shape[axis + 1 :]))
     return pad(graph, x, {axis: (start, size - start - x.shape[axis])})
 
 
@@ -172,7 +172,7 @@ def cat(graph: Graph, values: Any, dim: int = 0) -> Value:
     """Values joined along an axis."""
     values = [value for value in values if value.shape != (0,)]
     if len(values) == 1:
-        return values[0]  # type: ignore[no-any-return]
+        return values[0]
     dim = dim % values[0].rank
     shape = list(values[0].shape)
     shape[dim] = sum(value.shape[dim] for value in values)
@@ -254,13 +254,15 @@ def _flat_index(graph: Graph, x: Value, axes: list[int], index: list[Value]) -> 
     sizes = [x.shape[axis] for axis in axes]
     shape = [int(size) for size in np.broadcast_shapes(*[value.shape for value in index])]
     total: Value | None = None
-    for value, size, stride in zip(index, sizes, [int(np.prod(sizes[k + 1:])) for k in range(len(sizes))], strict=True):
+    for value, size, stride in zip(index, sizes, [int(np.prod(sizes[k + 1 :])) for k in range(len(sizes))], strict=True):
         value = cast(graph, value, np.int64)
-        wrapped = graph.op("Mod", [graph.op("Add", [value, graph.constant(size, np.int64)], value.shape), graph.constant(size, np.int64)], value.shape)
+        wrapped = graph.op(
+            "Mod", [graph.op("Add", [value, graph.constant(size, np.int64)], value.shape), graph.constant(size, np.int64)], value.shape
+        )
         scaled = wrapped if stride == 1 else graph.op("Mul", [wrapped, graph.constant(stride, np.int64)], value.shape)
         total = scaled if total is None else graph.op("Add", [total, scaled], np.broadcast_shapes(total.shape, scaled.shape))
     assert total is not None
-    flat = reshape(graph, x, (*x.shape[: axes[0]], int(np.prod(sizes)), *x.shape[axes[-1] + 1:]))
+    flat = reshape(graph, x, (*x.shape[: axes[0]], int(np.prod(sizes)), *x.shape[axes[-1] + 1 :]))
     return flat, total, shape, axes[0]
 
 
@@ -268,7 +270,7 @@ def _flat_index(graph: Graph, x: Value, axes: list[int], index: list[Value]) -> 
 def index(graph: Graph, x: Value, indices: Any) -> Value:
     """x[…, i, j, …] with integer index tensors on neighbouring axes."""
     flat, position, shape, axis = _flat_index(graph, x, *_advanced(x, indices))
-    return graph.op("Gather", [flat, position], (*flat.shape[:axis], *shape, *flat.shape[axis + 1:]), axis=axis)
+    return graph.op("Gather", [flat, position], (*flat.shape[:axis], *shape, *flat.shape[axis + 1 :]), axis=axis)
 
 
 @rule("index_put", "_unsafe_index_put")
@@ -276,16 +278,32 @@ def index_put(graph: Graph, x: Value, indices: Any, values: Value, accumulate: b
     """X with the indexed elements replaced or added to."""
     flat, position, shape, axis = _flat_index(graph, x, *_advanced(x, indices))
     count = int(np.prod(shape))
-    target = (*flat.shape[:axis], *shape, *flat.shape[axis + 1:])
-    source = reshape(graph, expand(graph, values, target), (*flat.shape[:axis], count, *flat.shape[axis + 1:]))
+    target = (*flat.shape[:axis], *shape, *flat.shape[axis + 1 :])
+    source = reshape(graph, expand(graph, values, target), (*flat.shape[:axis], count, *flat.shape[axis + 1 :]))
     position = reshape(graph, expand(graph, position, shape), [1] * axis + [count] + [1] * (flat.rank - axis - 1))
     position = expand(graph, position, source.shape)
     kind = {"reduction": "add"} if accumulate else {}
     return reshape(graph, graph.op("ScatterElements", [flat, position, source], flat.shape, axis=axis, **kind), x.shape)
 
 
-@rule("full", "zeros", "ones", "empty.memory_format", "empty", "full_like", "zeros_like", "ones_like", "empty_like", "new_zeros", "new_full", "new_ones",
-      "new_empty", "empty_permuted", "empty_strided", "new_empty_strided")
+@rule(
+    "full",
+    "zeros",
+    "ones",
+    "empty.memory_format",
+    "empty",
+    "full_like",
+    "zeros_like",
+    "ones_like",
+    "empty_like",
+    "new_zeros",
+    "new_full",
+    "new_ones",
+    "new_empty",
+    "empty_permuted",
+    "empty_strided",
+    "new_empty_strided",
+)
 def creation(graph: Graph, *args: Any, dtype: Any = None, operator: str = "", **_: Any) -> Value:
     """A tensor of one value: a scalar spread over the shape."""
     first = args[0]
@@ -294,7 +312,15 @@ def creation(graph: Graph, *args: Any, dtype: Any = None, operator: str = "", **
     value = 1.0 if "ones" in operator else 0.0
     if "full" in operator:
         value = args[2] if operator == "new_full" else args[1]
-        like = like if isinstance(first, Value) else np.dtype(np.bool_) if isinstance(value, bool) else FLOAT if isinstance(value, float) else np.dtype(np.int64)
+        like = (
+            like
+            if isinstance(first, Value)
+            else np.dtype(np.bool_)
+            if isinstance(value, bool)
+            else FLOAT
+            if isinstance(value, float)
+            else np.dtype(np.int64)
+        )
     kind = numpy_dtype(dtype) if dtype is not None else like
     return expand(graph, graph.constant(np.asarray(value, dtype=kind)), tuple(shape))
 

@@ -103,7 +103,10 @@ class EcoTTA(Method):
 
     def _meta(self, run: BackboneRun, k: int, x: Tensor, y: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         before, after = self.cuts[k], self.cuts[k + 1]
-        get = lambda name: parameters[f"meta.{k}.{name}"]  # noqa: E731
+
+        def get(name: str) -> Tensor:
+            return parameters[f"meta.{k}.{name}"]
+
         if before.channels_last:
             x = x.transpose(1, 2)
         if after.channels_last:

@@ -39,8 +39,9 @@ class Side(Method):
         """Taps at the last place of each resolution, and one before the classifier."""
         places = candidates(captured)
         if not places:
-            raise ExportError("the model has no place where one tensor carries everything, so the side network finds nothing to read",
-                              "use --method norm or tent")
+            raise ExportError(
+                "the model has no place where one tensor carries everything, so the side network finds nothing to read", "use --method norm or tent"
+            )
         table = {cut.name: cut for cut in places}
         if self.setup.cuts:
             unknown = [name for name in self.setup.cuts if name not in table]
@@ -143,8 +144,10 @@ class Side(Method):
             flat = x if x.dim() == 4 else x.unsqueeze(2)
             size = list(grid) if len(grid) == 2 else [1, *grid] if len(grid) == 1 else [1, 1]
             divisible = all(n % g == 0 for n, g in zip(flat.shape[2:], size, strict=True))
-            average = F.adaptive_avg_pool2d(flat, size)
-            largest = F.max_pool2d(flat, [n // g for n, g in zip(flat.shape[2:], size, strict=True)]) if divisible else F.adaptive_avg_pool2d(flat.relu(), size)
+            cells = (size[0], size[1])
+            average = F.adaptive_avg_pool2d(flat, cells)
+            kernel = [n // g for n, g in zip(flat.shape[2:], size, strict=True)]
+            largest = F.max_pool2d(flat, kernel) if divisible else F.adaptive_avg_pool2d(flat.relu(), cells)
             both = torch.cat([largest, average], 1)
         return both.flatten(2).transpose(1, 2)
 
@@ -171,7 +174,7 @@ class Side(Method):
         if not self._dense():
             vector = F.linear(hidden.mean(1), weight, bias)
             shape = (1,) * (len(self.target) - 1)
-            return vector.reshape(-1, *(shape + (self._depth(),) if self._last_axis() else (self._depth(), *shape)))
+            return vector.reshape(-1, *((*shape, self._depth()) if self._last_axis() else (self._depth(), *shape)))
         grid, size = self._grid(), self.target[1:]
         plane = F.linear(hidden, weight, bias).transpose(1, 2).reshape(-1, self._depth(), *grid)
         mode = "bilinear" if len(size) == 2 else "linear"
@@ -209,7 +212,7 @@ def _classifier(captured: Captured) -> tuple[fx.Node, fx.Node]:
             features, weight = node.args[position], node.args[position + 1]
             if isinstance(features, fx.Node) and isinstance(weight, fx.Node) and weight.name in captured.owner:
                 return node, features
-    raise ExportError("the model ends without a layer with weights, so there is no classifier for the side network to stand before",
-                      "use --method ecotta, tent or norm")
-
-
+    raise ExportError(
+        "the model ends without a layer with weights, so there is no classifier for the side network to stand before",
+        "use --method ecotta, tent or norm",
+    )

@@ -81,8 +81,13 @@ def curve(graph: Graph, order: Sequence[int] | None = None) -> list[int]:
         return name
 
     for node in nodes:
-        inplace = (node.op in IN_PLACE and node.outputs[0] not in buffers.outside and real(node.inputs[0]) in taken and remaining[real(node.inputs[0])] == 1
-                   and graph.values[node.inputs[0]].nbytes == graph.values[node.outputs[0]].nbytes)
+        inplace = (
+            node.op in IN_PLACE
+            and node.outputs[0] not in buffers.outside
+            and real(node.inputs[0]) in taken
+            and remaining[real(node.inputs[0])] == 1
+            and graph.values[node.inputs[0]].nbytes == graph.values[node.outputs[0]].nbytes
+        )
         for out in node.outputs:
             if inplace:
                 moved[out] = real(node.inputs[0])

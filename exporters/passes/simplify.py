@@ -154,10 +154,22 @@ def shrink_scalings(graph: Graph) -> bool:
     return changed
 
 
-PASSES: tuple[Callable[[Graph], bool], ...] = (drop_unread, fold_constants, join_views, absorb_transposes, shrink_scalings, skip_expansions, merge_equal, drop_unread)
+PASSES: tuple[Callable[[Graph], bool], ...] = (
+    drop_unread,
+    fold_constants,
+    join_views,
+    absorb_transposes,
+    shrink_scalings,
+    skip_expansions,
+    merge_equal,
+    drop_unread,
+)
 
 
 def simplify(graph: Graph) -> None:
     """Apply all of the above until nothing changes."""
-    while any([step(graph) for step in PASSES]):
-        pass
+    changed = True
+    while changed:
+        changed = False
+        for step in PASSES:
+            changed = step(graph) or changed

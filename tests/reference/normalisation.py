@@ -33,8 +33,10 @@ class LiveBatchNorm(nn.Module):
         """A layer that starts where this one stands."""
         layer = cls(norm.num_features, norm.eps)
         with torch.no_grad():
-            for mine, its in ((layer.weight, norm.weight), (layer.bias, norm.bias), (layer.mean, norm.running_mean), (layer.variance, norm.running_var)):
-                mine.copy_(its)
+            layer.weight.copy_(norm.weight)
+            layer.bias.copy_(norm.bias)
+            layer.mean.copy_(norm.running_mean)
+            layer.variance.copy_(norm.running_var)
         return layer
 
     def forward(self, x: Tensor) -> Tensor:

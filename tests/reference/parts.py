@@ -39,7 +39,8 @@ def split(model: nn.Module) -> Split:
     stem = [model.conv1] if pre_activation else [model.conv1, model.bn1, nn.ReLU()]
     before = [model.bn, nn.ReLU()] if pre_activation else []
     pool = nn.Sequential(*before, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    return Split(nn.Sequential(*stem), list(blocks.values()), list(blocks), pool, model.fc if pre_activation else model.linear, 3 if pre_activation else 1)
+    linear, kernel = (model.fc, 3) if pre_activation else (model.linear, 1)
+    return Split(nn.Sequential(*stem), list(blocks.values()), list(blocks), pool, linear, kernel)
 
 
 def counts(model: nn.Module, ends: Sequence[str]) -> tuple[int, ...]:

@@ -1,0 +1,159 @@
+"""Frames in numpy's files, read one at a time: a file may be far larger than the memory budget."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeadapt.bundle import InputSpec
+from edgeadapt.devices.sources.base import PIXELS, Frame, Source, Wanted
+from edgeadapt.errors import InputError, SourceError
+from edgeadapt.preprocess import batch_of
+from edgeadapt.units import format_shape
+
+
+class Reader:
+    """One array in numpy's .npy format, its rows read one after another.
+
+    Args:
+        file: where the array begins; it is read no further than to the array's end.
+        where: the file as a person would call it.
+
+    Attributes:
+        shape, dtype: the array's.
+
+    Raises:
+        SourceError: no such array, or one that cannot be read row by row.
+    """
+
+    def __init__(self, file: IO[bytes], where: str) -> None:
+        self._file, self._where = file, where
+        try:
+            version = np.lib.format.read_magic(file)
+            read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}[version]
+            self.shape, columns, self.dtype = read(file)
+        except Exception as reason:  # numpy's parser of headers raises tokenize.TokenError and others on damaged ones
+            raise SourceError(f"{where} holds no numpy array: {reason}", "write it with numpy.save or numpy.savez") from None
+        if min(self.shape, default=0) < 0:
+            raise SourceError(f"{where} has the shape {self.shape}", "write it with numpy.save or numpy.savez")
+        if self.dtype.hasobject or self.dtype.names is not None:
+            raise SourceError(f"{where} holds {self.dtype}, not numbers", "write uint8 images or float32 frames; objects are never unpickled")
+        if columns and len(self.shape) > 1:
+            raise SourceError(f"{where} is stored column by column", "write numpy.ascontiguousarray(array)")
+
+    def rows(self, shape: tuple[int, ...], count: int) -> Iterator[NDArray[Any]]:
+        """That many arrays of that shape, one after another, in this machine's byte order.
+
+        Raises:
+            SourceError: the file ends before.
+        """
+        for row in range(count):
+            data = self.take(self.dtype.itemsize * math.prod(shape), f"row {row} of {count}")
+            yield np.frombuffer(data, self.dtype).reshape(shape).astype(self.dtype.newbyteorder("="), copy=False)
+
+    def take(self, size: int, what: str) -> bytearray:
+        """The next bytes.
+
+        Raises:
+            SourceError: there are fewer.
+        """
+        data = bytearray(size)
+        view, got = memoryview(data), 0
+        try:
+            while got < size and (chunk := self._file.read(min(size - got, 2**20))):
+                view[got : got + len(chunk)] = chunk
+                got += len(chunk)
+        except Exception as reason:  # a damaged archive: zlib.error, BadZipFile, EOFError
+            raise SourceError(f"{self._where} is damaged at {what}: {reason}", "copy it again") from None
+        if got < size:
+            raise SourceError(f"{self._where} ended in {what}", "it was cut short: copy or record it again")
+        return data
+
+
+def frames_shape(shape: tuple[int, ...], dtype: np.dtype[Any], spec: InputSpec) -> tuple[tuple[int, ...], bool]:
+    """The shape [N,...] that an array of frames has for this model, and whether it is one frame without N.
+
+    Raises:
+        InputError: no such frames.
+    """
+    view, single = batch_of(np.broadcast_to(np.zeros((), dtype.newbyteorder("=")), shape), spec)
+    if math.prod(view.shape[1:]) > 3 * PIXELS:
+        raise InputError(f"frames of {format_shape(view.shape[1:])} are too large", f"give at most {PIXELS} pixels")
+    return view.shape, single
+
+
+class Archive(Source):
+    """An .npz file with `x`, uint8 [N,H,W,C] or float32 [N,*input.shape], and perhaps labels `y` [N] or [N,H,W]; or an .npy file with x alone.
+
+    Args:
+        path: the file.
+        wanted: what the bundle takes.
+
+    Raises:
+        SourceError: it cannot be opened, has no `x` or no frames, or `y` does not go with it.
+        InputError: the frames are not what the model takes.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], wanted: Wanted) -> None:
+        import zipfile  # here only: 1.1 MB that other sources do not need
+
+        self.name = str(path)
+        self._open: list[Any] = []
+        try:
+            if self.name.endswith(".npy"):
+                x: IO[bytes] = open(path, "rb")
+                y = None
+                self._open.append(x)
+            else:
+                archive = zipfile.ZipFile(path)
+                self._open.append(archive)
+                names = [name.removesuffix(".npy") for name in archive.namelist()]
+                if "x" not in names:
+                    raise SourceError(f"{path} has no array x, only {', '.join(names[:8]) or 'nothing'}", "save it with numpy.savez(path, x=..., y=...)")
+                x = archive.open("x.npy")
+                y = archive.open("y.npy") if "y" in names else None
+            self._x = Reader(x, f"x in {path}")
+            self._shape, single = self._frames(wanted.input)
+            if single:
+                raise SourceError(f"x in {path} is one frame of shape {format_shape(self._x.shape)}", "save x[None], one row a frame")
+            self.count = self._shape[0]
+            self._y = None if y is None else self._labels(Reader(y, f"y in {path}"))
+        except OSError as reason:
+            self.close()
+            raise SourceError(f"{path} cannot be opened: {reason.strerror}", "check the path and its permissions") from None
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as reason:
+            self.close()
+            raise SourceError(f"{path} is not an .npz file: {reason}", "save it with numpy.savez(path, x=..., y=...)") from None
+        except BaseException:
+            self.close()
+            raise
+        self.labelled = self._y is not None
+
+    def _frames(self, spec: InputSpec) -> tuple[tuple[int, ...], bool]:
+        if self._x.shape[:1] == (0,):
+            raise SourceError(f"{self.name} holds no frames", "give at least one")
+        return frames_shape(self._x.shape, self._x.dtype, spec)
+
+    def _labels(self, y: Reader) -> Reader:
+        if y.dtype.kind not in "iu" or y.shape[:1] != self._shape[:1]:
+            raise SourceError(
+                f"y in {self.name} is {y.dtype} of shape {format_shape(y.shape)}, not whole numbers, one row for each of {self._shape[0]} frames",
+                "save one class a frame, or one a pixel for segmentation",
+            )
+        return y
+
+    def __iter__(self) -> Iterator[Frame]:
+        labels = None if self._y is None else self._y.rows(self._y.shape[1:], self._shape[0])
+        for index, pixels in enumerate(self._x.rows(self._shape[1:], self._shape[0])):
+            truth = None if labels is None else next(labels)
+            yield Frame(index, pixels, int(truth) if truth is not None and truth.ndim == 0 else truth)
+
+    def close(self) -> None:
+        """Closes the file."""
+        while self._open:
+            self._open.pop().close()

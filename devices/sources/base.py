@@ -1,0 +1,78 @@
+"""What a source of frames is. A source opens nothing that blocks before it is iterated, and one broken frame does not end it."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from edgeadapt.bundle import InputSpec, Task
+
+PIXELS = 2**25
+"""Larger pictures are refused frame by frame: one of this size takes 96 MiB when it is decoded."""
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One frame, or the reason why there is none.
+
+    Attributes:
+        id: the file's name, or the frame's number in its stream.
+        pixels: uint8 [H,W,C] or [H,W], or float32 [*input.shape]; None where `fault` says why.
+        truth: the class if the source knows it, for segmentation one a pixel [H,W]. Not checked against the bundle.
+        fault: why there are no pixels, in words.
+    """
+
+    id: str | int
+    pixels: NDArray[Any] | None
+    truth: int | NDArray[Any] | None = None
+    fault: str = ""
+
+
+class Source(ABC):
+    """Frames in their order, once.
+
+    Attributes:
+        name: how a person would call it.
+        count: how many frames there will be; None where that is not known.
+        labelled: whether frames come with their truth; of a stream that cannot be known before its end.
+    """
+
+    name: str
+    count: int | None = None
+    labelled: bool | None = None
+
+    @abstractmethod
+    def __iter__(self) -> Iterator[Frame]:
+        """The frames.
+
+        Raises:
+            SourceError: the source broke off; the frames before that have been given.
+        """
+
+    def close(self) -> None:  # noqa: B027
+        """Lets go of files and devices. A second close does nothing."""
+
+    def __enter__(self) -> Source:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a bundle takes; a source reads no further than that asks."""
+
+    input: InputSpec
+    task: Task
+
+    def label(self, value: object) -> int | None:
+        """A class by number or name; None where it is neither."""
+        if isinstance(value, str):
+            return self.task.names.index(value) if self.task.names is not None and value in self.task.names else None
+        return value if type(value) is int and 0 <= value < self.task.classes else None

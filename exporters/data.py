@@ -1,0 +1,210 @@
+"""Source data: samples like those the model was trained on, read once and checked, and given to the exporter as the device would see them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeadapt.bundle.manifest import InputSpec
+from edgeadapt.errors import InputError, UsageError
+from edgeadapt.exporters.reading import Found, Labels, Request, read
+from edgeadapt.preprocess import prepare
+from edgeadapt.progress import Progress, quiet
+from edgeadapt.units import format_shape
+
+MEMORY = 4 << 30
+CHUNK = 256
+Indices = NDArray[np.intp] | Sequence[int]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Checked source samples.
+
+    Attributes:
+        x: uint8 images (N, H, W, C) of the input's height and width, or float32 (N, *spec.shape), which the model takes as it is.
+        y: int64 classes (N,), or of every pixel (N, H, W); None where the samples carry no labels.
+        spec: the model's input, and how uint8 images become it.
+        names: class names, or None.
+        origin: where they came from, in a few words.
+    """
+
+    x: NDArray[Any]
+    y: Labels | None
+    spec: InputSpec
+    names: list[str] | None = None
+    origin: str = ""
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def _rows(self, indices: Indices) -> NDArray[Any]:
+        return np.ascontiguousarray(self.x[np.asarray(indices, np.intp)])
+
+    def tensor(self, indices: Indices) -> NDArray[np.float32]:
+        """The samples at `indices` as the graphs take them, float32 (n, *spec.shape), by the device's own `prepare`; a copy."""
+        return prepare(self._rows(indices), self.spec)
+
+    def pixels(self, indices: Indices) -> NDArray[np.float32] | None:
+        """The samples at `indices` as images (n, C, H, W) in 0..1, before mean and deviation; None where they are no images.
+
+        float32 samples count as images where undoing the given mean and deviation brings them into 0..1.
+        """
+        spec = self.spec
+        if self.x.dtype == np.uint8:
+            return prepare(self._rows(indices), dataclasses.replace(spec, mean=None, std=None))
+        if len(spec.shape) != 3 or spec.mean is None or spec.std is None:
+            return None
+        mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (spec.mean, spec.std))
+        undone = self._rows(indices) * std + mean
+        return np.clip(undone, 0.0, 1.0) if undone.size and undone.min() > -0.01 and undone.max() < 1.01 else None
+
+    def take(self, indices: Indices) -> Samples:
+        """Some of the samples, copied."""
+        chosen = np.asarray(indices, np.intp)
+        return dataclasses.replace(self, x=self.x[chosen], y=None if self.y is None else self.y[chosen])
+
+    def split(self, holdout: float, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Indices to train on and indices to hold out, each rising: the share `holdout` of every class, the same for the same seed.
+
+        At least one sample is held out where holdout > 0 and there are two; the only sample of a class is trained on.
+        """
+        random = np.random.default_rng(seed)
+        if self.y is None or self.y.ndim > 1:
+            groups = [np.arange(len(self))]
+        else:
+            groups = [np.flatnonzero(self.y == label) for label in np.unique(self.y)]
+        exact = [len(group) * holdout for group in groups]
+        counts = [min(int(share), len(group) - 1) for share, group in zip(exact, groups, strict=True)]
+        wanted = max(round(len(self) * holdout), 1 if holdout > 0 else 0)
+        for k in sorted(range(len(groups)), key=lambda k: (counts[k] - exact[k], k)):
+            if sum(counts) < wanted and counts[k] < len(groups[k]) - 1:
+                counts[k] += 1
+        held = [random.permutation(group)[:count] for group, count in zip(groups, counts, strict=True)]
+        outside = np.sort(np.concatenate(held)).astype(np.intp)
+        return np.setdiff1d(np.arange(len(self)), outside), outside
+
+    def check(self, logits: Sequence[int]) -> None:
+        """See that labels and names fit a model whose logits for one sample have this shape: (classes,) or (classes, H, W).
+
+        Raises:
+            InputError: they do not.
+        """
+        classes, place = int(logits[0]), tuple(int(size) for size in logits[1:])
+        if self.names is not None and len(self.names) != classes:
+            raise InputError(f"there are {len(self.names)} class names, and the model has {classes} classes", "give a name for each output of the model, in order")
+        if self.y is None:
+            return
+        if self.y.shape[1:] != place:
+            what = f"{format_shape(place)}, as the model's logits" if place else "one class"
+            found = format_shape(self.y.shape[1:]) if self.y.ndim > 1 else "one class"
+            raise InputError(f"the labels of a sample are {found}, expected {what}", "check --task and the labels")
+        _check_range(self.y, classes, "")
+
+    def summary(self) -> str:
+        """One line about them."""
+        kind = "images" if self.x.dtype == np.uint8 else "samples"
+        if self.y is None:
+            labels = "without labels"
+        elif self.y.ndim == 1:
+            labels = f"of {len(np.unique(self.y))} classes"
+        else:
+            labels = f"with a class for every pixel, up to {int(self.y.max())}"
+        return f"{len(self):,} {kind} {format_shape(self.x.shape[1:])} {self.x.dtype}, {labels}" + (f", from {self.origin}" if self.origin else "")
+
+
+def load_samples(data: Any, spec: InputSpec, *, names: Sequence[str] | None = None, classes: int | None = None, labelled: bool = True,
+                 most: int | None = None, seed: int = 0, memory: int = MEMORY, progress: Progress = quiet) -> Samples:
+    """Read source samples and check them.
+
+    Args:
+        data: path of an .npz archive (or of a folder of .npy files, which are mapped) with x, y and perhaps names; path of a folder with one folder
+            of images for each class; "MODULE:FUNCTION" that gives a map-style torch Dataset of (x, label), which is read once; or such a Dataset, or
+            the arrays (x, y) themselves. uint8 images are resized to the input where `spec.resize` is given; float32 is taken as it is.
+        names: class names in the order of the model's outputs; a folder's names must be among them. Without, a folder's own, sorted.
+        classes: number of the model's classes, where known.
+        labelled: whether labels are wanted; without, they are not looked at and `y` is None.
+        most: take at most so many samples, drawn by `seed` in equal share from every class.
+        memory: refuse to hold more bytes than this.
+        progress: told about every image that is read.
+
+    Raises:
+        InputError: the data is missing, damaged, or not what the model takes; labels are no whole numbers, out of range or all the same.
+        UsageError, ExportError: the function that gives the data set is not found, or raises.
+    """
+    if isinstance(data, Samples):
+        return data
+    request = Request(spec, list(names) if names else None, classes, labelled, most, seed, memory, progress)
+    return _checked(read(os.fspath(data) if isinstance(data, os.PathLike) else data, request), request)
+
+
+def _checked(found: Found, request: Request) -> Samples:
+    """The checks that are the same for all forms."""
+    x, y, origin, names = found.x, found.y, found.origin, request.names or found.names
+    if x.dtype == np.float32:
+        _check_finite(x, origin)
+    if y is not None:
+        if y.ndim not in (1, 3):
+            raise InputError(f"{origin}: labels are {format_shape(y.shape)}, expected N classes, or N x H x W for segmentation",
+                             "give class indices, not one-hot rows")
+        _check_range(y, request.classes or (len(names) if names else None), f"{origin}: ")
+        if (y == y.flat[0]).all():
+            raise InputError(f"{origin}: every label is {y.flat[0]}", "give samples of all classes: after a warm-up on one the model says nothing else")
+    return Samples(x, y, request.spec, names, origin)
+
+
+def _check_range(y: Labels, classes: int | None, prefix: str) -> None:
+    least, largest = (int(y.min()), int(y.max())) if y.size else (0, 0)
+    if least >= 0 and (classes is None or largest < classes):
+        return
+    wrong = least if least < 0 else largest
+    first = int(np.argwhere(y == wrong)[0][0])
+    hint = "classes are counted from 0"
+    if least == 1 and classes == largest:
+        hint += ": subtract 1"
+    elif y.ndim > 1:
+        hint += "; give unlabelled pixels a class of their own, or leave such samples out"
+    raise InputError(f"{prefix}label {wrong} of sample {first} lies outside 0..{classes - 1 if classes else '…'}", hint)
+
+
+def _check_finite(x: NDArray[np.float32], origin: str) -> None:
+    for start in range(0, len(x), CHUNK):
+        part = x[start : start + CHUNK]
+        rows = np.isfinite(part).reshape(len(part), -1).all(1)
+        if not rows.all():
+            raise InputError(f"{origin}: sample {start + int(np.argmin(rows))} holds NaN or infinite values", "repair or drop such samples, as in training")
+
+
+def spec_for(shape: Sequence[int], mean: Sequence[float] | None = None, std: Sequence[float] | None = None, resize: bool = False) -> InputSpec:
+    """The input of a model from what a user says.
+
+    Args:
+        shape: one float32 input, channels first.
+        mean, std: of pixels in 0..1, one number a channel or one for all.
+        resize: whether uint8 images of another size are resized to the input.
+
+    Raises:
+        UsageError: they do not fit each other.
+    """
+    shape = tuple(int(size) for size in shape)
+    if len(shape) != 3 and (mean is not None or std is not None or resize):
+        raise UsageError(f"--mean, --std and --resize are for images, but the input is {format_shape(shape)}", "scale sensor data in the data, as in training")
+    values = []
+    for name, given, least, most in (("mean", mean, 0.0, 1.0), ("std", std, 1e-6, 10.0)):
+        if given is None:
+            values.append(None)
+            continue
+        several = tuple(float(value) for value in given) * (shape[0] if len(given) == 1 else 1)
+        if len(several) != shape[0]:
+            raise UsageError(f"--{name} has {len(several)} numbers for {shape[0]} channels", "give one for each channel, or one for all")
+        if not all(least <= value <= most for value in several):
+            raise UsageError(f"--{name} {', '.join(f'{value:g}' for value in several)} lies outside {least:g}..{most:g}",
+                             "it is of pixels in 0..1: divide that of pixels in 0..255 by 255")
+        values.append(several)
+    return InputSpec(shape, (shape[1], shape[2]) if resize else None, *values)

@@ -1,0 +1,93 @@
+"""The manifest of a bundle: what was compiled, from what, and how it was checked."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from edgeadapt._version import __version__
+from edgeadapt.bundle import GraphSpec, HyperSpec, InputSpec, Manifest, MethodInfo, ModelInfo, Part, StateSpec, StatisticsInfo, Task
+from edgeadapt.exporters.compile import Compiled
+from edgeadapt.exporters.ir import IR_VERSION, OPSET
+from edgeadapt.exporters.options import Options, batch_defaults
+from edgeadapt.exporters.programs import Model
+from edgeadapt.exporters.selfcheck import Difference
+
+
+def describe(
+    model: Model,
+    compiled: Sequence[Compiled],
+    options: Options,
+    name: str,
+    task: Task,
+    spec: InputSpec,
+    warmup: dict[str, Any] | None,
+    differences: Sequence[Difference],
+) -> Manifest:
+    """The manifest, all but the members' checksums."""
+    method, captured = model.method, model.method.backbone.captured
+    adapted = sorted(set(options.batches))
+
+    def defaults(names: Sequence[str], batch: int) -> dict[str, float]:
+        return batch_defaults(method, model.optimiser, options.rate, names, batch)
+
+    hyper = {key: HyperSpec(found.default, found.low, found.high, found.help) for key, found in model.hyper().items()}
+    for key, value in defaults(list(hyper), adapted[-1]).items():
+        hyper[key] = dataclasses.replace(hyper[key], default=value)
+    chosen = {
+        "parts": options.parts,
+        "kernel": getattr(method, "kernel", 0),
+        "optimiser": model.optimiser if method.trains else "",
+        "exact_gradient": model.exact,
+        "seed": options.seed,
+    }
+    return Manifest(
+        producer=f"edgeadapt {__version__}",
+        model=ModelInfo(name, sum(tensor.numel() for key, tensor in captured.tensors.items() if key in captured.parameters), ""),
+        task=task,
+        input=spec,
+        method=MethodInfo(method.name, chosen, method.summary),
+        partition=_parts(model),
+        statistics=StatisticsInfo(model.statistics, tuple(sorted({key.rpartition(".")[0] for key in model.values}))),
+        hyper=hyper,
+        state=tuple(StateSpec(key, tuple(value.shape), kind) for key, (kind, value) in model.state().items()),
+        batches=tuple(sorted({1, *adapted})),
+        graphs={item.program.name: _graph(item, defaults(item.hyper, item.program.batch)) for item in compiled},
+        opset=OPSET,
+        ir_version=IR_VERSION,
+        warmup=warmup,
+        selfcheck={item.graph: item.plain() for item in differences},
+    )
+
+
+def _graph(item: Compiled, defaults: dict[str, float]) -> GraphSpec:
+    program = item.program
+    return GraphSpec(
+        path=f"graphs/{program.name}.onnx",
+        role=program.role,
+        batch=program.batch,
+        hyper=tuple(item.hyper),
+        reads=tuple(item.reads),
+        writes=tuple(item.writes),
+        metrics=tuple(item.metrics),
+        nodes=len(item.graph.nodes),
+        peak_bytes=item.peak,
+        defaults=defaults,
+    )
+
+
+def _parts(model: Model) -> tuple[Part, ...]:
+    method = model.method
+    if method.partition is None:
+        return ()
+    cuts, backbone = method.partition.cuts, method.backbone
+    captured = backbone.captured
+    rows = []
+    for index, cut in enumerate(cuts):
+        owned = {captured.owner.get(source.name, "") for node in backbone.segments[index] for source in node.all_input_nodes}
+        frozen = sum(captured.tensors[name].numel() for name in owned if name in captured.parameters)
+        prefix = method.prefix(index)
+        trainable = sum(value.numel() for name, value in model.parameters.items() if prefix and name.startswith(prefix))
+        rows.append(Part(cut.name, cuts[index - 1].name if index else "input", cut.shape, frozen, trainable))
+    return tuple(rows)
