@@ -38,8 +38,9 @@ class Bars:
         clock: seconds, for the time that is left.
     """
 
-    def __init__(self, stream: TextIO | None = None, terminal: bool | None = None, columns: int | None = None,
-                 clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, stream: TextIO | None = None, terminal: bool | None = None, columns: int | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._stream: TextIO | None = sys.stderr if stream is None else stream
         self._terminal = bool(self._stream and self._stream.isatty()) if terminal is None else terminal
         self._columns, self._clock = columns, clock

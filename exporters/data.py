@@ -98,7 +98,9 @@ class Samples:
         """
         classes, place = int(logits[0]), tuple(int(size) for size in logits[1:])
         if self.names is not None and len(self.names) != classes:
-            raise InputError(f"there are {len(self.names)} class names, and the model has {classes} classes", "give a name for each output of the model, in order")
+            raise InputError(
+                f"there are {len(self.names)} class names, and the model has {classes} classes", "give a name for each output of the model, in order"
+            )
         if self.y is None:
             return
         if self.y.shape[1:] != place:
@@ -119,8 +121,18 @@ class Samples:
         return f"{len(self):,} {kind} {format_shape(self.x.shape[1:])} {self.x.dtype}, {labels}" + (f", from {self.origin}" if self.origin else "")
 
 
-def load_samples(data: Any, spec: InputSpec, *, names: Sequence[str] | None = None, classes: int | None = None, labelled: bool = True,
-                 most: int | None = None, seed: int = 0, memory: int = MEMORY, progress: Progress = quiet) -> Samples:
+def load_samples(
+    data: Any,
+    spec: InputSpec,
+    *,
+    names: Sequence[str] | None = None,
+    classes: int | None = None,
+    labelled: bool = True,
+    most: int | None = None,
+    seed: int = 0,
+    memory: int = MEMORY,
+    progress: Progress = quiet,
+) -> Samples:
     """Read source samples and check them.
 
     Args:
@@ -151,11 +163,13 @@ def _checked(found: Found, request: Request) -> Samples:
         _check_finite(x, origin)
     if y is not None:
         if y.ndim not in (1, 3):
-            raise InputError(f"{origin}: labels are {format_shape(y.shape)}, expected N classes, or N x H x W for segmentation",
-                             "give class indices, not one-hot rows")
+            raise InputError(
+                f"{origin}: labels are {format_shape(y.shape)}, expected N classes, or N x H x W for segmentation",
+                "give class indices, not one-hot rows",
+            )
         _check_range(y, request.classes or (len(names) if names else None), f"{origin}: ")
         if (y == y.flat[0]).all():
-            raise InputError(f"{origin}: every label is {y.flat[0]}", "give samples of all classes: after a warm-up on one the model says nothing else")
+            raise InputError(f"{origin}: every label is {y.flat[0]}", "give samples of all classes: after a warm-up on one it is all the model says")
     return Samples(x, y, request.spec, names, origin)
 
 
@@ -178,7 +192,9 @@ def _check_finite(x: NDArray[np.float32], origin: str) -> None:
         part = x[start : start + CHUNK]
         rows = np.isfinite(part).reshape(len(part), -1).all(1)
         if not rows.all():
-            raise InputError(f"{origin}: sample {start + int(np.argmin(rows))} holds NaN or infinite values", "repair or drop such samples, as in training")
+            raise InputError(
+                f"{origin}: sample {start + int(np.argmin(rows))} holds NaN or infinite values", "repair or drop such samples, as in training"
+            )
 
 
 def spec_for(shape: Sequence[int], mean: Sequence[float] | None = None, std: Sequence[float] | None = None, resize: bool = False) -> InputSpec:
@@ -194,8 +210,11 @@ def spec_for(shape: Sequence[int], mean: Sequence[float] | None = None, std: Seq
     """
     shape = tuple(int(size) for size in shape)
     if len(shape) != 3 and (mean is not None or std is not None or resize):
-        raise UsageError(f"--mean, --std and --resize are for images, but the input is {format_shape(shape)}", "scale sensor data in the data, as in training")
-    values = []
+        raise UsageError(
+            f"--mean, --std and --resize are for images, but the input is {format_shape(shape)}",
+            "scale sensor data before it is given, as in training",
+        )
+    values: list[tuple[float, ...] | None] = []
     for name, given, least, most in (("mean", mean, 0.0, 1.0), ("std", std, 1e-6, 10.0)):
         if given is None:
             values.append(None)
@@ -204,7 +223,9 @@ def spec_for(shape: Sequence[int], mean: Sequence[float] | None = None, std: Seq
         if len(several) != shape[0]:
             raise UsageError(f"--{name} has {len(several)} numbers for {shape[0]} channels", "give one for each channel, or one for all")
         if not all(least <= value <= most for value in several):
-            raise UsageError(f"--{name} {', '.join(f'{value:g}' for value in several)} lies outside {least:g}..{most:g}",
-                             "it is of pixels in 0..1: divide that of pixels in 0..255 by 255")
+            raise UsageError(
+                f"--{name} {', '.join(f'{value:g}' for value in several)} lies outside {least:g}..{most:g}",
+                "it is of pixels in 0..1: divide that of pixels in 0..255 by 255",
+            )
         values.append(several)
     return InputSpec(shape, (shape[1], shape[2]) if resize else None, *values)

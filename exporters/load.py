@@ -167,7 +167,7 @@ def load_factory(text: str) -> nn.Module:
     if not isinstance(model, nn.Module):
         state = isinstance(model, Mapping) and any(isinstance(value, Tensor) for value in model.values())
         hint = "return the model itself and give its weights by --weights" if state else "return the nn.Module itself"
-        raise ExportError(f"{text} gave a {type(model).__name__}, expected a torch.nn.Module", hint)
+        raise ExportError(f"{text} gave an object of type {type(model).__name__}, expected a torch.nn.Module", hint)
     model = _unwrapped(model)
     absent = [name for name, tensor in model.state_dict().items() if tensor.is_meta]
     if absent:

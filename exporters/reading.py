@@ -71,8 +71,10 @@ def read(data: Any, request: Request) -> Found:
     if path.suffix == ".npz":
         return _arrays(*_npz(path, request), path.name, request)
     if path.exists() or ":" not in data:
-        raise InputError(f"{data}: {'not a data set' if path.exists() else 'there is no such file or folder'}",
-                         "give an .npz archive with x and y, a folder with a folder of images for each class, or MODULE:FUNCTION for a torch Dataset")
+        raise InputError(
+            f"{data}: {'not a data set' if path.exists() else 'there is no such file or folder'}",
+            "give an .npz archive with x and y, a folder with a folder of images for each class, or MODULE:FUNCTION for a torch Dataset",
+        )
     thing = resolve(data, "dataset")
     return _thing(thing if hasattr(thing, "__getitem__") else call(thing, data, "dataset"), data, request)
 
@@ -86,8 +88,10 @@ def _thing(thing: Any, origin: str, request: Request) -> Found:
     if isinstance(thing, (tuple, list)) and len(thing) == 2 and isinstance(thing[0], array):
         return _arrays(thing[0], thing[1], None, "arrays", request)
     if not hasattr(thing, "__getitem__") or not hasattr(thing, "__len__"):
-        raise InputError(f"{origin} is a {type(thing).__name__}, expected a data set with a length and items (x, label)",
-                         "give a map-style torch Dataset, or the arrays (x, y)")
+        raise InputError(
+            f"{origin} is a {type(thing).__name__}, expected a data set with a length and items (x, label)",
+            "give a map-style torch Dataset, or the arrays (x, y)",
+        )
     return _dataset(thing, origin, request)
 
 
@@ -126,10 +130,14 @@ def _npy(folder: Path) -> tuple[Any, Any, Any]:
 def _arrays(x: Any, y: Any, names: Any, origin: str, request: Request) -> Found:
     x, y = (part.detach().cpu().numpy() if isinstance(part, torch.Tensor) else part for part in (x, y))
     if not isinstance(x, np.ndarray) or not x.ndim:
-        raise InputError(f"{origin}: x is {'missing' if x is None else 'no array'}", "give uint8 images N x H x W x C, or float32 as the model takes it")
+        raise InputError(
+            f"{origin}: x is {'missing' if x is None else 'no array'}", "give uint8 images N x H x W x C, or float32 as the model takes it"
+        )
     if request.labelled:
         if y is None:
-            raise InputError(f"{origin}: holds no labels y", "add each sample's class as y; or add --unlabelled, to learn from the frozen model's predictions")
+            raise InputError(
+                f"{origin}: holds no labels y", "add each sample's class as y; or add --unlabelled, to learn from the frozen model's predictions"
+            )
         y = _labels(y, origin)
         if y.shape[:1] != x.shape[:1]:
             raise InputError(f"{origin}: {len(x)} samples and {y.size if y.ndim < 1 else len(y)} labels", "x and y must have the same length")
@@ -207,7 +215,7 @@ def _room(count: int, dtype: np.dtype[Any], origin: str, request: Request) -> ND
     shape = request.spec.shape if dtype != np.uint8 else (*request.spec.shape[1:], request.spec.shape[0])
     size = count * int(np.prod(shape)) * dtype.itemsize
     if size > request.memory:
-        raise _too_large(size, origin, request, "take a part of it with --samples, such as 5000: a tenth of the training data warms up nearly as well as all")
+        raise _too_large(size, origin, request, "take a part of it with --samples, such as 5000: a tenth of the data warms up nearly as well as all")
     return np.empty((count, *shape), dtype)
 
 
@@ -217,8 +225,10 @@ def _too_large(size: int, origin: str, request: Request, hint: str) -> InputErro
 
 def _wrong_size(size: Sequence[int], origin: str, spec: InputSpec) -> InputError:
     wanted = format_shape(spec.shape[1:])
-    return InputError(f"{origin}: images are {format_shape(tuple(size))} (height x width), the model takes {wanted}",
-                      f"add --resize {wanted}, or resize them as in training")
+    return InputError(
+        f"{origin}: images are {format_shape(tuple(size))} (height x width), the model takes {wanted}",
+        f"add --resize {wanted}, or resize them as in training",
+    )
 
 
 # ------------------------------------------------------------------------------------------------ folders of images
@@ -229,16 +239,22 @@ def _folder(path: Path, request: Request) -> Found:
         return _images(sorted(_files(path)), None, None, path, request)
     found = sorted(entry for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not found:
-        raise InputError(f"{path}: holds no folders", "make a folder for each class with its images in it; for images without classes add --unlabelled")
+        raise InputError(
+            f"{path}: holds no folders", "make a folder for each class with its images in it; for images without classes add --unlabelled"
+        )
     names = request.names or [entry.name for entry in found]
     unknown = [entry.name for entry in found if entry.name not in names]
     if unknown:
         shown = ", ".join(names[:6]) + (", …" if len(names) > 6 else "")
-        raise InputError(f"{path}: folder {unknown[0]!r} is none of the class names ({shown})",
-                         "rename the folders, or leave --names out: then the folders are the classes, sorted by name")
+        raise InputError(
+            f"{path}: folder {unknown[0]!r} is none of the class names ({shown})",
+            "rename the folders, or leave --names out: then the folders are the classes, sorted by name",
+        )
     if request.classes and request.classes != len(names):
-        raise InputError(f"{path}: holds {len(names)} folders, and the model has {request.classes} classes",
-                         "give the class of every output with --names, or make one folder for each class")
+        raise InputError(
+            f"{path}: holds {len(names)} folders, and the model has {request.classes} classes",
+            "give the class of every output with --names, or make one folder for each class",
+        )
     files: list[Path] = []
     labels: list[int] = []
     for entry in found:
@@ -274,13 +290,17 @@ def _images(files: list[Path], y: Labels | None, names: list[str] | None, path: 
 
 def _image_input(origin: str, spec: InputSpec) -> None:
     if len(spec.shape) != 3 or spec.shape[0] not in MODES:
-        raise InputError(f"{origin}: images have 1, 3 or 4 channels, but the model takes {format_shape(spec.shape)}", "give an .npz archive with x and y")
+        raise InputError(
+            f"{origin}: images have 1, 3 or 4 channels, but the model takes {format_shape(spec.shape)}", "give an .npz archive with x and y"
+        )
 
 
 def _decoded(image: Image.Image, origin: str, spec: InputSpec) -> NDArray[np.uint8]:
     """One image (H, W, C) of the input's size."""
     if image.mode.startswith(("I", "F")):
-        raise InputError(f"{origin}: has pixels of type {image.mode}, not bytes", "convert it to 8 bits as in training, or give float32 arrays in an .npz archive")
+        raise InputError(
+            f"{origin}: has pixels of type {image.mode}, not bytes", "convert it to 8 bits as in training, or give float32 arrays in an .npz archive"
+        )
     channels, height, width = spec.shape
     pixels = np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
     if pixels.shape[:2] == (height, width):

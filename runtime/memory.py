@@ -37,7 +37,7 @@ def peak() -> int:
 def planned(bundle: Bundle, state_bytes: int) -> dict[str, int]:
     """What serving a bundle adds to a process in which its first graph is loaded but has not run, in bytes a line.
 
-    activations: the largest planned peak, as all graphs share one arena. weights: all of them, once. graphs: the other sessions' own structures.
+    activations: the largest planned peak, as all graphs share one arena. weights: all of them, once. graphs: the structures of those loaded later.
     state: all sets. buffers: frames and logits of the largest batch.
 
     Args:

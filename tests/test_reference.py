@@ -18,13 +18,14 @@ from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, capture
 from edgeadapt.exporters.methods import METHODS, Method, Outcome, Setup
 from edgeadapt.exporters.programs import Model, Program, build
-from tests.reference import Adaptation, EcoTTA, Side, reference
+from tests.reference import Adaptation, EcoTTA, Norm, Side, Source, Tent
 from tests.reference.base import entropy
 from tests.zoo.calibrate import calibrate
 from tests.zoo.named import resnet_cifar, wideresnet
 
 BATCH, SHAPE, CLASSES, STEPS = 8, (3, 32, 32), 10, 6
 MODELS = {"resnet20": lambda: resnet_cifar(20), "wideresnet10": lambda: wideresnet(10, 1)}
+PARTS = {"resnet20": (2, 1, 3, 3), "wideresnet10": (1, 1, 1)}
 STEP = {"mix": 0.3, "rate": 0.01}
 
 State = dict[str, Tensor]
@@ -98,9 +99,12 @@ def pair(name: str, kind: str, role: str = "adapt", statistics: str | None = Non
     given |= {f"hyper.{key}": torch.tensor(value) for key, value in hyper.items() if f"hyper.{key}" in given}
     given = {key: value.double() if value.is_floating_point() else value for key, value in given.items()}
     scalars = {key.removeprefix("hyper."): float(value) for key, value in given.items() if key.startswith("hyper.")}
-    parts = [cut.name for cut in method.partition.cuts[1:]] if kind == "ecotta" and method.partition else []
-    options = {"single": single} if kind == "ecotta" else {}
-    plain = reference(network(name), kind, parts, ours.statistics, exact=exact, **scalars, **options).double()
+    options = {"live": ours.statistics == "live", "exact": exact, **scalars}
+    if kind == "ecotta":
+        plain: Adaptation = EcoTTA(network(name), PARTS[name], single, **options)
+    else:
+        plain = {"source": Source, "norm": Norm, "tent": Tent, "side": Side}[kind](network(name), **options)
+    plain = plain.double()
     both = Pair(method, program, given, plain)
     plain.load(both.state)
     return both

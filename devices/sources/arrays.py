@@ -114,7 +114,8 @@ class Archive(Source):
                 self._open.append(archive)
                 names = [name.removesuffix(".npy") for name in archive.namelist()]
                 if "x" not in names:
-                    raise SourceError(f"{path} has no array x, only {', '.join(names[:8]) or 'nothing'}", "save it with numpy.savez(path, x=..., y=...)")
+                    found = ", ".join(names[:8]) or "nothing"
+                    raise SourceError(f"{path} has no array x, but {found}", "save it with numpy.savez(path, x=..., y=...)")
                 x = archive.open("x.npy")
                 y = archive.open("y.npy") if "y" in names else None
             self._x = Reader(x, f"x in {path}")

@@ -1,7 +1,7 @@
 """What a bundle holds: model, input, method, state, graphs and their memory, checks, sizes.
 
-  edgeadapt inspect model.edgeadapt
-  edgeadapt inspect model.edgeadapt --json | jq .graphs
+edgeadapt inspect model.edgeadapt
+edgeadapt inspect model.edgeadapt --json | jq .graphs
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def summary(bundle: Bundle) -> str:
         ("task", f"{task.kind}, {task.classes} classes{_some(task.names)}"),
         ("input", f"float32 {format_shape(manifest.input.shape)}; {_pictures(manifest.input)}"),
         ("method", f"{method.name}: {method.summary}{f' ({options})' if options else ''}"),
-        ("statistics", f"{statistics.mode}: {followed}{f', {len(statistics.layers)} layers' if statistics.layers else ''}"),
+        ("statistics", f"{statistics.mode}: {followed}{f' (layers: {len(statistics.layers)})' if statistics.layers else ''}"),
         ("batches", ", ".join(map(str, manifest.batches))),
         ("onnx", f"opset {manifest.opset}, IR version {manifest.ir_version}"),
     ]
@@ -72,7 +72,8 @@ def summary(bundle: Bundle) -> str:
         parts.append(_titled("partition", table(("part ends at", "begins at", "output", "frozen", "trainable"), rows, left=2)))
     if manifest.hyper:
         hyper = [(name, _value(spec.default), f"{spec.low:g} to {spec.high:.3g}", spec.help) for name, spec in manifest.hyper.items()]
-        parts.append(_titled("scalars that may be changed on the device", table(("name", "default", "range", "what it is"), hyper, left=1, words=True)))
+        text = table(("name", "default", "range", "what it is"), hyper, left=1, words=True)
+        parts.append(_titled("scalars that may be changed on the device", text))
     parts.append(_titled("state", _state(manifest.state)))
     graphs = [
         (name, graph.role, str(graph.batch), str(graph.nodes), format_bytes(graph.peak_bytes), format_bytes(sizes.get(graph.path, 0)), _own(graph))

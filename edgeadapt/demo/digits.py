@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 FOLDER = Path(__file__).parent
+BUNDLE = FOLDER / "digits.edgeadapt"
 SIDE = 32
 TRAINING = 1200
 """The first 1200 images are for training, the other 597 for testing. They come writer by writer, so hardly a hand is in both."""

@@ -138,7 +138,8 @@ def bars(title: str, groups: Sequence[Group], series: Sequence[str], unit: str, 
                 continue
             at, length = y + place * (thick + gap), max(1.0, min(value, most) * scale)
             tip = f"{group.name}, {series[place]}: {value:.1f} {unit}"
-            parts.append(f'<rect class="fill c{place}" x="{label}" y="{at}" width="{length:.1f}" height="{thick}" rx="2"><title>{escape(tip)}</title></rect>')
+            size = f'x="{label}" y="{at}" width="{length:.1f}" height="{thick}"'
+            parts.append(f'<rect class="fill c{place}" {size} rx="2"><title>{escape(tip)}</title></rect>')
             parts.append(_text(label + length + 6, at + thick - 1.5, f"{value:.1f} {unit}", "start", "strong"))
     return _svg(title, height, [*parts, *_legend([(name, place) for place, name in enumerate(series)], 14, label)])
 
@@ -191,7 +192,8 @@ def _x_axis(plot: _Plot, name: str) -> list[str]:
 
 def _bands(bands: Sequence[Band], plot: _Plot) -> list[str]:
     """Every other stretch shaded, its name above, and how strong it is as a small step profile."""
-    parts, runs = [], []
+    parts: list[str] = []
+    runs: list[tuple[str, float, float]] = []
     for band in bands:
         if runs and runs[-1][0] == band.name and runs[-1][2] == band.begin:
             runs[-1] = (band.name, runs[-1][1], band.end)

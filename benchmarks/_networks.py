@@ -1,0 +1,56 @@
+"""The CIFAR networks that the benchmarks adapt. Needs torch and the checkout, nothing of edgeadapt."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from tests.zoo.calibrate import calibrate
+from tests.zoo.named import load_weights, resnet_cifar, wideresnet
+
+SHAPE, CLASSES = (3, 32, 32), 10
+
+
+@dataclass(frozen=True)
+class Network:
+    """An architecture, the pack's weights for it, how images become its input, and the labelled images it is scored on."""
+
+    factory: Callable[[], nn.Module]
+    weights: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    scored: str
+
+    def trained(self, pack: Path) -> nn.Module:
+        """With the pack's weights."""
+        return load_weights(self.factory(), pack / "weights" / f"{self.weights}.safetensors")
+
+    def random(self) -> nn.Module:
+        """With random weights and plausible statistics: enough where only time and memory count."""
+        return calibrate(self.factory(), SHAPE)
+
+
+IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+HALF = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+NETWORKS = {
+    "resnet20": Network(lambda: resnet_cifar(20), "resnet20_cifar10", *IMAGENET, "cifar_test1000"),
+    "resnet56": Network(lambda: resnet_cifar(56), "resnet56_cifar10", *IMAGENET, "cifar_test1000"),
+    "wrn40-2": Network(wideresnet, "wrn40_2_cifar10", *HALF, "cifar_holdout10k"),
+}
+"""wrn40-2 never saw the holdout; the ResNets did, and are scored on the test images."""
+
+
+def data_pack() -> Path:
+    """The folder of the data pack.
+
+    Raises:
+        SystemExit: EDGEADAPT_DATA does not name it.
+    """
+    folder = Path(os.environ.get("EDGEADAPT_DATA", ""))
+    if not (folder / "loaders.py").is_file():
+        raise SystemExit("EDGEADAPT_DATA must name the folder of the data pack")
+    return folder

@@ -1,0 +1,116 @@
+"""A bundle and PyTorch eager in two processes that take turns: what `step.py` and `predict.py` share."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from _floors import trivial_model
+from _turns import Worker, paired_ratio, rounds, serve
+
+KINDS = ("torch", "bundle")
+MOMENTS = ("momentum.", "first.", "second.", "step")
+
+
+def batches(count: int, batch: int, seed: int = 0) -> list[np.ndarray]:
+    """Normal noise, float32 (batch, 3, 32, 32), a little different in mean and deviation from one to the next."""
+    random = np.random.default_rng(seed)
+    return [(random.standard_normal((batch, 3, 32, 32)) * (1 + 0.1 * k) + 0.05 * k).astype(np.float32) for k in range(count)]
+
+
+def turns(run: Callable[[np.ndarray], np.ndarray], state: Callable[[], dict[str, np.ndarray]], batch: int) -> None:
+    """Serve runs over four batches in a circle; "finish PATH" saves the last logits and the state."""
+    given, last = batches(4, batch), [np.zeros(0)]
+    position = [0]
+
+    def turn() -> None:
+        last[0] = run(given[position[0] % len(given)])
+        position[0] += 1
+
+    serve(turn, lambda path: np.savez(path, logits=last[0], **state()))
+
+
+def make_bundle(folder: Path, model: str, method: str, sizes: Sequence[int], parts: int) -> tuple[Path, Path]:
+    """Export random weights without warm-up; the bundle, and its initial state as .npz."""
+    from _networks import NETWORKS, SHAPE
+
+    from edgeadapt.bundle import Bundle, InputSpec
+    from edgeadapt.exporters.data import Samples
+    from edgeadapt.exporters.export import export
+
+    data = Samples(np.concatenate(batches(8, 32)), np.arange(256) % 10, InputSpec(SHAPE))
+    path, state = folder / f"{model}-{method}.edgeadapt", folder / f"{model}-{method}.npz"
+    export(NETWORKS[model].random(), path, shape=SHAPE, data=data, method=method, batches=tuple(sizes), parts=parts, epochs=0, allow_drop=True, threads=1)
+    np.savez(state, **Bundle.open(path).initial_state())
+    return path, state
+
+
+def settings_of(bundle: Path, state: Path, model: str, method: str, batch: int, threads: int) -> dict[str, Any]:
+    """What both processes are told, as plain JSON values."""
+    from edgeadapt.bundle import Bundle
+
+    manifest = Bundle.open(bundle).manifest.to_json()
+    wanted = {key: manifest[key] for key in ("method", "statistics", "hyper", "partition", "graphs")}
+    return {"model": model, "method": method, "batch": batch, "threads": threads, "bundle": str(bundle), "state": str(state), "manifest": wanted}
+
+
+def measure(script: Path, folder: Path, setting: dict[str, Any], count: int) -> dict[str, Any]:
+    """Times, peaks and floors of both sides of one setting, and how far apart they end."""
+    trivial = folder / "trivial.onnx"
+    trivial_model(str(trivial))
+    floors = {}
+    for kind, command in (("torch", ["torch"]), ("bundle", ["onnxruntime", str(trivial)])):
+        with Worker(f"floor of {kind}", [sys.executable, str(script.with_name("_floors.py")), *command], setting["threads"]) as floor:
+            floors[kind] = floor.peak
+    text = json.dumps(setting)
+    workers = [Worker(kind, [sys.executable, str(script), "--child", kind, "--setting", text], setting["threads"]) for kind in KINDS]
+    with workers[0], workers[1]:
+        rounds(workers, count)
+        peaks = [worker.peak for worker in workers]  # before the comparison, which copies the state
+        apart = agreement(folder, workers, Path(setting["state"]))
+    rows = {}
+    for worker, peak in zip(workers, peaks):
+        ratio = paired_ratio(worker, workers[0])
+        rows[worker.name] = {"seconds": worker.median, "all": worker.seconds, "time_ratio": ratio, "peak": peak, "floor": floors[worker.name]}
+    return {"threads": setting["threads"], "rows": rows, "apart": apart}
+
+
+def agreement(folder: Path, workers: list[Worker], initial: Path) -> dict[str, float]:
+    """How far the two are apart after all rounds.
+
+    Logits and statistics: the largest difference against the largest value. Updates: the length of the difference of all parameters against the
+    length of their way since the start.
+    """
+    found = []
+    for worker in workers:
+        path = folder / f"{worker.name}.npz"
+        worker.ask(f"finish {path}")
+        with np.load(path) as archive:
+            found.append({name: archive[name] for name in archive.files})
+    one, other = found
+    with np.load(initial) as archive:
+        start = {name: archive[name] for name in archive.files}
+    moved = [name for name in one if name in start and not name.startswith(("statistics.", *MOMENTS))]
+    apart = sum(float(((one[name] - other[name]) ** 2).sum()) for name in moved)
+    way = sum(float(((one[name] - start[name]) ** 2).sum()) for name in moved)
+    far = {name: float(np.abs(one[name] - other[name]).max() / np.abs(one[name]).max()) for name in one if name.startswith(("statistics.", "logits"))}
+    return {"logits": far.pop("logits"), "statistics": max(far.values(), default=0.0), "updates": (apart / way) ** 0.5 if way else apart**0.5}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print a table of one setting; times are of one run, or of each of `per` frames in it."""
+    rows, million, unit = result["rows"], 1e6, result["unit"]
+    base, per = rows["torch"], result["per"]
+    print(f"\n{result['title']}, {result['threads']} thread(s), medians of {len(base['all'])} rounds")
+    print(f"{'':8}{unit:>12}{'ratio':>8}{'peak, MB':>10}{'ratio':>8}{'floor, MB':>11}{'peak - floor':>14}{'ratio':>8}")
+    for name, row in rows.items():
+        above = row["peak"] - row["floor"]
+        time, memory = f"{1e3 * row['seconds'] / per:12.3f}{row['time_ratio']:8.2f}", f"{row['peak'] / million:10.1f}{row['peak'] / base['peak']:8.2f}"
+        print(f"{name:8}{time}{memory}{row['floor'] / million:11.1f}{above / million:14.1f}{above / (base['peak'] - base['floor']):8.2f}")
+    apart = result["apart"]
+    print(f"apart at the end (relative): logits {apart['logits']:.1e}, updates {apart['updates']:.1e}, statistics {apart['statistics']:.1e}", flush=True)

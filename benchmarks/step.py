@@ -1,0 +1,82 @@
+"""One adaptation step: the bundle on onnxruntime beside PyTorch eager, in processes of their own that take turns.
+
+Both run the same algorithm from the same tensors on the same batches: one forward pass, gradients with the statistics taken as constants, one
+step of the optimiser. What they compute is compared at the end, so that a fast wrong step shows. Weights are random: that changes neither time
+nor memory. Peak memory is VmHWM of each process, with and without what the libraries alone need.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+
+from _pairs import KINDS, make_bundle, measure, settings_of, show, turns
+
+HERE = Path(__file__).resolve()
+
+
+def torch_child(setting: dict[str, Any]) -> None:
+    """PyTorch eager, without anything of edgeadapt in the process."""
+    import torch
+
+    from _networks import NETWORKS
+    from tests.reference import twin
+
+    torch.set_num_threads(setting["threads"])
+    with np.load(setting["state"]) as archive:
+        state = {name: archive[name] for name in archive.files}
+    options = {"single": True} if setting["method"] == "ecotta" else {}
+    plain = twin(NETWORKS[setting["model"]].random(), setting["manifest"], state, setting["batch"], **options)
+    del state
+    now = lambda: {name: value.numpy() for name, value in plain.state().items()}  # noqa: E731
+    turns(lambda x: plain.adapt(torch.from_numpy(x)).numpy(), now, setting["batch"])
+
+
+def bundle_child(setting: dict[str, Any]) -> None:
+    """The bundle, without torch in the process."""
+    from edgeadapt.runtime.adapter import Adapter
+
+    adapter = Adapter.open(setting["bundle"], threads=setting["threads"])
+    turns(adapter.adapt, lambda: dict(adapter.state), setting["batch"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="wrn40-2", choices=("resnet20", "resnet56", "wrn40-2"))
+    parser.add_argument("--method", default="ecotta", choices=("tent", "ecotta", "side"))
+    parser.add_argument("--batch", type=int, nargs="+", default=[64])
+    parser.add_argument("--parts", type=int, default=4, help="parts of the model, each with a meta network")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--json", type=Path, help="write the results here")
+    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--setting", help=argparse.SUPPRESS)
+    choices = parser.parse_args()
+    if choices.child:
+        {"torch": torch_child, "bundle": bundle_child}[choices.child](json.loads(choices.setting))
+        return
+    results = []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for batch in choices.batch:
+            bundle, state = make_bundle(folder, choices.model, choices.method, [batch], choices.parts)
+            for threads in choices.threads:
+                found = measure(HERE, folder, settings_of(bundle, state, choices.model, choices.method, batch, threads), choices.rounds)
+                parts = f", {choices.parts} parts" if choices.method == "ecotta" else ""
+                title = f"{choices.model}, {choices.method}{parts}, a step at batch {batch}"
+                results.append({"title": title, "batch": batch, "per": 1, "unit": "ms a step", **found})
+                show(results[-1])
+    if choices.json:
+        choices.json.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,267 @@
+r"""Compile a PyTorch model, with its whole adaptation step, into a bundle. Runs on the workstation: pip install edgeadapt[export].
+
+  edgeadapt export models:resnet20 --weights resnet20.safetensors --input 3x32x32 --mean 0.485,0.456,0.406 --std 0.229,0.224,0.225 \
+      --data train.npz --batch 4,16 -o resnet20.edgeadapt
+  edgeadapt export net.py:sensor_net --input 6x128 --data net.py:training_set --method side -o sensor.edgeadapt
+  edgeadapt export models:resnet20 --input 3x32x32 --list-cuts
+
+MODULE:FACTORY is a function or class without required arguments that gives the model, as package.module:name or path/to/file.py:name. --data is an
+.npz archive (x: uint8 N x H x W x C, or float32 as the model takes it; y: classes), a folder with a folder of images for each class, or
+MODULE:FUNCTION that gives a torch Dataset: samples like those the model was trained on, of which a few thousand do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeadapt.errors import ExportError, UsageError
+from edgeadapt.units import format_bytes, format_shape, parse_shape
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeadapt.exporters.data import Samples
+    from edgeadapt.exporters.partition import Cut
+    from edgeadapt.progress import Progress
+
+NAME, HELP = "export", "compile a PyTorch model and its adaptation step into a bundle"
+
+CHOICES = (
+    "task",
+    "method",
+    "parts",
+    "cuts",
+    "kernel",
+    "width",
+    "statistics",
+    "optimiser",
+    "rate",
+    "epochs",
+    "warmup_rate",
+    "warmup_batch",
+    "max_drop",
+    "holdout",
+    "seed",
+    "threads",
+)
+"""Options that go to the exporter as they are, where given."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    parser.add_argument("model", metavar="MODULE:FACTORY", help="what gives the model")
+    parser.add_argument("-o", "--output", metavar="X.edgeadapt", help="the bundle to write")
+    given = parser.add_argument_group("model and data")
+    given.add_argument("--weights", metavar="FILE", help="state dict to load: .safetensors, .pt, .pth, .bin or .ckpt")
+    given.add_argument("--input", type=parse_shape, required=True, metavar="CxHxW", help="one input, channels first: 3x32x32; 6x128 for a sensor")
+    given.add_argument("--data", metavar="DATA", help="source samples, for the warm-up and the checks")
+    given.add_argument("--samples", type=_count, metavar="N", help="use at most N of them, in equal share from every class")
+    given.add_argument("--unlabelled", action="store_true", help="use no labels: the warm-up learns from the frozen model's own predictions")
+    given.add_argument("--task", choices=("classification", "segmentation"), help="default: by the shape of the logits")
+    given.add_argument("--classes", type=_count, metavar="N", help="number of classes, to check the model and the labels against")
+    given.add_argument("--names", type=_names, metavar="A,B,C", help="class names in the order of the outputs; default: a folder's")
+    given.add_argument("--mean", type=_numbers, metavar="R,G,B", help="mean of pixels in 0..1 that the model expects subtracted")
+    given.add_argument("--std", type=_numbers, metavar="R,G,B", help="deviation that it expects them divided by")
+    given.add_argument("--resize", type=parse_shape, metavar="HxW", help="resize images to the input's size, here and on the device")
+    how = parser.add_argument_group("method")
+    how.add_argument("--method", help="ecotta (default), tent, norm, side or source")
+    how.add_argument("--parts", type=_count, metavar="K", help="parts to cut the model into (default: 4)")
+    how.add_argument("--cuts", type=_names, metavar="A,B,C", help="cut at these places instead; --list-cuts shows them")
+    how.add_argument("--kernel", type=int, choices=(0, 1, 3), help="of the meta networks; 0 (default): 3 for pre-activation models, else 1")
+    how.add_argument("--width", type=_count, metavar="N", help="of the side network (default: 64)")
+    how.add_argument("--batch", type=_sizes, action="append", metavar="N", help="batch to adapt with, such as 4,16; may be repeated (default: 16)")
+    how.add_argument("--statistics", choices=("live", "source"), help="normalisation follows the stream, or stays as trained (default: the method's)")
+    how.add_argument("--exact-gradient", action="store_true", help="let gradients flow through the batch's statistics: more memory")
+    how.add_argument("--optimiser", choices=("sgd", "adam"), help="on the device (default: the method's)")
+    how.add_argument("--rate", type=float, help="learning rate on the device (default: the method's, by the batch)")
+    warmup = parser.add_argument_group("warm-up")
+    warmup.add_argument("--epochs", type=int, help="default: 10")
+    warmup.add_argument("--warmup-rate", type=float, metavar="RATE", help="learning rate (default: 0.05)")
+    warmup.add_argument("--warmup-batch", type=_count, metavar="N", help="default: 64")
+    warmup.add_argument("--holdout", type=float, metavar="SHARE", help="share of the samples to measure accuracy on (default: 0.1)")
+    warmup.add_argument("--max-drop", type=float, metavar="POINTS", help="refuse a bundle that loses more clean accuracy than this (default: 2)")
+    warmup.add_argument("--allow-drop", action="store_true", help="write it all the same")
+    parser.add_argument("--seed", type=int, help="of all that is random (default: 0)")
+    parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: all)")
+    parser.add_argument("--list-cuts", action="store_true", help="print where the model can be cut, and stop")
+    parser.add_argument("--json", action="store_true", help="print the result as JSON")
+    parser.add_argument("--quiet", action="store_true", help="show no progress")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Loads the model and the data, exports, and prints the report."""
+    _need("torch", "safetensors", "PIL")
+    from edgeadapt.exporters.data import load_samples, spec_for
+    from edgeadapt.exporters.load import load_factory, load_weights
+    from edgeadapt.progress import Bars, quiet
+
+    shape = arguments.input
+    if arguments.resize is not None and arguments.resize != shape[1:]:
+        wanted = f"write --resize {format_shape(shape[1:])}, or leave it out"
+        raise UsageError(f"--resize {format_shape(arguments.resize)} is not the input's size", wanted)
+    spec = spec_for(shape, arguments.mean, arguments.std, arguments.resize is not None)
+    output = None if arguments.list_cuts else _writable(arguments.output)
+    model = load_factory(arguments.model)
+    if arguments.weights:
+        load_weights(model, arguments.weights)
+    if arguments.list_cuts:
+        return _list_cuts(model, arguments)
+    assert output is not None
+    classes = _classes(model, arguments)
+    with Bars() as bars:
+        progress: Progress = quiet if arguments.quiet else bars
+        samples = None
+        if arguments.data:
+            samples = load_samples(
+                arguments.data,
+                spec,
+                names=arguments.names,
+                classes=classes,
+                labelled=not arguments.unlabelled,
+                most=arguments.samples,
+                seed=arguments.seed or 0,
+                progress=progress,
+            )
+        elif spec.mean or spec.std or spec.resize or arguments.unlabelled or arguments.samples:
+            raise UsageError("--mean, --std, --resize, --samples and --unlabelled say what the data is, and there is none", "give it with --data")
+        return _export(model, samples, output, arguments, progress)
+
+
+def _export(model: nn.Module, samples: Samples | None, output: Path, arguments: argparse.Namespace, progress: Progress) -> int:
+    from edgeadapt.exporters.export import export
+
+    choices: dict[str, Any] = {name: getattr(arguments, name) for name in CHOICES if getattr(arguments, name) is not None}
+    if arguments.batch:
+        choices["batches"] = tuple(sorted({size for sizes in arguments.batch for size in sizes}))
+    if not arguments.quiet:
+        if samples is not None:
+            print(f"data: {samples.summary()}", file=sys.stderr)
+        if output.exists():
+            print(f"{output} exists; it stays until the new bundle is whole, and is then replaced", file=sys.stderr)
+    report = export(
+        model,
+        output,
+        shape=arguments.input,
+        data=samples,
+        names=arguments.names or (samples.names if samples is not None else None),
+        model_name=_model_name(arguments.model),
+        progress=progress,
+        exact=arguments.exact_gradient,
+        allow_drop=arguments.allow_drop,
+        **choices,
+    )
+    close = getattr(progress, "close", None)
+    if close is not None:
+        close()
+    if arguments.json:
+        json.dump({"path": str(output), "file_bytes": report.size, **report.manifest}, sys.stdout, indent=1)
+        print()
+    else:
+        print(report.table())
+        print(f"\nwrote {output} ({format_bytes(report.size)})")
+    return 0
+
+
+def _need(*libraries: str) -> None:
+    missing = [name for name in libraries if find_spec(name) is None]
+    if missing:
+        named = ", ".join({"PIL": "Pillow", "torch": "PyTorch"}.get(name, name) for name in missing)
+        raise ExportError(f"exporting needs {named}, not installed here", "pip install edgeadapt[export]")
+
+
+def _writable(text: str | None) -> Path:
+    """The output's path, looked at before the work begins."""
+    if not text:
+        raise UsageError("the bundle's path is missing", "give it with -o, such as -o model.edgeadapt")
+    path = Path(text)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder, expected the path of the bundle", f"write -o {path / 'model.edgeadapt'}")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path.parent}: there is no such folder to write {path.name} into", f"mkdir -p {path.parent}")
+    return path
+
+
+def _classes(model: nn.Module, arguments: argparse.Namespace) -> int | None:
+    """Classes of the model, found by running it once; what is wrong with the model itself is for the exporter to say."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            logits = model(torch.zeros((1, *arguments.input)))
+        found = int(logits.shape[1])
+    except Exception:  # a user's model raises anything; the exporter traces it and tells
+        return int(arguments.classes) if arguments.classes else None
+    if arguments.classes and arguments.classes != found:
+        raise UsageError(
+            f"the model gives logits of shape {format_shape(logits.shape[1:])}, so {found} classes, not {arguments.classes}",
+            "mend --classes, or build the model with that many",
+        )
+    if arguments.names and len(arguments.names) != found:
+        raise UsageError(f"--names gives {len(arguments.names)} names, and the model has {found} classes", "give one for each output, in order")
+    return found
+
+
+def _list_cuts(model: nn.Module, arguments: argparse.Namespace) -> int:
+    from edgeadapt.exporters.capture import capture
+    from edgeadapt.exporters.partition import candidates, partition
+
+    captured = capture(model, arguments.input, 2)
+    places = candidates(captured)
+    chosen: tuple[Cut, ...] = partition(captured, arguments.parts or 4, arguments.cuts or ()).cuts if len(places) > 1 else ()
+    rows = [{"name": cut.name, "shape": list(cut.shape), "ends": _role(cut, chosen)} for cut in places]
+    if arguments.json:
+        json.dump(rows, sys.stdout, indent=1)
+        print()
+        return 0
+    if not rows:
+        print("the model cannot be cut: no single tensor carries everything; the methods norm and tent need no cuts")
+        return 0
+    width = max(len(cut.name) for cut in places)
+    for row, cut in zip(rows, places):
+        print(f"{cut.name.ljust(width)}  {format_shape(cut.shape):12}  {row['ends']}".rstrip())
+    return 0
+
+
+def _role(cut: Cut, chosen: tuple[Cut, ...]) -> str:
+    """What a place ends in the division that `chosen` makes: the stem, a part, or nothing."""
+    if cut not in chosen:
+        return ""
+    index = chosen.index(cut)
+    return f"part {index}" if index else "stem"
+
+
+def _model_name(text: str) -> str:
+    """The factory as the manifest names it: of a file without its folders, which are nobody's business."""
+    place, _, name = text.rpartition(":")
+    return f"{Path(place).name if place.endswith('.py') else place}:{name}"
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _sizes(text: str) -> tuple[int, ...]:
+    return tuple(_count(part) for part in text.split(","))
+
+
+def _names(text: str) -> tuple[str, ...]:
+    names = tuple(part.strip() for part in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has an empty name in it")
+    if len(set(names)) != len(names):
+        raise argparse.ArgumentTypeError(f"{text!r} has a name twice")
+    return names
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5") from None

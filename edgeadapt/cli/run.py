@@ -1,0 +1,194 @@
+"""Serve a stream of frames and adapt to it: predictions as JSON lines on stdout, a summary on stderr.
+
+  edgeadapt run model.edgeadapt --source photos/ --budget 128MiB
+  edgeadapt run model.edgeadapt --source test.npz --no-adapt --report before
+  edgeadapt run model.edgeadapt --source test.npz --save state.safetensors --set rate=0.001 --report after
+  camera | edgeadapt run model.edgeadapt --source - --stdin-format npy --resume --save
+
+STREAM is a folder of images (one folder a class gives the truth), an .npz file (x: uint8 N x H x W x C or float32 N x C x H x W; perhaps y), an .npy
+file (x alone), or - for standard input: one image path a line, or JSON {"path": "a.png", "label": 3}; with --stdin-format npy, arrays as
+numpy.save writes them, one after another, each a frame or several.
+
+One line a frame, in their order: index, id, label, name, confidence, entropy (nats), ms (of its window, a frame), adapted, truth where it is known.
+Segmentation has shares (of pixels, by class) instead of label and name, and error instead of truth. A frame that cannot be used has index, id and
+error, and the stream goes on. Frames are taken in windows of --batch and adapted on; what is left at the end is predicted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from edgeadapt.errors import InputError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    from edgeadapt.bundle import Task
+    from edgeadapt.report.stream import Tally
+    from edgeadapt.runtime.adapter import Adapter
+    from edgeadapt.runtime.stream import Decision, Prediction
+
+NAME, HELP = "run", "serve a stream of frames and adapt to it"
+
+_BESIDE = ""  # --save without a path: the slots beside the bundle
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    from edgeadapt.units import parse_bytes
+
+    parser.add_argument("bundle", metavar="X.edgeadapt", help="the bundle")
+    parser.add_argument("--source", metavar="STREAM", required=True, help="a folder of images, an .npz or .npy file, or - for standard input")
+    parser.add_argument("--stdin-format", choices=("paths", "npy"), default="paths", help="what standard input carries (default: paths)")
+    parser.add_argument("--adapt", action=argparse.BooleanOptionalAction, default=True, help="adapt to the frames (default), or only predict")
+    parser.add_argument("--batch", type=int, metavar="N", help="frames in a window, one of the bundle's batches (default: the largest)")
+    parser.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes the process may hold resident, such as 128MiB")
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of one operator (default: 1)")
+    start = parser.add_mutually_exclusive_group()
+    start.add_argument("--state", metavar="PATH", help="begin with the state saved in that file, or in a folder of slots")
+    start.add_argument("--resume", action="store_true", help="begin with the newest state saved beside the bundle")
+    parser.add_argument("--save", nargs="?", const=_BESIDE, metavar="PATH", help="save the state at the end, to that file or else beside the bundle")
+    parser.add_argument("--limit", type=_positive, metavar="N", help="stop after that many frames")
+    parser.add_argument("--top", type=_positive, default=1, metavar="K", help="also print the K likeliest classes of each frame")
+    parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a scalar of the method: rate=0.001; may be repeated")
+    parser.add_argument("--report", metavar="DIR", help="write report.html and report.json there")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Serves the stream to its end."""
+    from edgeadapt.devices.sources import open_source
+    from edgeadapt.report.stream import Tally
+    from edgeadapt.runtime.adapter import Adapter
+    from edgeadapt.runtime.stream import Stream
+
+    settings = _settings(arguments.set)
+    with Adapter.open(arguments.bundle, arguments.budget, arguments.threads) as adapter:
+        if arguments.state or arguments.resume:
+            adapter.load(arguments.state)
+        adapter.hyper = {**adapter.hyper, **settings}
+        stream = Stream(adapter, arguments.adapt, arguments.batch)
+        tally = Tally(adapter.manifest.task.kind)
+        begun = adapter.stats
+        with open_source(arguments.source, adapter.manifest, arguments.stdin_format) as source:
+            try:
+                _serve(adapter, stream.run(_first(source, arguments.limit)), tally, arguments.top)
+            finally:  # also when interrupted or broken off: what was served is told and kept
+                _close(adapter, tally, begun, source.name, arguments)
+    if not tally.frames:
+        raise SourceError(f"{source.name} gave no frames", "check the path, and that its files are images this machine can read")
+    if tally.bad == tally.frames:
+        message = f"none of the {tally.frames} frames could be used; the first: {tally.fault}"
+        raise InputError(message, "give frames as the bundle takes them: see edgeadapt inspect")
+    return 0
+
+
+def line(prediction: Prediction, decision: Decision | None, task: Task, top: int = 1) -> dict[str, Any]:
+    """One frame's line as plain JSON values.
+
+    Args:
+        prediction: what became of the frame.
+        decision: on its logits; None for a bad frame.
+        task: the bundle's.
+        top: with 2 or more, classification also lists that many classes, and segmentation lists no more than that.
+    """
+    from edgeadapt.report.stream import wrong
+
+    head: dict[str, Any] = {"index": prediction.index, "id": prediction.frame.id}
+    if decision is None:
+        return {**head, "error": prediction.frame.fault}
+    numbers = {"confidence": round(decision.confidence, 4), "entropy": round(decision.entropy, 4)}
+    numbers |= {"ms": round(prediction.milliseconds, 3), "adapted": prediction.adapted}
+    ranked = decision.shares.argsort(kind="stable")[::-1].tolist()
+    if task.kind == "segmentation":
+        kept = [label for label in (ranked if top == 1 else ranked[:top]) if decision.shares[label] > 0]
+        head["shares"] = {_name(task, label) or str(label): round(float(decision.shares[label]), 4) for label in kept}
+        off = wrong(decision.classes, prediction.frame.truth, task.classes)
+        return {**head, **numbers, **({} if off is None else {"error": round(off, 4)})}
+    head |= {"label": decision.label, "name": _name(task, decision.label), **numbers}
+    if top > 1:
+        head["top"] = [{"label": label, "name": _name(task, label), "confidence": round(float(decision.shares[label]), 4)} for label in ranked[:top]]
+    if prediction.frame.truth is not None and prediction.frame.truth in range(task.classes):
+        head["truth"] = prediction.frame.truth
+    return head
+
+
+def _serve(adapter: Adapter, windows: Any, tally: Tally, top: int) -> None:
+    """Prints each window as soon as it is answered."""
+    from edgeadapt.report.stream import wrong
+    from edgeadapt.runtime.stream import decide
+
+    task = adapter.manifest.task
+    for window in windows:
+        lines = []
+        for prediction in window:
+            decision = None if prediction.logits is None else decide(prediction.logits)
+            lines.append(json.dumps(line(prediction, decision, task, top)))
+            if decision is None:
+                tally.bad_frame(prediction.frame.fault)
+            else:
+                off = wrong(decision.classes, prediction.frame.truth, task.classes)
+                tally.frame(off, decision.confidence, decision.entropy, prediction.milliseconds)
+        tally.window(adapter.memory["resident"] or 0)
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+
+
+def _close(adapter: Adapter, tally: Tally, begun: dict[str, int], source: str, arguments: argparse.Namespace) -> None:
+    """Saves what is to be saved and prints the summary."""
+    from edgeadapt.report.page import write
+    from edgeadapt.report.stream import summary
+
+    if not tally.frames:
+        return
+    ended, memory = adapter.stats, adapter.memory
+    steps, rejected = (ended[name] - begun[name] for name in ("steps", "rejected_steps"))
+    rows = tally.rows(steps, rejected, memory["peak"] or 0, memory["budget"])
+    if arguments.save is not None:
+        rows.append(("state", f"saved to {adapter.save(arguments.save or None)}"))
+    if arguments.report is not None:
+        facts = {
+            "bundle": adapter.bundle.path.name,
+            "digest": adapter.bundle.digest,
+            "method": adapter.manifest.method.name,
+            "source": source,
+            "adapt": arguments.adapt,
+            "steps": steps,
+            "rejected_steps": rejected,
+            "hyper": dict(adapter.hyper),
+        }
+        page, data = summary(tally, facts, memory["peak"] or 0, memory["budget"])
+        rows.append(("report", str(write(arguments.report, page, data))))
+    print("\n".join(f"{name:<10} {value}" for name, value in rows), file=sys.stderr)
+
+
+def _first(frames: Any, limit: int | None) -> Any:
+    """The first frames, without waiting for one more than is asked for."""
+    from itertools import islice
+
+    return frames if limit is None else islice(frames, limit)
+
+
+def _settings(given: Sequence[str]) -> dict[str, float]:
+    values = {}
+    for text in given:
+        name, mark, value = text.partition("=")
+        try:
+            values[name] = float(value)
+        except ValueError:
+            mark = ""
+        if not mark:
+            raise UsageError(f"--set {text} is not NAME=VALUE with a number", "write --set rate=0.001")
+    return values
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _name(task: Task, label: int) -> str | None:
+    return None if task.names is None else task.names[label]

@@ -1,0 +1,44 @@
+"""The plain implementation of what a bundle does, from what the bundle says about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from tests.reference.base import Adaptation, Norm, Source, Tent
+from tests.reference.ecotta import EcoTTA
+from tests.reference.parts import counts
+from tests.reference.side import Side
+
+
+def scalars(manifest: Mapping[str, Any], batch: int, role: str = "adapt") -> dict[str, float]:
+    """Values of the step's scalars at a batch size: the graph's own defaults, before the bundle's."""
+    graphs = manifest["graphs"]
+    graph = graphs.get(f"{role}.b{batch}") or graphs[f"predict.b{batch}"]
+    return {name: spec["default"] for name, spec in manifest["hyper"].items()} | graph.get("defaults", {})
+
+
+def twin(
+    model: nn.Module, manifest: Mapping[str, Any], state: Mapping[str, np.ndarray], batch: int, role: str = "adapt", **options: Any
+) -> Adaptation:
+    """A method around a copy of `model`, at the bundle's initial state.
+
+    Args:
+        model: the model that was exported.
+        manifest: the bundle's manifest as plain JSON values.
+        state: the bundle's initial tensors by name.
+        batch, role: the graph whose scalars are taken.
+        options: scalars that differ, and options of the method's class.
+    """
+    method, chosen = manifest["method"]["name"], manifest["method"]["options"]
+    settings: dict[str, Any] = {"live": manifest["statistics"]["mode"] == "live", "exact": bool(chosen.get("exact_gradient"))}
+    settings |= {"optimiser": chosen.get("optimiser") or None, **scalars(manifest, batch, role), **options}
+    kind: Any = {"source": Source, "norm": Norm, "tent": Tent, "ecotta": EcoTTA, "side": Side}[method]
+    extra = {"counts": counts(model, [part["name"] for part in manifest["partition"][1:]])} if method == "ecotta" else {}
+    plain = kind(model, **extra, **settings)
+    plain.load({name: torch.from_numpy(np.array(value)) for name, value in state.items()})
+    return plain
