@@ -1,13 +1,16 @@
 """What a process costs before it does anything: interpreter, numpy and one library, with a trivial piece of work done.
 
-    python _floors.py torch | onnxruntime MODEL.onnx
-"""  # fmt: skip
+Arguments: torch, or onnxruntime and the path of a trivial model.
+"""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
-from _turns import serve
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks._turns import serve
 
 
 def torch_floor() -> None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from _floors import trivial_model
-from _turns import Worker, paired_ratio, rounds, serve
+from benchmarks._floors import trivial_model
+from benchmarks._turns import Worker, paired_ratio, rounds, serve
 
-KINDS = ("torch", "bundle")
+TORCH = ("plain", "lean", "plain-channels-last", "lean-channels-last")
+KINDS = ("bundle", *TORCH)
 MOMENTS = ("momentum.", "first.", "second.", "step")
 
 
@@ -37,15 +39,15 @@ def turns(run: Callable[[np.ndarray], np.ndarray], state: Callable[[], dict[str,
 
 def make_bundle(folder: Path, model: str, method: str, sizes: Sequence[int], parts: int) -> tuple[Path, Path]:
     """Export random weights without warm-up; the bundle, and its initial state as .npz."""
-    from _networks import NETWORKS, SHAPE
-
+    from benchmarks._networks import NETWORKS, SHAPE
     from edgeadapt.bundle import Bundle, InputSpec
     from edgeadapt.exporters.data import Samples
     from edgeadapt.exporters.export import export
 
-    data = Samples(np.concatenate(batches(8, 32)), np.arange(256) % 10, InputSpec(SHAPE))
     path, state = folder / f"{model}-{method}.edgeadapt", folder / f"{model}-{method}.npz"
-    export(NETWORKS[model].random(), path, shape=SHAPE, data=data, method=method, batches=tuple(sizes), parts=parts, epochs=0, allow_drop=True, threads=1)
+    data = Samples(np.concatenate(batches(8, 32)), np.arange(256) % 10, InputSpec(SHAPE))
+    untrained = {"epochs": 0, "allow_drop": True, "threads": 1}
+    export(NETWORKS[model].random(), path, shape=SHAPE, data=data, method=method, batches=tuple(sizes), parts=parts, **untrained)
     np.savez(state, **Bundle.open(path).initial_state())
     return path, state
 
@@ -59,35 +61,55 @@ def settings_of(bundle: Path, state: Path, model: str, method: str, batch: int, 
     return {"model": model, "method": method, "batch": batch, "threads": threads, "bundle": str(bundle), "state": str(state), "manifest": wanted}
 
 
-def measure(script: Path, folder: Path, setting: dict[str, Any], count: int) -> dict[str, Any]:
-    """Times, peaks and floors of both sides of one setting, and how far apart they end."""
+def plain_side(model: Any, setting: dict[str, Any], role: str, **options: Any) -> Any:
+    """The PyTorch side at the bundle's initial state, with the quickest kernels for its statistics.
+
+    "lean" spares the inputs that `batch_norm` keeps although frozen layers need none; "channels-last" is the other memory format.
+    """
+    import torch
+
+    from tests.reference import twin
+
+    with np.load(setting["state"]) as archive:
+        state = {name: archive[name] for name in archive.files}
+    plain = twin(model, setting["manifest"], state, setting["batch"], role, **options)
+    for layer in plain.norms.values():
+        layer.quick, layer.lean = True, "lean" in setting["kind"]
+    return plain.to(memory_format=torch.channels_last) if "channels-last" in setting["kind"] else plain
+
+
+def measure(script: Path, folder: Path, setting: dict[str, Any], kinds: Sequence[str], count: int) -> dict[str, Any]:
+    """Times, peaks and floors of the bundle and of some kinds of PyTorch at one setting, and how far apart the first kind and the bundle end."""
     trivial = folder / "trivial.onnx"
     trivial_model(str(trivial))
     floors = {}
-    for kind, command in (("torch", ["torch"]), ("bundle", ["onnxruntime", str(trivial)])):
-        with Worker(f"floor of {kind}", [sys.executable, str(script.with_name("_floors.py")), *command], setting["threads"]) as floor:
-            floors[kind] = floor.peak
-    text = json.dumps(setting)
-    workers = [Worker(kind, [sys.executable, str(script), "--child", kind, "--setting", text], setting["threads"]) for kind in KINDS]
-    with workers[0], workers[1]:
+    for library, command in (("torch", ["torch"]), ("onnxruntime", ["onnxruntime", str(trivial)])):
+        with Worker(f"floor of {library}", [sys.executable, str(script.with_name("_floors.py")), *command], setting["threads"]) as floor:
+            floors[library] = floor.peak
+    workers = []
+    for kind in (*kinds, "bundle"):
+        workers.append(Worker(kind, [sys.executable, str(script), "--setting", json.dumps({**setting, "kind": kind})], setting["threads"]))
+    with ExitStack() as stack:
+        for worker in workers:
+            stack.enter_context(worker)
         rounds(workers, count)
         peaks = [worker.peak for worker in workers]  # before the comparison, which copies the state
-        apart = agreement(folder, workers, Path(setting["state"]))
+        apart = agreement(folder, workers[0], workers[-1], Path(setting["state"]))
     rows = {}
     for worker, peak in zip(workers, peaks):
-        ratio = paired_ratio(worker, workers[0])
-        rows[worker.name] = {"seconds": worker.median, "all": worker.seconds, "time_ratio": ratio, "peak": peak, "floor": floors[worker.name]}
+        floor = floors["onnxruntime" if worker.name == "bundle" else "torch"]
+        rows[worker.name] = {"seconds": worker.median, "all": worker.seconds, "time_ratio": paired_ratio(worker, workers[0]), "peak": peak, "floor": floor}
     return {"threads": setting["threads"], "rows": rows, "apart": apart}
 
 
-def agreement(folder: Path, workers: list[Worker], initial: Path) -> dict[str, float]:
+def agreement(folder: Path, one_side: Worker, other_side: Worker, initial: Path) -> dict[str, float]:
     """How far the two are apart after all rounds.
 
     Logits and statistics: the largest difference against the largest value. Updates: the length of the difference of all parameters against the
     length of their way since the start.
     """
     found = []
-    for worker in workers:
+    for worker in (one_side, other_side):
         path = folder / f"{worker.name}.npz"
         worker.ask(f"finish {path}")
         with np.load(path) as archive:
@@ -105,12 +127,12 @@ def agreement(folder: Path, workers: list[Worker], initial: Path) -> dict[str, f
 def show(result: dict[str, Any]) -> None:
     """Print a table of one setting; times are of one run, or of each of `per` frames in it."""
     rows, million, unit = result["rows"], 1e6, result["unit"]
-    base, per = rows["torch"], result["per"]
+    base, per = next(iter(rows.values())), result["per"]
     print(f"\n{result['title']}, {result['threads']} thread(s), medians of {len(base['all'])} rounds")
-    print(f"{'':8}{unit:>12}{'ratio':>8}{'peak, MB':>10}{'ratio':>8}{'floor, MB':>11}{'peak - floor':>14}{'ratio':>8}")
+    print(f"{'':20}{unit:>12}{'ratio':>8}{'peak, MB':>10}{'ratio':>8}{'floor, MB':>11}{'peak - floor':>14}{'ratio':>8}")
     for name, row in rows.items():
         above = row["peak"] - row["floor"]
-        time, memory = f"{1e3 * row['seconds'] / per:12.3f}{row['time_ratio']:8.2f}", f"{row['peak'] / million:10.1f}{row['peak'] / base['peak']:8.2f}"
-        print(f"{name:8}{time}{memory}{row['floor'] / million:11.1f}{above / million:14.1f}{above / (base['peak'] - base['floor']):8.2f}")
-    apart = result["apart"]
-    print(f"apart at the end (relative): logits {apart['logits']:.1e}, updates {apart['updates']:.1e}, statistics {apart['statistics']:.1e}", flush=True)
+        time = f"{1e3 * row['seconds'] / per:12.3f}{row['time_ratio']:8.2f}"
+        memory = f"{row['peak'] / million:10.1f}{row['peak'] / base['peak']:8.2f}"
+        print(f"{name:20}{time}{memory}{row['floor'] / million:11.1f}{above / million:14.1f}{above / (base['peak'] - base['floor']):8.2f}")
+    print("apart at the end, relative: " + ", ".join(f"{name} {value:.1e}" for name, value in result["apart"].items()), flush=True)

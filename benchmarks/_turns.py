@@ -46,7 +46,7 @@ def say(values: Mapping[str, Any]) -> None:
 def environment(threads: int) -> dict[str, str]:
     """This process's environment with the allocator as users have it and the number of threads of every library set."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "OMP_", "MKL_", "GLIBC_", "KMP_", "LD_PRELOAD"))}
-    return {**kept, "OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads), "OPENBLAS_NUM_THREADS": str(threads), "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**kept, **{f"{library}_NUM_THREADS": str(threads) for library in ("OMP", "MKL", "OPENBLAS")}, "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 @dataclass

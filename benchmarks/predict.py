@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from _pairs import KINDS, make_bundle, measure, settings_of, show, turns
+from benchmarks._pairs import TORCH, make_bundle, measure, plain_side, settings_of, show, turns
 
 HERE = Path(__file__).resolve()
 FRAMES = 64
@@ -28,17 +28,14 @@ def torch_child(setting: dict[str, Any]) -> None:
     """PyTorch eager, without anything of edgeadapt in the process."""
     import torch
 
-    from _networks import NETWORKS
-    from tests.reference import twin
+    from benchmarks._networks import NETWORKS
 
     torch.set_num_threads(setting["threads"])
     model, batch = NETWORKS[setting["model"]].random(), setting["batch"]
     if setting["method"] == "source":
-        predict, now = model, dict
+        predict, now = model.to(memory_format=torch.channels_last) if "channels-last" in setting["kind"] else model, dict
     else:
-        with np.load(setting["state"]) as archive:
-            state = {name: archive[name] for name in archive.files}
-        plain = twin(model, setting["manifest"], state, batch, "predict")
+        plain = plain_side(model, setting, "predict")
         predict, now = plain.predict, lambda: {name: value.numpy() for name, value in plain.state().items()}
 
     def run(x: np.ndarray) -> np.ndarray:
@@ -65,11 +62,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--torch", nargs="+", default=["plain", "lean-channels-last"], choices=TORCH, help="ways to write the PyTorch side")
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     choices = parser.parse_args()
-    if choices.child:
-        {"torch": torch_child, "bundle": bundle_child}[choices.child](json.loads(choices.setting))
+    if choices.setting:
+        setting = json.loads(choices.setting)
+        (bundle_child if setting["kind"] == "bundle" else torch_child)(setting)
         return
     results = []
     with tempfile.TemporaryDirectory() as name:
@@ -79,7 +77,7 @@ def main() -> None:
             for batch in choices.batch:
                 for threads in choices.threads:
                     setting = settings_of(bundle, state, choices.model, method, batch, threads)
-                    found = measure(HERE, folder, setting, choices.rounds)
+                    found = measure(HERE, folder, setting, choices.torch, choices.rounds)
                     title = f"{choices.model}, {method}, prediction at batch {batch}"
                     results.append({"title": title, "batch": batch, "per": FRAMES, "unit": "ms a frame", **found})
                     show(results[-1])

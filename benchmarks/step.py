@@ -14,11 +14,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
-
-from _pairs import KINDS, make_bundle, measure, settings_of, show, turns
+from benchmarks._pairs import TORCH, make_bundle, measure, plain_side, settings_of, show, turns
 
 HERE = Path(__file__).resolve()
 
@@ -27,15 +25,11 @@ def torch_child(setting: dict[str, Any]) -> None:
     """PyTorch eager, without anything of edgeadapt in the process."""
     import torch
 
-    from _networks import NETWORKS
-    from tests.reference import twin
+    from benchmarks._networks import NETWORKS
 
     torch.set_num_threads(setting["threads"])
-    with np.load(setting["state"]) as archive:
-        state = {name: archive[name] for name in archive.files}
     options = {"single": True} if setting["method"] == "ecotta" else {}
-    plain = twin(NETWORKS[setting["model"]].random(), setting["manifest"], state, setting["batch"], **options)
-    del state
+    plain = plain_side(NETWORKS[setting["model"]].random(), setting, "adapt", **options)
     now = lambda: {name: value.numpy() for name, value in plain.state().items()}  # noqa: E731
     turns(lambda x: plain.adapt(torch.from_numpy(x)).numpy(), now, setting["batch"])
 
@@ -57,11 +51,12 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the results here")
-    parser.add_argument("--child", choices=KINDS, help=argparse.SUPPRESS)
+    parser.add_argument("--torch", nargs="+", default=["plain", "lean-channels-last"], choices=TORCH, help="ways to write the PyTorch side")
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     choices = parser.parse_args()
-    if choices.child:
-        {"torch": torch_child, "bundle": bundle_child}[choices.child](json.loads(choices.setting))
+    if choices.setting:
+        setting = json.loads(choices.setting)
+        (bundle_child if setting["kind"] == "bundle" else torch_child)(setting)
         return
     results = []
     with tempfile.TemporaryDirectory() as name:
@@ -69,7 +64,7 @@ def main() -> None:
         for batch in choices.batch:
             bundle, state = make_bundle(folder, choices.model, choices.method, [batch], choices.parts)
             for threads in choices.threads:
-                found = measure(HERE, folder, settings_of(bundle, state, choices.model, choices.method, batch, threads), choices.rounds)
+                found = measure(HERE, folder, settings_of(bundle, state, choices.model, choices.method, batch, threads), choices.torch, choices.rounds)
                 parts = f", {choices.parts} parts" if choices.method == "ecotta" else ""
                 title = f"{choices.model}, {choices.method}{parts}, a step at batch {batch}"
                 results.append({"title": title, "batch": batch, "per": 1, "unit": "ms a step", **found})

@@ -145,7 +145,7 @@ class _Export:
             return Model(method, parameters, values, mode, optimiser, options.exact, shifted), None
         kept, held = self.data.split(options.holdout, options.seed)
         batch = min(options.warmup_batch, len(kept))
-        method.bind(self.capture(batch))
+        method = method.at(self.capture(batch))
         calibration = [
             torch.from_numpy(self.data.tensor(kept[start : start + batch])) for start in range(0, min(len(kept) // batch, 8) * batch, batch)
         ]
@@ -215,9 +215,9 @@ class _Export:
         ]
         for done, (batch, role) in enumerate(plans):
             self.progress("compile", done, len(plans), f"{role} at batch {batch}")
-            method.bind(self.capture(batch))
-            x, target = self._example(batch, method)
-            model = source_model(trained, method.backbone.source_statistics()) if role == "source" else trained
+            bound = dataclasses.replace(trained, method=method.at(self.capture(batch)))
+            x, target = self._example(batch, bound.method)
+            model = source_model(bound, method.backbone.source_statistics()) if role == "source" else bound
             program = build(model, role, batch, x, target)
             self._defaults(program)
             compiled.append(compile_program(program, weights))

@@ -130,7 +130,7 @@ def call(thing: Any, text: str, what: str = "factory") -> Any:
     """
     if not callable(thing):
         raise UsageError(
-            f"{text} is a {type(thing).__name__}, not a {what}", f"name a function or class that takes no arguments and gives the {what}"
+            f"{text} is of type {type(thing).__name__}, not a {what}", f"name a function or class that takes no arguments and gives the {what}"
         )
     try:
         needed = [
@@ -288,7 +288,7 @@ def _state_dict(loaded: Any, path: Path) -> dict[str, Tensor]:
         loaded = inner
     if not isinstance(loaded, Mapping):
         raise InputError(
-            f"{path}: holds a {type(loaded).__name__}, expected a state dict of named tensors", "save it with torch.save(model.state_dict(), path)"
+            f"{path}: holds an object of type {type(loaded).__name__}, expected a state dict", "save it with torch.save(model.state_dict(), path)"
         )
     tensors = {str(name): value for name, value in loaded.items() if isinstance(value, Tensor)}
     if not tensors:

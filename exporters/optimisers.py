@@ -47,9 +47,13 @@ class SGD:
 
 
 class Adam:
-    """Adam (Kingma & Ba, arXiv 1412.6980, algorithm 1) with β₁ = momentum, β₂ = 0.999, ε = 1e-8, as torch.optim.Adam."""
+    """Adam (Kingma & Ba, arXiv 1412.6980, algorithm 1) with β₁ = momentum, β₂ = 0.999, ε = 1e-6, as torch.optim.Adam(eps=1e-6).
 
-    name, beta, eps = "adam", 0.999, 1e-8
+    The larger ε matters on a device: a batch without a confident prediction has gradients of rounding alone (about 1e-9), which ε = 1e-8 would
+    blow up to steps of almost the full rate.
+    """
+
+    name, beta, eps = "adam", 0.999, 1e-6
 
     def init(self, parameters: Mapping[str, Tensor]) -> Tensors:
         """First and second moment a parameter, and the step count."""

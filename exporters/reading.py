@@ -89,7 +89,7 @@ def _thing(thing: Any, origin: str, request: Request) -> Found:
         return _arrays(thing[0], thing[1], None, "arrays", request)
     if not hasattr(thing, "__getitem__") or not hasattr(thing, "__len__"):
         raise InputError(
-            f"{origin} is a {type(thing).__name__}, expected a data set with a length and items (x, label)",
+            f"{origin} is of type {type(thing).__name__}, expected a data set with a length and items (x, label)",
             "give a map-style torch Dataset, or the arrays (x, y)",
         )
     return _dataset(thing, origin, request)
@@ -360,5 +360,5 @@ def _item(value: Any, where: str, request: Request) -> NDArray[Any]:
         value = value.float() if value.is_floating_point() else value
         value = (value.permute(1, 2, 0) if value.dtype == torch.uint8 and value.dim() == 3 else value).numpy()
     if not isinstance(value, np.ndarray):
-        raise InputError(f"{where} is a {type(value).__name__}, expected a tensor, an array or a Pillow image", "convert it in the data set")
+        raise InputError(f"{where} is of type {type(value).__name__}, expected a tensor, an array or a Pillow image", "convert it in the data set")
     return _fit(np.ascontiguousarray(value)[None], where, request)[0]

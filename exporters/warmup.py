@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from edgeadapt.errors import ExportError, InputError
+from edgeadapt.errors import ExportError, InputError, UsageError
 from edgeadapt.exporters.augment import augment
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.data import Indices, Samples
@@ -70,10 +70,13 @@ def warm_up(
         The trained parameters by name.
 
     Raises:
+        UsageError: the rate is no rate.
         InputError: labels do not fit the model, or there are fewer samples than `batch`.
         ExportError: the loss or a parameter is no longer finite.
     """
     rows = np.arange(len(samples)) if indices is None else np.asarray(indices, np.intp)
+    if not 0.0 < rate <= 100.0:
+        raise UsageError(f"a warm-up rate of {rate:g} cannot work", "give a number above 0, such as 0.05")
     _bound(method, batch)
     samples.check(tuple(int(size) for size in method.backbone.captured.result.meta["val"].shape[1:]))
     an_epoch = len(rows) // batch

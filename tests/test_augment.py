@@ -125,7 +125,8 @@ def test_augmentation_is_seeded_keeps_its_input_and_its_range(channels: int) -> 
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
     assert first.shape == x.shape
-    assert 0.0 <= float(first.min()) and float(first.max()) <= 1.0
+    assert float(first.min()) >= 0.0
+    assert float(first.max()) <= 1.0
 
 
 def test_the_shares_of_changed_images_are_as_published(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -120,7 +120,7 @@ def test_a_file_named_like_a_known_module_does_not_replace_it(module: str, tmp_p
         ("{}:Family.big", UsageError, "has no 'Family.big'"),
         ("{}:Narrow", UsageError, "needs arguments: width, depth"),
         ("{}:Narrow", UsageError, "def edge(): return Narrow(width=…, depth=…)"),
-        ("{}:word", UsageError, "is a str, not a factory"),
+        ("{}:word", UsageError, "is of type str, not a factory"),
         ("{}:number", ExportError, "gave an object of type int, expected a torch.nn.Module"),
         ("{}:states", ExportError, "give its weights by --weights"),
         ("{}:broken", ExportError, "raised ValueError: no such depth ({}.py:32)"),
@@ -153,11 +153,10 @@ def test_modules_that_do_not_import(module: str, tmp_path: Path, source: str, ki
 
 
 def test_an_exception_on_one_line_names_the_deepest_place() -> None:
-    try:
+    with pytest.raises(ValueError, match="cannot reshape") as caught:
         np.zeros(3).reshape(2, 2)
-    except ValueError as error:
-        assert one_line(error).startswith("ValueError: cannot reshape array of size 3")
-        assert "(test_load.py:" in one_line(error)
+    assert one_line(caught.value).startswith("ValueError: cannot reshape array of size 3")
+    assert "(test_load.py:" in one_line(caught.value)
     assert one_line(KeyError("x")) == "KeyError: 'x'"
     assert one_line(MemoryError()) == "MemoryError"
 
@@ -313,7 +312,7 @@ def test_no_weights_file(tmp_path: Path, name: str, says: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "says"), [([1, 2], "holds a list"), (torch.zeros(3), "holds a Tensor"), ({"lr": 3}, "only 'lr'"), ({}, "only nothing")]
+    ("value", "says"), [([1, 2], "of type list"), (torch.zeros(3), "of type Tensor"), ({"lr": 3}, "only 'lr'"), ({}, "only nothing")]
 )
 def test_no_state_dict(tmp_path: Path, value: Any, says: str) -> None:
     with pytest.raises(InputError, match=says):

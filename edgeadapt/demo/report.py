@@ -45,8 +45,8 @@ def page(tally: Tally, facts: dict[str, Any]) -> tuple[Page, dict[str, Any]]:
 
 def _footer(facts: dict[str, Any]) -> str:
     return (
-        f"Bundle {facts['bundle']} ({facts['digest'][:16]}…): {facts['parameters']:,} parameters, method {facts['method']}, {facts['steps']} steps on "
-        f"windows of {facts['batch']}, {facts['rejected_steps']} rejected. Corruptions after Hendrycks and Dietterich (2019) in their strengths for "
+        f"Bundle {facts['bundle']} ({facts['digest'][:16]}…): {facts['parameters']:,} parameters, method {facts['method']}, {facts['steps']} steps "
+        f"on windows of {facts['batch']}, {facts['rejected_steps']} rejected. Corruptions after Hendrycks and Dietterich (2019) in their strengths for "
         "photographs. Digits: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), CC BY 4.0."
     )
 
@@ -59,11 +59,11 @@ def _charts(tally: Tally, rows: list[tuple[str, Any]]) -> list[Section]:
     return [
         Section(
             "Error over the stream",
-            "Percent of frames read wrong, as a running mean. The steps above the chart are the corruption's severity, 1 to 5 and back. Both ways see "
+            "Percent of frames read wrong, as a running mean. The steps above are the corruption's severity, 1 to 5 and back. Both ways see "
             "the same frames; an adapted prediction is made before the model learns from its frame.",
             lines("error over the stream, both ways", curves, "%", bands=bands, top=100, height=320),
         ),
-        Section("Error by corruption", "", bars("error by corruption", [Group(name, count.errors()) for name, count in rows], NAMES, "%", top=100)),
+        Section("Error by corruption", "", bars("error by corruption", [Group(name, count.errors()) for name, count in rows], NAMES, "%")),
         Section(
             "Memory against the budget",
             "Resident bytes of the whole process: interpreter, libraries, model, adaptation, and the making of the corrupted pictures.",
@@ -71,7 +71,7 @@ def _charts(tally: Tally, rows: list[tuple[str, Any]]) -> list[Section]:
         ),
         Section(
             "Time a frame",
-            "Preparing, predicting and, adapting, the whole step forward and back, divided by the frames of a window.",
+            "Preparing and predicting; for the adapting model the whole step, forward and back. A window's time divided by its frames.",
             lines("time a frame", times, "ms", height=220),
         ),
     ]

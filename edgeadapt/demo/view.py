@@ -6,7 +6,7 @@ from edgeadapt.demo.loop import CLEAN, STAGES, Step, Tally, words
 from edgeadapt.terminal import Style, beside
 from edgeadapt.units import format_bytes
 
-COLUMNS, ROWS = 78, 15
+COLUMNS, ROWS = 78, 16
 _PICTURE, _BAR, _LABEL = 24, 22, 9
 
 
@@ -15,17 +15,17 @@ def live(step: Step, tally: Tally, style: Style, title: str) -> list[str]:
     window = step.window
     total, now = tally.all.errors(), tally.now()
     strength = "as in training" if window.name == CLEAN else f"{style.dots(window.severity, 5)}  severity {window.severity} of 5"
-    read = [style.paint(f"{label} {'right' if label == step.truth else 'wrong'}", kind) for label, kind in zip(step.labels, ("without", "with"))]
+    read = [style.paint(f"{label}, {'right' if label == step.truth else 'wrong'}", kind) for label, kind in zip(step.labels, ("without", "with"))]
     lines = [
         f"{style.paint(words(window.name), 'strong')}{' ' * max(1, 18 - len(window.name))}{strength}",
-        f"a {step.truth}: read {read[0]} without adapting, {read[1]} with",
+        f"this is a {step.truth}; without: {read[0]}; adapting: {read[1]}",
         "",
         style.paint("read wrong", "soft"),
     ]
     for which, (name, kind) in enumerate((("without", "without"), ("adapting", "with"))):
         gauge = style.bar(total[which] / 100, _BAR, kind)
         lines.append(f"{name:<{_LABEL}}{gauge} {total[which]:5.1f} %  now {now[which]:5.1f} %")
-        lines.append(" " * _LABEL + style.spark([pair[which] for pair in tally.recent], 40, kind))
+        lines += [" " * _LABEL + style.spark([pair[which] for pair in tally.recent], 40, kind), *([""] if which == 0 else [])]
     held = style.bar(step.resident / tally.budget, _BAR, "soft")
     lines += [
         "",

@@ -183,10 +183,9 @@ def _grid(plot: _Plot, steps: Sequence[float], unit: str) -> list[str]:
 
 def _x_axis(plot: _Plot, name: str) -> list[str]:
     steps = [step for step in _ticks(plot.right, 6) if step <= plot.right * 1.0001]
-    parts = []
-    for step in steps:
-        last = step == steps[-1]
-        parts.append(_text(plot.x(step), plot.below + 18, f"{_number(step)} {name}" if last else _number(step), "end" if last else "middle"))
+    parts = [_text(plot.x(0), plot.below + 18, f"0 {name}", "start")]
+    for step in steps[1:]:
+        parts.append(_text(plot.x(step), plot.below + 18, _number(step), "end" if step > 0.97 * plot.right else "middle"))
     return parts
 
 

@@ -6,6 +6,7 @@ reference of the self-check. It keeps no state of its own between calls; paramet
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -82,8 +83,14 @@ class Method(ABC):
         """Where the method cuts the model, or None."""
         return None
 
+    def at(self, captured: Captured) -> Method:
+        """The same method over a capture of the same model at another batch size."""
+        other = copy.copy(self)
+        other.bind(captured)
+        return other
+
     def bind(self, captured: Captured) -> None:
-        """Use a capture of the same model at another batch size."""
+        """Set up what depends on the capture."""
         self.backbone = Backbone(captured, [cut.node for cut in self.partition.cuts] if self.partition else [])
 
     def parameters(self) -> Tensors:
