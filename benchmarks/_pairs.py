@@ -98,7 +98,8 @@ def measure(script: Path, folder: Path, setting: dict[str, Any], kinds: Sequence
     rows = {}
     for worker, peak in zip(workers, peaks):
         floor = floors["onnxruntime" if worker.name == "bundle" else "torch"]
-        rows[worker.name] = {"seconds": worker.median, "all": worker.seconds, "time_ratio": paired_ratio(worker, workers[0]), "peak": peak, "floor": floor}
+        times = {"seconds": worker.median, "all": worker.seconds, "time_ratio": paired_ratio(worker, workers[0])}
+        rows[worker.name] = {**times, "peak": peak, "floor": floor}
     return {"threads": setting["threads"], "rows": rows, "apart": apart}
 
 

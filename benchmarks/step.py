@@ -64,7 +64,8 @@ def main() -> None:
         for batch in choices.batch:
             bundle, state = make_bundle(folder, choices.model, choices.method, [batch], choices.parts)
             for threads in choices.threads:
-                found = measure(HERE, folder, settings_of(bundle, state, choices.model, choices.method, batch, threads), choices.torch, choices.rounds)
+                setting = settings_of(bundle, state, choices.model, choices.method, batch, threads)
+                found = measure(HERE, folder, setting, choices.torch, choices.rounds)
                 parts = f", {choices.parts} parts" if choices.method == "ecotta" else ""
                 title = f"{choices.model}, {choices.method}{parts}, a step at batch {batch}"
                 results.append({"title": title, "batch": batch, "per": 1, "unit": "ms a step", **found})

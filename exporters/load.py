@@ -62,9 +62,10 @@ def resolve(text: str, what: str = "factory") -> Any:
     thing: Any = module
     for part in name.split("."):
         if not hasattr(thing, part):
-            names = [key for key, value in vars(thing).items() if not key.startswith("_") and (callable(value) or isinstance(value, nn.Module))]
+            held = getattr(thing, "__dict__", {})
+            names = [key for key, value in held.items() if not key.startswith("_") and (callable(value) or isinstance(value, nn.Module))]
             near = get_close_matches(part, names, 3)
-            own = [key for key in names if getattr(vars(thing)[key], "__module__", None) == module.__name__]
+            own = [key for key in names if getattr(held[key], "__module__", None) == module.__name__]
             hint = f"did you mean {' or '.join(near)}?" if near else f"it has: {', '.join(own[:8])}" if own else "check the name"
             raise UsageError(f"{place} has no {name!r}", hint)
         thing = getattr(thing, part)

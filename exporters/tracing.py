@@ -1,7 +1,7 @@
 """A Python function over tensors as a functional ATen graph, gradients included.
 
-Two passes: the first runs autograd and records what it calls; the second removes mutation and decomposes every operator that has no lowering
-rule of its own. Nothing is computed: tensors are fake.
+Autograd runs and what it calls is recorded, every operator without a lowering rule of its own decomposed. Some decompositions write into their
+temporaries; where one did, a second pass removes that. Nothing is computed: tensors are fake.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -36,6 +37,12 @@ class Trace:
     outputs: list[str]
 
 
+def _mutates(node: fx.Node) -> bool:
+    schema = getattr(node.target, "_schema", None)
+    return bool(schema is not None and schema.is_mutable)
+
+
+@cache
 def _decompositions() -> dict[Any, Any]:
     extra = get_decompositions(
         [
@@ -88,19 +95,16 @@ def trace(function: Function, example: Mapping[str, Tensor]) -> Trace:
     tensors = [tensor.detach() for tensor in example.values()]
     with warnings.catch_warnings(), sdpa_kernel(SDPBackend.MATH), traceback.preserve_node_meta():
         warnings.simplefilter("ignore")
-        recorded = make_fx(flat, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
-        recorded.graph.eliminate_dead_code()
-        recorded.recompile()
+        table = _decompositions()
+        module = make_fx(flat, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
+        if any(_mutates(node) for node in module.graph.nodes):
+            module.recompile()
 
-        def replay(*arguments: Tensor) -> Any:
-            return fx.Interpreter(recorded).run(*arguments)
+            def replay(*arguments: Tensor) -> Any:
+                return fx.Interpreter(module).run(*arguments)
 
-        module = make_fx(
-            torch.func.functionalize(replay, remove="mutations"),
-            decomposition_table=_decompositions(),
-            tracing_mode="fake",
-            _allow_non_fake_inputs=True,
-        )(*tensors)
+            functional = torch.func.functionalize(replay, remove="mutations")
+            module = make_fx(functional, decomposition_table=table, tracing_mode="fake", _allow_non_fake_inputs=True)(*tensors)
     merge_duplicates(module.graph)
     return Trace(module, names, outputs)
 

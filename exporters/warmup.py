@@ -96,10 +96,9 @@ def warm_up(
         if step % an_epoch == 0:
             shuffled = order.permutation(rows)
         chosen = shuffled[step % an_epoch * batch :][:batch]
-        clean = torch.from_numpy(samples.tensor(chosen))
-        target = _frozen(method, tensors, clean) if samples.y is None else torch.from_numpy(samples.y[chosen])
+        target = _frozen(method, tensors, samples, chosen) if samples.y is None else torch.from_numpy(samples.y[chosen])
         run = method.backbone.run(tensors, Normaliser({}, "batch"), method.affine(trained))
-        logits = method.forward(run, _augmented(samples, chosen, clean, random), tensors, trained).logits
+        logits = method.forward(run, _augmented(samples, chosen, random), tensors, trained).logits
         loss = divergence(target, logits) if samples.y is None else F.cross_entropy(logits, target)
         value = float(loss.detach())
         if not math.isfinite(value):
@@ -124,15 +123,16 @@ def divergence(target: Tensor, logits: Tensor) -> Tensor:
     return (wanted.exp() * (wanted - given)).sum(1).mean()
 
 
-def _frozen(method: Method, tensors: Mapping[str, Tensor], x: Tensor) -> Tensor:
+def _frozen(method: Method, tensors: Mapping[str, Tensor], samples: Samples, chosen: NDArray[np.intp]) -> Tensor:
+    x = torch.from_numpy(samples.tensor(chosen))
     with torch.no_grad():
         return method.backbone.run(tensors, Normaliser(method.backbone.source_statistics(), "source")).whole(x)
 
 
-def _augmented(samples: Samples, chosen: NDArray[np.intp], clean: Tensor, random: torch.Generator) -> Tensor:
+def _augmented(samples: Samples, chosen: NDArray[np.intp], random: torch.Generator) -> Tensor:
     pixels = samples.pixels(chosen)
     if pixels is None:
-        return clean
+        return torch.from_numpy(samples.tensor(chosen))
     x = augment(torch.from_numpy(pixels), random)
     if samples.spec.mean is not None:
         x = x - torch.tensor(samples.spec.mean).reshape(1, -1, 1, 1)

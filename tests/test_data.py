@@ -125,11 +125,15 @@ def test_a_folder_of_npy_files_stays_on_the_disk(tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", X)
     np.save(tmp_path / "y.npy", Y)
     samples = load_samples(str(tmp_path), SPEC, memory=100)
-    base = samples.x
+    base: Any = samples.x
     while not isinstance(base, np.memmap):
         assert base is not None, "x was read"
         base = base.base
     assert np.array_equal(samples.tensor([9]), prepare(X[9:10], SPEC))
+    np.save(tmp_path / "x.npy", FLOATS)
+    tensor = load_samples(str(tmp_path), SPEC).tensor([9, 9])
+    assert type(tensor) is np.ndarray
+    assert tensor.flags.writeable
 
 
 def test_without_labels(tmp_path: Path) -> None:
@@ -376,8 +380,12 @@ def test_a_data_set_with_masks_or_without_labels_and_a_part_of_it() -> None:
     )
     assert load_samples(Items(lambda k: x[k]), SPEC, labelled=False).y is None
     asked: list[int] = []
-    samples = load_samples(Items(lambda k: (asked.append(k), FORMS["pillow"](k))[1]), SPEC, most=5)
-    assert len(samples) == len(asked) == 5
+
+    def ask(index: int) -> Any:
+        asked.append(index)
+        return FORMS["pillow"](index)
+
+    assert len(load_samples(Items(ask), SPEC, most=5)) == len(asked) == 5
 
 
 DATASETS = """

@@ -118,6 +118,7 @@ def test_a_file_named_like_a_known_module_does_not_replace_it(module: str, tmp_p
         ("{}:godo", UsageError, "did you mean good"),
         ("{}:xyzzy", UsageError, "it has: Net, Narrow, good"),
         ("{}:Family.big", UsageError, "has no 'Family.big'"),
+        ("{}:word.upper.x", UsageError, "has no 'word.upper.x'"),
         ("{}:Narrow", UsageError, "needs arguments: width, depth"),
         ("{}:Narrow", UsageError, "def edge(): return Narrow(width=…, depth=…)"),
         ("{}:word", UsageError, "is of type str, not a factory"),

@@ -103,7 +103,7 @@ def test_generated_architectures_have_torchs_values_and_gradients(seed: int) -> 
 def test_named_models_have_torchs_values_and_gradients(factory: Callable[[], nn.Module], shape: tuple[int, ...]) -> None:
     model = factory()
     calibrate(model, shape, 0)
-    agree(model, torch.randn((2, *shape), generator=torch.Generator().manual_seed(1)), 5e-3)  # deep nets: single ReLUs switch by rounding
+    agree(model, torch.randn((2, *shape), generator=torch.Generator().manual_seed(2)), 1e-3)
 
 
 class _Determinant(nn.Module):

@@ -75,9 +75,14 @@ def test_a_narrow_terminal_and_one_without_unicode() -> None:
 
 def test_a_line_that_was_begun_is_ended_before_an_error_is_printed() -> None:
     stream = Stream(terminal=True)
-    with pytest.raises(ValueError, match="stop"), Bars(stream, columns=80) as bars:
-        bars("stage", 1, 9)
-        raise ValueError("stop")
+
+    def work() -> None:
+        with Bars(stream, columns=80) as bars:
+            bars("stage", 1, 9)
+            raise ValueError("stop")
+
+    with pytest.raises(ValueError, match="stop"):
+        work()
     assert stream.getvalue().endswith("\n")
 
 

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from edgeadapt.bundle.manifest import InputSpec
 from edgeadapt.errors import ExportError, InputError, UsageError
 from edgeadapt.exporters import warmup
+from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, capture
 from edgeadapt.exporters.data import Samples, load_samples
 from edgeadapt.exporters.methods import METHODS, Method, Setup
@@ -68,7 +69,7 @@ def loss_of(given: Method, parameters: Tensors, samples: Samples, count: int = 3
     total = 0.0
     for start in range(0, count * BATCH, BATCH):
         chosen = np.arange(start, start + BATCH)
-        run = given.backbone.run(frozen(given), warmup.Normaliser({}, "batch"), given.affine(parameters))
+        run = given.backbone.run(frozen(given), Normaliser({}, "batch"), given.affine(parameters))
         assert samples.y is not None
         with torch.no_grad():
             logits = given.forward(run, torch.from_numpy(samples.tensor(chosen)), frozen(given), parameters).logits
@@ -172,7 +173,7 @@ def test_images_are_augmented_before_mean_and_deviation(monkeypatch: pytest.Monk
 
     monkeypatch.setattr(warmup, "augment", keep)
     samples, chosen = images(), np.array([4, 9])
-    x = warmup._augmented(samples, chosen, torch.zeros(()), torch.Generator())
+    x = warmup._augmented(samples, chosen, torch.Generator())
     assert np.array_equal(x.numpy(), samples.tensor(chosen)), "without a change in between they are what the device sees"
     assert 0.0 <= float(seen[0].min()) < float(seen[0].max()) <= 1.0
     warm_up(method("ecotta"), method("ecotta").parameters(), frozen(method("ecotta")), sensors(), epochs=1, batch=BATCH)
@@ -198,10 +199,8 @@ def test_without_labels_it_learns_what_the_frozen_model_says() -> None:
     x = torch.from_numpy(labelled.tensor(np.arange(BATCH)))
     with torch.no_grad():
         target = vision()(x)
-        assert torch.allclose(warmup._frozen(given, frozen(given), x), target, atol=1e-4)
-        logits = [
-            given.forward(given.backbone.run(frozen(given), warmup.Normaliser({}, "batch")), x, frozen(given), p).logits for p in (start, trained)
-        ]
+        assert torch.allclose(warmup._frozen(given, frozen(given), unlabelled, np.arange(BATCH)), target, atol=1e-4)
+        logits = [given.forward(given.backbone.run(frozen(given), Normaliser({}, "batch")), x, frozen(given), p).logits for p in (start, trained)]
     assert float(divergence(target, logits[1])) < 0.7 * float(divergence(target, logits[0]))
 
 

@@ -1,7 +1,9 @@
 """What a bundle holds: model, input, method, state, graphs and their memory, checks, sizes.
 
-edgeadapt inspect model.edgeadapt
-edgeadapt inspect model.edgeadapt --json | jq .graphs
+  edgeadapt inspect model.edgeadapt
+  edgeadapt inspect model.edgeadapt --json | jq .graphs
+
+Every byte is read and checked first. Nothing is run, and neither onnxruntime nor torch is loaded.
 """
 
 from __future__ import annotations

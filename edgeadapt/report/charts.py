@@ -87,7 +87,7 @@ def lines(
         x_name: what x counts.
         bands: stretches of x; neighbours of one name share one label.
         level: a horizontal line.
-        top: the end of the y axis; None fits it.
+        top: what the y axis reaches at least; None fits it.
         height: in pixels at full width.
 
     Returns:
@@ -95,8 +95,8 @@ def lines(
     """
     xs = [x for curve in curves for x, _ in curve.points] + [band.end for band in bands]
     ys = [y for curve in curves for _, y in curve.points] + ([level.value] if level else [])
-    right = max(xs, default=1.0) or 1.0
-    steps = _ticks(top if top is not None else (max(ys, default=1.0) or 1.0))
+    right = _end(xs)
+    steps = _ticks(_end(ys, top))
     head = 62 if bands else 34
     plot = _Plot(right, steps[-1], head, height - _BOTTOM)
     parts = [*_bands(bands, plot), *_grid(plot, steps, unit), *_x_axis(plot, x_name)]
@@ -127,8 +127,7 @@ def bars(title: str, groups: Sequence[Group], series: Sequence[str], unit: str, 
     row = len(series) * (thick + gap) + 14
     height = 30 + row * len(groups) + 6
     values = [value for group in groups for value in group.values if value is not None]
-    most = top if top is not None else (max(values, default=1.0) or 1.0)
-    scale = (WIDTH - label - 80) / most
+    most = _end(values, top)
     parts = [f'<line class="base" x1="{label}" x2="{label}" y1="28" y2="{height - 6}"/>']
     for index, group in enumerate(groups):
         y = 34 + index * row
@@ -136,7 +135,7 @@ def bars(title: str, groups: Sequence[Group], series: Sequence[str], unit: str, 
         for place, value in enumerate(group.values):
             if value is None:
                 continue
-            at, length = y + place * (thick + gap), max(1.0, min(value, most) * scale)
+            at, length = y + place * (thick + gap), max(1.0, min(value / most, 1.0) * (WIDTH - label - 80))
             tip = f"{group.name}, {series[place]}: {value:.1f} {unit}"
             size = f'x="{label}" y="{at}" width="{length:.1f}" height="{thick}"'
             parts.append(f'<rect class="fill c{place}" {size} rx="2"><title>{escape(tip)}</title></rect>')
@@ -158,6 +157,11 @@ class _Plot:
 
     def y(self, value: float) -> float:
         return self.below - value / self.top * (self.below - self.above)
+
+
+def _end(values: Sequence[float], top: float | None = None) -> float:
+    """Where an axis ends: above 0, so that all can be divided by it."""
+    return max(top if top is not None else max(values, default=1.0), 1e-9)
 
 
 def _ticks(top: float, wanted: int = 4) -> list[float]:

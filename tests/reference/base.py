@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from tests.reference.normalisation import LiveBatchNorm, follow_stream
 
+EPSILON = 1e-6  # of Adam; at torch's 1e-8 the rounding of a vanishing gradient would make full steps
 RATES = {"sgd": 5e-4, "adam": 3e-4}
 
 
@@ -63,14 +64,9 @@ class Adaptation(nn.Module):
         for layer in self.norms.values():
             layer.live, layer.exact, layer.mix = self.follows if live is None else live, exact, mix
         self.live = self.follows if live is None else live
-        kind = optimiser or self.optimiser_name
-        rate = RATES[kind] if rate is None else rate
-        trained = list(self.trained.values())
+        self.kind = optimiser or self.optimiser_name
+        self.rate, self.momentum = RATES[self.kind] if rate is None else rate, momentum
         self.optimiser: torch.optim.Optimizer | None = None
-        if trained and kind == "sgd":
-            self.optimiser = torch.optim.SGD(trained, rate, momentum)
-        elif trained:
-            self.optimiser = torch.optim.Adam(trained, rate, (momentum, 0.999))
 
     def build(self) -> None:
         """Make the method's own modules, and mark what trains."""
@@ -134,8 +130,13 @@ class Adaptation(nn.Module):
         return self.step(x, y)
 
     def step(self, x: Tensor, y: Tensor | None) -> Tensor:
-        if self.optimiser is None:
+        trained = list(self.trained.values())
+        if not trained:
             return self.predict(x)
+        if self.optimiser is None and self.kind == "sgd":
+            self.optimiser = torch.optim.SGD(trained, self.rate, self.momentum)
+        elif self.optimiser is None:
+            self.optimiser = torch.optim.Adam(trained, self.rate, (self.momentum, 0.999), EPSILON)
         self.optimiser.zero_grad(set_to_none=True)
         logits = self.backward(x, y)
         self.optimiser.step()
