@@ -201,7 +201,7 @@ def test_limit_and_top(path, stream, run):
     assert code == 0
     assert len(lines) == 3
     for line in lines:
-        assert [entry["label"] for entry in line["top"]][0] == line["label"]
+        assert line["top"][0]["label"] == line["label"]
         assert [entry["confidence"] for entry in line["top"]] == sorted((entry["confidence"] for entry in line["top"]), reverse=True)
         assert len(line["top"]) == 3
 

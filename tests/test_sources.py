@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -17,7 +18,7 @@ from PIL import Image
 
 from edgeadapt.bundle import InputSpec, Manifest, Task
 from edgeadapt.devices.sources import Frame, Source, open_source
-from edgeadapt.errors import EdgeAdaptError, InputError, SourceError, UsageError
+from edgeadapt.errors import InputError, SourceError, UsageError
 from tests.toybundle import CLASSES, SIDE, Toy
 
 pytestmark = pytest.mark.device
@@ -228,7 +229,7 @@ def test_archives_of_floats_in_another_byte_order_and_with_maps_of_labels(tmp_pa
 @pytest.mark.parametrize("data", [b"", b"PK", b"no archive", saved(IMAGES)])
 def test_what_is_no_archive_is_refused(data, tmp_path, manifest):
     (tmp_path / "a.npz").write_bytes(data)
-    with pytest.raises(SourceError, match="not an .npz"):
+    with pytest.raises(SourceError, match="not an"):
         open_source(str(tmp_path / "a.npz"), manifest)
 
 
@@ -258,8 +259,8 @@ def test_no_such_source(stream, tmp_path, manifest):
 
 def test_lines_that_name_no_image_are_told_and_passed_over(tmp_path, manifest):
     good = png(tmp_path / "ä.png", IMAGES[0])
-    lines = ["", "  ", str(tmp_path / "gone.png"), "{broken", '{"label": 1}', '{"path": 3}', "nul\0byte", json.dumps({"path": str(good), "label": "class 2"})]
-    lines += [json.dumps({"path": str(good), "label": label}) for label in (9, "other", None)] + [f"{good}\r"]
+    lines = ["", "  ", str(tmp_path / "gone.png"), "{broken", '{"label": 1}', '{"path": 3}', "nul\0byte"]
+    lines += [json.dumps({"path": str(good), "label": label}) for label in ("class 2", 9, "other", None)] + [f"{good}\r"]
     found = list(open_source("-", manifest, stdin=io.BytesIO("\n".join(lines).encode())))
     assert [bool(frame.fault) for frame in found] == [True] * 5 + [False] * 5
     assert [frame.truth for frame in found[5:]] == [2, None, None, None, None]
@@ -307,9 +308,7 @@ def headers() -> some.SearchStrategy[bytes]:
 @given(data=some.binary(max_size=64) | headers())
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_any_bytes_are_frames_faults_or_a_source_error(data, manifest):
-    try:
-        found = list(open_source("-", manifest, "npy", io.BytesIO(data)))
-    except EdgeAdaptError as reason:
-        assert isinstance(reason, SourceError)
-    else:
-        assert all(isinstance(frame, Frame) for frame in found)
+    found: list[Frame] = []
+    with contextlib.suppress(SourceError):  # any other error fails the test
+        found += open_source("-", manifest, "npy", io.BytesIO(data))
+    assert all((frame.pixels is None) == bool(frame.fault) for frame in found)

@@ -46,8 +46,8 @@ def page(tally: Tally, facts: dict[str, Any]) -> tuple[Page, dict[str, Any]]:
 def _footer(facts: dict[str, Any]) -> str:
     return (
         f"Bundle {facts['bundle']} ({facts['digest'][:16]}…): {facts['parameters']:,} parameters, method {facts['method']}, {facts['steps']} steps "
-        f"on windows of {facts['batch']}, {facts['rejected_steps']} rejected. Corruptions after Hendrycks and Dietterich (2019) in their strengths for "
-        "photographs. Digits: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), CC BY 4.0."
+        f"on windows of {facts['batch']}, {facts['rejected_steps']} rejected. Corruptions after Hendrycks and Dietterich (2019) in their strengths "
+        "for photographs. Digits: E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), CC BY 4.0."
     )
 
 
