@@ -124,7 +124,7 @@ def _batch_norm_of_batch(
     return (y if bias is None else y + per_channel(bias, x.dim())), None, None
 
 
-def _adaptive_max_pool(x: Tensor, size: Any) -> tuple[Tensor, None]:
+def adaptive_max_pool(x: Tensor, size: Any) -> tuple[Tensor, None]:
     """Adaptive max pooling as max pools over each cell, so that ties resolve as in torch and the gradient is an ordinary max pool's."""
     size = [size] if isinstance(size, int) else list(size)
     spatial = list(x.shape[-len(size) :])
@@ -159,8 +159,8 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     aten.instance_norm.default: _instance_norm,
     aten.group_norm.default: _group_norm,
     aten._native_batch_norm_legit.no_stats: _batch_norm_of_batch,
-    aten.adaptive_max_pool2d.default: _adaptive_max_pool,
-    aten.adaptive_max_pool1d.default: _adaptive_max_pool,
+    aten.adaptive_max_pool2d.default: adaptive_max_pool,
+    aten.adaptive_max_pool1d.default: adaptive_max_pool,
     aten.pad.default: _pad,
     aten.view.default: torch.reshape,  # the strides seen at export may differ from those met here
 }

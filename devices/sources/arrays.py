@@ -127,7 +127,7 @@ class Archive(Source):
         except OSError as reason:
             self.close()
             raise SourceError(f"{path} cannot be opened: {reason.strerror}", "check the path and its permissions") from None
-        except (zipfile.BadZipFile, NotImplementedError, RuntimeError) as reason:
+        except (zipfile.BadZipFile, RuntimeError) as reason:
             self.close()
             raise SourceError(f"{path} is not an .npz file: {reason}", "save it with numpy.savez(path, x=..., y=...)") from None
         except BaseException:

@@ -80,7 +80,7 @@ def plan(frames: int, batch: int, images: int, seed: int = 0) -> list[Window]:
 
 
 def severity(number: int, count: int) -> int:
-    """1 at both ends of a stage of `count` windows, 5 in its middle."""
+    """Of one of a stage's `count` windows: nine equal stretches, 1-2-3-4-5-4-3-2-1."""
     place = (number + 0.5) / count
     return 1 + min(4, int(9 * min(place, 1 - place) + 1e-9))
 

@@ -1,6 +1,6 @@
 """A side network: reads pooled taps of the frozen backbone, mixes them, and adds a residual before the frozen classifier.
 
-    t_i = pool(tap_i)                              max and average, to one small grid, without gradient
+    t_i = pool(tap_i)                              maximum and average over the cells of one small grid, standardised, without gradient
     f   = Σ_i softmax(a)_i · (W_i t_i + b_i)       one projection per tap (as in UniPT, arXiv 2308.14316, without its attention)
     h   = f + V₂ ReLU(V₁ f)
     z'  = z + U h                                  U = 0 at the start, so that the first prediction is the model's own, bit for bit
@@ -21,6 +21,7 @@ from edgeadapt.errors import ExportError
 from edgeadapt.exporters.backbone import BackboneRun, Normaliser
 from edgeadapt.exporters.capture import Captured
 from edgeadapt.exporters.methods.base import MARGIN, Hyper, Method, Outcome, Tensors, confident_entropy, generator
+from edgeadapt.exporters.operators import adaptive_max_pool
 from edgeadapt.exporters.partition import Cut, Partition, candidates
 
 GRID, TAPS = 4, 4
@@ -87,8 +88,8 @@ class Side(Method):
             return (torch.rand((out, into), generator=random) * 2 - 1) / math.sqrt(into)
 
         table: Tensors = {"side.mix": torch.zeros(len(self.taps))}
-        for i, tap in enumerate(self.taps):
-            table[f"side.tap.{i}.weight"], table[f"side.tap.{i}.bias"] = layer(width, 2 * tap.channels), torch.zeros(width)
+        for i in range(len(self.taps)):
+            table[f"side.tap.{i}.weight"], table[f"side.tap.{i}.bias"] = layer(width, self._features(i)), torch.zeros(width)
         table["side.expand.weight"], table["side.expand.bias"] = layer(2 * width, width), torch.zeros(2 * width)
         table["side.contract.weight"], table["side.contract.bias"] = layer(width, 2 * width), torch.zeros(width)
         table["side.residual.weight"], table["side.residual.bias"] = torch.zeros(self._depth(), width), torch.zeros(self._depth())
@@ -100,8 +101,8 @@ class Side(Method):
 
     def _standard(self) -> Tensors:
         table: Tensors = {}
-        for i, tap in enumerate(self.taps):
-            table[f"side.tap.{i}.mean"], table[f"side.tap.{i}.scale"] = torch.zeros(2 * tap.channels), torch.ones(2 * tap.channels)
+        for i in range(len(self.taps)):
+            table[f"side.tap.{i}.mean"], table[f"side.tap.{i}.scale"] = torch.zeros(self._features(i)), torch.ones(self._features(i))
         return table
 
     def frozen(self) -> Tensors:
@@ -130,26 +131,31 @@ class Side(Method):
             return self.taps[-1].spatial
         return tuple(min(size, GRID) for size in self.taps[-1].spatial)
 
+    def _pools(self, index: int) -> bool:
+        """Whether a tap is pooled by maximum and average; dense outputs read averages alone, and a tap of the grid's own size is read as it is."""
+        tap, grid = self.taps[index], self._grid()
+        return not self._dense() and tuple(tap.spatial) != tuple(grid) and all(n >= g for n, g in zip(tap.spatial, grid, strict=True))
+
+    def _features(self, index: int) -> int:
+        return self.taps[index].channels * (2 if self._pools(index) else 1)
+
     def _pooled(self, index: int, x: Tensor) -> Tensor:
-        """A tap as (N, positions, 2·channels): maximum and average over each cell of the grid."""
+        """A tap as (N, positions, features) on the grid, without gradient."""
         tap, grid = self.taps[index], self._grid()
         x = x.detach()
         if tap.channels_last:
             x = x.transpose(1, 2)
         if not tap.spatial:
-            both = torch.cat([x, x], 1).unsqueeze(-1)
-        elif tuple(tap.spatial) == tuple(grid):
-            both = torch.cat([x, x], 1)
-        else:
+            return x.unsqueeze(1)
+        if tuple(tap.spatial) != tuple(grid):
             flat = x if x.dim() == 4 else x.unsqueeze(2)
-            size = list(grid) if len(grid) == 2 else [1, *grid] if len(grid) == 1 else [1, 1]
-            divisible = all(n % g == 0 for n, g in zip(flat.shape[2:], size, strict=True))
-            cells = (size[0], size[1])
-            average = F.adaptive_avg_pool2d(flat, cells)
-            kernel = [n // g for n, g in zip(flat.shape[2:], size, strict=True)]
-            largest = F.max_pool2d(flat, kernel) if divisible else F.adaptive_avg_pool2d(flat.relu(), cells)
-            both = torch.cat([largest, average], 1)
-        return both.flatten(2).transpose(1, 2)
+            cells = (grid[0], grid[1]) if len(grid) == 2 else (1, grid[0])
+            if any(n < g for n, g in zip(tap.spatial, grid, strict=True)):
+                x = F.interpolate(flat, size=list(cells), mode="nearest")
+            else:
+                average = F.adaptive_avg_pool2d(flat, cells)
+                x = torch.cat([adaptive_max_pool(flat, list(cells))[0], average], 1) if self._pools(index) else average
+        return x.flatten(2).transpose(1, 2)
 
     def forward(self, run: BackboneRun, x: Tensor, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Outcome:
         """Backbone, side network, classifier; terms: `frozen`, the frozen model's own logits."""
