@@ -17,7 +17,7 @@ from torch.fx import traceback
 from torch.nn import functional as F
 
 from edgeadapt.exporters.capture import NORMALISATION, Captured
-from edgeadapt.exporters.operators import REPLACED, batch_statistics, scale_shift
+from edgeadapt.exporters.operators import REPLACED, batch_statistics, channel_axes, scale_shift
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Normaliser:
         if self.mode in ("batch", "collect"):
             if self.mode == "collect":
                 with torch.no_grad():
-                    self.updated[f"{name}.mean"], self.updated[f"{name}.variance"] = batch_statistics(x)
+                    self.updated[f"{name}.variance"], self.updated[f"{name}.mean"] = torch.var_mean(x, channel_axes(x), correction=0)
             return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
         mean, variance = self.statistics[f"{name}.mean"], self.statistics[f"{name}.variance"]
         if self.mode == "live":

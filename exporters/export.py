@@ -25,7 +25,7 @@ from edgeadapt.exporters.options import Options, batch_defaults
 from edgeadapt.exporters.programs import Model, Program, build, source_model
 from edgeadapt.exporters.selfcheck import Difference, check
 from edgeadapt.exporters.table import table
-from edgeadapt.exporters.warmup import accuracy, estimate_statistics, warm_up
+from edgeadapt.exporters.warmup import estimate_statistics, predictions, warm_up
 from edgeadapt.progress import Progress, quiet
 
 SHIFTED = 1000.0
@@ -110,6 +110,8 @@ class _Export:
                 f"the model returns {tuple(logits.shape)}, which are no logits for {kind}", "choose the task that fits, or change the model's head"
             )
         task = Task(kind, int(logits.shape[1]), tuple(names) if names else None)
+        if self.data is not None:
+            self.data.check(tuple(int(size) for size in logits.shape[1:]))
         method = METHODS[options.method](captured, Setup(task.classes, options.parts, options.cuts, options.kernel, options.width, options.seed))
         if method.warms_up and self.data is None:
             raise ExportError(
@@ -153,7 +155,9 @@ class _Export:
         if not method.warms_up:
             return Model(method, parameters, values, mode, optimiser, options.exact, shifted), None
         tensors = self._tensors(method)
-        before = self._accuracy(source_model(Model(method, {}, {}, "source", optimiser), source), held, batch)
+        frozen = source_model(Model(method, {}, {}, "source", optimiser), source)
+        truth = self.data.y[held] if self.data.y is not None else self._predictions(frozen, held, batch)
+        before = self._accuracy(frozen, held, truth, batch)
         parameters = warm_up(
             method,
             parameters,
@@ -168,8 +172,8 @@ class _Export:
         )
         values = estimate_statistics(method, parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
         trained = Model(method, parameters, values, mode, optimiser, options.exact, shifted)
-        after = self._accuracy(dataclasses.replace(trained, statistics="source"), held, batch)
-        if before is not None and after is not None and not options.allow_drop and before - after > options.max_drop / 100:
+        after = self._accuracy(dataclasses.replace(trained, statistics="source"), held, truth, batch)
+        if not options.allow_drop and before - after > options.max_drop / 100:
             raise ExportError(
                 f"the warm-up costs {100 * (before - after):.1f} points of clean accuracy ({100 * before:.1f} % before, {100 * after:.1f} % after, "
                 f"on {len(held)} held-out samples), more than {options.max_drop:g}",
@@ -183,6 +187,7 @@ class _Export:
             "held_out": len(held),
             "clean_accuracy_before": before,
             "clean_accuracy_after": after,
+            "labelled": self.data.y is not None,
         }
         return trained, report
 
@@ -190,11 +195,12 @@ class _Export:
     def _tensors(method: Method) -> dict[str, Tensor]:
         return {**method.backbone.tensors, **method.frozen()}
 
-    def _accuracy(self, model: Model, held: Any, batch: int) -> float | None:
-        """Clean accuracy with fixed statistics."""
+    def _accuracy(self, model: Model, held: Any, truth: Any, batch: int) -> float:
+        """Share of predictions that equal `truth`, with fixed statistics: clean accuracy, or agreement with the frozen model where there are no labels."""
+        return float((self._predictions(model, held, batch) == truth).mean())
+
+    def _predictions(self, model: Model, held: Any, batch: int) -> Any:
         assert self.data is not None
-        if self.data.y is None:
-            return None
         tensors = self._tensors(model.method)
 
         def forward(x: Tensor) -> Tensor:
@@ -202,7 +208,7 @@ class _Export:
                 run = model.method.backbone.run(tensors, Normaliser(model.values, "source"), model.method.affine(model.parameters))
                 return model.method.forward(run, x, tensors, model.parameters).logits
 
-        return accuracy(forward, self.data, held, batch)
+        return predictions(forward, self.data, held, batch)
 
     def _compile(self, trained: Model, adapted: list[int]) -> tuple[list[Compiled], PlacedWeights]:
         """Every program of the bundle: source and predict at each batch, adapt and learn where the method trains."""

@@ -20,6 +20,11 @@ def per_channel(vector: Tensor, rank: int) -> Tensor:
     return vector.reshape(1, -1, *[1] * (rank - 2)) if rank > 2 else vector.reshape(1, -1)
 
 
+def channel_axes(x: Tensor) -> list[int]:
+    """All axes of x (N, C, …) but the channels'."""
+    return [axis for axis in range(x.dim()) if axis != 1]
+
+
 @torch.library.custom_op("edgeadapt::scale_shift", mutates_args=())
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x (N, C, …) times scale (C,) plus shift (C,): one pass on the device (an inference BatchNormalization node)."""
@@ -38,7 +43,7 @@ def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -
 
 def _scale_shift_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, scale = ctx.saved_tensors
-    axes = [axis for axis in range(grad.dim()) if axis != 1]
+    axes = channel_axes(grad)
     return (
         grad * per_channel(scale, grad.dim()) if ctx.needs_input_grad[0] else None,
         (grad * x).sum(axes) if ctx.needs_input_grad[1] else None,
@@ -55,7 +60,7 @@ def batch_statistics(x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Te
     The variance is E[(x−k)²] − E[x−k]² with k = `shift` (C,), 0 by default: one elementwise pass instead of two. A layer whose mean is large
     against its deviation passes its source mean as the shift, which keeps the subtraction exact enough.
     """
-    axes = [axis for axis in range(x.dim()) if axis != 1]
+    axes = channel_axes(x)
     centred = x if shift is None else x - per_channel(shift, x.dim())
     mean = centred.mean(axes)
     variance = ((centred * centred).mean(axes) - mean * mean).clamp(min=0.0)

@@ -29,7 +29,7 @@ class Options:
     epochs: int = 10
     warmup_rate: float = 0.05
     warmup_batch: int = 64
-    max_drop: float = 2.0
+    max_drop: float = 5.0
     allow_drop: bool = False
     holdout: float = 0.1
     seed: int = 0

@@ -40,10 +40,11 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
         )
     lines += ["", *columns(rows, right=(1, 2, 3, 4, 5)), "(self-check: largest relative difference from PyTorch)"]
     warmup = manifest["warmup"]
-    if warmup and warmup["clean_accuracy_before"] is not None:
+    if warmup:
+        what = "clean accuracy" if warmup["labelled"] else "agreement with the frozen model"
         lines += [
             "",
-            f"warm-up: {warmup['epochs']} epochs on {warmup['samples']:,} samples; clean accuracy {100 * warmup['clean_accuracy_before']:.1f} % "
+            f"warm-up: {warmup['epochs']} epochs on {warmup['samples']:,} samples; {what} {100 * warmup['clean_accuracy_before']:.1f} % "
             f"before, {100 * warmup['clean_accuracy_after']:.1f} % after, on {warmup['held_out']:,} held-out samples",
         ]
     if size:

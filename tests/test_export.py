@@ -122,16 +122,21 @@ def test_frozen_weights_are_stored_once(bundles: dict[str, Path]) -> None:
         assert members["weights.bin"].size < 1.2 * sum(parameter.nbytes for parameter in tiny().parameters()) + 65536
 
 
-@pytest.mark.parametrize(("factory", "shape", "options"), [
-    (lambda: named.wideresnet(16, 1), (3, 32, 32), {"parts": 3}),
-    (lambda: named.mobilenet_v2(width=0.25, classes=10), (3, 32, 32), {"parts": 3}),
-    (lambda: named.resnet18(classes=10), (3, 32, 32), {"parts": 2}),
-    (named.sensor_net, (6, 128), {"parts": 2}),
-    (named.segmentation_net, (3, 32, 32), {"parts": 2}),
-    (named.tiny_vit, (3, 32, 32), {"parts": 2}),
-])
+@pytest.mark.parametrize(
+    ("factory", "shape", "options"),
+    [
+        (lambda: named.wideresnet(16, 1), (3, 32, 32), {"parts": 3}),
+        (lambda: named.mobilenet_v2(width=0.25, classes=10), (3, 32, 32), {"parts": 3}),
+        (lambda: named.resnet18(classes=10), (3, 32, 32), {"parts": 2}),
+        (named.sensor_net, (6, 128), {"parts": 2}),
+        (named.segmentation_net, (3, 32, 32), {"parts": 2}),
+        (named.tiny_vit, (3, 32, 32), {"parts": 2}),
+    ],
+)
 @pytest.mark.parametrize("method", ["ecotta", "side"])
-def test_families_of_models_pass_the_self_check(factory: Callable[[], nn.Module], shape: tuple[int, ...], options: dict[str, Any], method: str, tmp_path: Path) -> None:
+def test_families_of_models_pass_the_self_check(
+    factory: Callable[[], nn.Module], shape: tuple[int, ...], options: dict[str, Any], method: str, tmp_path: Path
+) -> None:
     model = factory()
     calibrate(model, shape, 0)
     with torch.no_grad():
@@ -185,16 +190,19 @@ class _Branches(nn.Module):
         return y if y.sum() > 0 else -y
 
 
-@pytest.mark.parametrize(("model", "options", "error", "match"), [
-    (_Wrong(), {"method": "norm"}, ExportError, "returns 2 values"),
-    (_Branches(), {"method": "norm"}, ExportError, "torch.export cannot trace _Branches"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double(), {"method": "norm"}, ExportError, "float"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"method": "ecotta"}, ExportError, "too few to cut"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"method": "tent"}, ExportError, "this model has none"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"method": "eco"}, UsageError, "'eco' is not known"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"methd": "norm"}, UsageError, "no option 'methd'"),
-    (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"method": "norm", "batches": (0,)}, UsageError, "no list of batch sizes"),
-])
+@pytest.mark.parametrize(
+    ("model", "options", "error", "match"),
+    [
+        (_Wrong(), {"method": "norm"}, ExportError, "returns 2 values"),
+        (_Branches(), {"method": "norm"}, ExportError, "torch.export cannot trace _Branches"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)).double(), {"method": "norm"}, ExportError, "float"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"method": "ecotta"}, ExportError, "too few to cut"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"method": "tent"}, ExportError, "this model has none"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"method": "eco"}, UsageError, "'eco' is not known"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"methd": "norm"}, UsageError, "no option 'methd'"),
+        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"method": "norm", "batches": (0,)}, UsageError, "no list of batch sizes"),
+    ],
+)
 def test_what_cannot_be_exported_is_said_plainly(model: nn.Module, options: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
         export(model, None, shape=(3, 2, 2), **options)

@@ -15,9 +15,18 @@ from edgeadapt.exporters.partition import candidates, partition, shares
 from tests.zoo import generated, named
 
 
-@pytest.mark.parametrize(("units", "parts", "counts"), [
-    (12, 4, (2, 2, 4, 4)), (18, 4, (3, 3, 6, 6)), (16, 4, (3, 3, 5, 5)), (12, 5, (2, 2, 2, 2, 4)), (18, 5, (3, 3, 3, 3, 6)), (3, 3, (1, 1, 1)), (4, 1, (4,)),
-])
+@pytest.mark.parametrize(
+    ("units", "parts", "counts"),
+    [
+        (12, 4, (2, 2, 4, 4)),
+        (18, 4, (3, 3, 6, 6)),
+        (16, 4, (3, 3, 5, 5)),
+        (12, 5, (2, 2, 2, 2, 4)),
+        (18, 5, (3, 3, 3, 3, 6)),
+        (3, 3, (1, 1, 1)),
+        (4, 1, (4,)),
+    ],
+)
 def test_shares_follow_the_papers_table(units: int, parts: int, counts: tuple[int, ...]) -> None:
     assert shares(units, parts) == counts
 
@@ -36,14 +45,22 @@ def test_a_wide_residual_network_is_cut_as_in_the_paper() -> None:
     found = partition(captured, 5)
     assert found.units == (3, 3, 3, 3, 6)
     assert [cut.shape for cut in found.cuts] == [(16, 32, 32), (32, 32, 32), (32, 32, 32), (64, 16, 16), (64, 16, 16), (128, 8, 8)]
-    assert [cut.name for cut in partition(captured, 4).cuts][0] == "conv1"
+    assert partition(captured, 4).cuts[0].name == "conv1"
 
 
-@pytest.mark.parametrize(("factory", "shape", "units"), [
-    (lambda: named.resnet_cifar(20), (3, 32, 32), 9), (lambda: named.resnet_cifar(56), (3, 32, 32), 27), (lambda: named.mobilenet_v2(classes=10), (3, 64, 64), 18),
-    (lambda: named.resnet18(classes=10), (3, 64, 64), 8), (lambda: named.resnet50(classes=10), (3, 64, 64), 16), (named.sensor_net, (6, 128), 2),
-    (named.segmentation_net, (3, 32, 32), 4), (named.tiny_vit, (3, 32, 32), 2),
-])
+@pytest.mark.parametrize(
+    ("factory", "shape", "units"),
+    [
+        (lambda: named.resnet_cifar(20), (3, 32, 32), 9),
+        (lambda: named.resnet_cifar(56), (3, 32, 32), 27),
+        (lambda: named.mobilenet_v2(classes=10), (3, 64, 64), 18),
+        (lambda: named.resnet18(classes=10), (3, 64, 64), 8),
+        (lambda: named.resnet50(classes=10), (3, 64, 64), 16),
+        (named.sensor_net, (6, 128), 2),
+        (named.segmentation_net, (3, 32, 32), 4),
+        (named.tiny_vit, (3, 32, 32), 2),
+    ],
+)
 def test_units_are_residual_blocks_or_layers(factory: Callable[[], nn.Module], shape: tuple[int, ...], units: int) -> None:
     assert len(candidates(capture(factory(), shape, 2))) - 1 == units
 

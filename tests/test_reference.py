@@ -8,24 +8,30 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeadapt.bundle import InputSpec
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, capture
+from edgeadapt.exporters.data import Samples
+from edgeadapt.exporters.export import export
 from edgeadapt.exporters.methods import METHODS, Method, Outcome, Setup
 from edgeadapt.exporters.programs import Model, Program, build
-from tests.reference import Adaptation, EcoTTA, Norm, Side, Source, Tent
+from edgeadapt.runtime.adapter import Adapter
+from tests.reference import Adaptation, EcoTTA, Norm, Side, Source, Tent, twin
 from tests.reference.base import entropy
 from tests.zoo.calibrate import calibrate
 from tests.zoo.named import resnet_cifar, wideresnet
 
-BATCH, SHAPE, CLASSES, STEPS = 8, (3, 32, 32), 10, 6
-MODELS = {"resnet20": lambda: resnet_cifar(20), "wideresnet10": lambda: wideresnet(10, 1)}
-PARTS = {"resnet20": (2, 1, 3, 3), "wideresnet10": (1, 1, 1)}
+BATCH, SHAPE, CLASSES, STEPS = 8, (3, 32, 32), 10, 5
+MODELS = {"resnet14": lambda: resnet_cifar(14), "wideresnet10": lambda: wideresnet(10, 1)}
+PARTS = {"resnet14": (1, 1, 2, 2), "wideresnet10": (1, 1, 1)}
 STEP = {"mix": 0.3, "rate": 0.01}
 
 State = dict[str, Tensor]
@@ -157,8 +163,10 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("model", MODELS)
-@pytest.mark.parametrize("case", CASES)
+DEEP = ("norm", "tent", "ecotta", "ecotta-exact", "side-live")
+
+
+@pytest.mark.parametrize(("model", "case"), [("wideresnet10", case) for case in CASES] + [("resnet14", case) for case in DEEP])
 def test_program_follows_the_plain_implementation(model: str, case: str) -> None:
     """Logits, parameters, moments and statistics, step after step."""
     both = pair(model, **{**STEP, **CASES[case]})
@@ -178,7 +186,7 @@ def test_program_follows_the_plain_implementation(model: str, case: str) -> None
 
 def test_nothing_confident_leaves_only_the_regulariser() -> None:
     """The mean over an empty selection is no division by zero, and the entropy moves nothing."""
-    both = pair("resnet20", "ecotta", **{**STEP, "margin": 0.0, "regulariser": 0.0})
+    both = pair("resnet14", "ecotta", **{**STEP, "margin": 0.0, "regulariser": 0.0})
     before = both.state
     for x, _ in stream(2):
         ours, theirs = both.step(x)
@@ -206,7 +214,7 @@ def test_exact_gradients_are_others_than_with_constant_statistics(kind: str) -> 
     (x, _), *_ = stream(1)
     found = []
     for exact in (False, True):
-        both = pair("resnet20", kind, exact=exact, **STEP)
+        both = pair("resnet14", kind, exact=exact, **STEP)
         split_by_margin(both, x)
         found += [{name: value for name, value in side.items() if name.startswith(moment)} for side in both.step(x)]
     ours, plain_ours, exactly, plain_exactly = found
@@ -219,7 +227,7 @@ def test_exact_gradients_are_others_than_with_constant_statistics(kind: str) -> 
 @pytest.mark.parametrize("exact", [False, True])
 def test_regulariser_reaches_its_own_part_alone(exact: bool) -> None:
     """Gradient of each part's drift by the parameters of every part, in the plain implementation; and ours agrees with their sum."""
-    both = pair("resnet20", "ecotta", exact=exact, **STEP)
+    both = pair("resnet14", "ecotta", exact=exact, **STEP)
     plain = both.plain
     assert isinstance(plain, EcoTTA)
     (x, _), *_ = stream(1)
@@ -275,12 +283,63 @@ def test_side_gradient_never_enters_the_backbone(statistics: str) -> None:
 def test_side_network_starts_at_the_frozen_model() -> None:
     """Its residual is zero at first: the logits are the frozen model's own, to the last bit."""
     (x, _), *_ = stream(1)
-    both = pair("resnet20", "side", **STEP)
+    both = pair("resnet14", "side", **STEP)
     for name in ("side.residual.weight", "side.residual.bias"):
         both.given[f"state.{name}"] = torch.zeros_like(both.given[f"state.{name}"])
     both.plain.load(both.state)
-    frozen = pair("resnet20", "source", role="predict")
+    frozen = pair("resnet14", "source", role="predict")
     assert isinstance(both.plain, Side)
     adapted, untouched = both.plain.both(x)
     assert torch.equal(adapted, untouched)
     assert torch.equal(both.step(x)[0]["logits"], frozen.step(x)[0]["logits"])
+
+
+# ------------------------------------------------------------------------------------------------ the bundle on onnxruntime
+
+
+BUNDLES = [("resnet14", "ecotta", None), ("wideresnet10", "ecotta", None), ("wideresnet10", "tent", None), ("wideresnet10", "side", "live")]
+TURNS = ("adapt", "adapt", "learn", "predict", "adapt", "learn")
+
+
+@pytest.mark.parametrize(("model", "kind", "statistics"), BUNDLES)
+def test_bundle_follows_the_plain_implementation(tmp_path: Path, model: str, kind: str, statistics: str | None) -> None:
+    """The exported graphs, run by the adapter in single precision: what it predicts and what it becomes, turn by turn."""
+    batches = [(x.float().numpy(), y.numpy()) for x, y in stream(len(TURNS))]
+    data = Samples(np.concatenate([x for x, _ in batches]), np.concatenate([y for _, y in batches]), InputSpec(SHAPE))
+    options = {"batches": (BATCH,), "epochs": 0, "allow_drop": True, "rate": {"tent": 3e-3, "side": 3e-3}.get(kind, 0.02), "statistics": statistics}
+    path = tmp_path / "model.edgeadapt"
+    export(network(model), path, shape=SHAPE, data=data, method=kind, **options)
+    with Adapter.open(path) as adapter:
+        random = np.random.default_rng(0)
+        moved = {spec.name for spec in adapter.manifest.state if spec.kind == "parameter"}
+        noise = {name: 0.05 * random.standard_normal(value.shape) for name, value in adapter.state.items() if name in moved}
+        adapter.state = {name: (value + noise.get(name, 0)).astype(np.float32) for name, value in adapter.state.items()}
+        start = adapter.state
+        plain = twin(network(model), adapter.manifest.to_json(), start, BATCH)
+        if isinstance(plain, Side):
+            kept, _ = data.split(0.1, 0)
+            plain.calibrate([torch.from_numpy(data.tensor(kept))])
+        values = entropy(copy.deepcopy(plain).adapt(torch.from_numpy(batches[0][0]))).sort().values
+        plain.margin = float(values[BATCH // 2 - 1 : BATCH // 2 + 1].mean()) / math.log(CLASSES)
+        if "margin" in adapter.hyper:
+            adapter.hyper["margin"] = plain.margin
+        for turn, (x, y) in zip(TURNS, batches):
+            mine = adapter.learn(x, y) if turn == "learn" else getattr(adapter, turn)(x)
+            given = torch.from_numpy(x)
+            theirs = plain.learn(given, torch.from_numpy(y)) if turn == "learn" else getattr(plain, turn)(given)
+            after, other = adapter.state, plain.state()
+            assert set(after) == set(other)
+            assert np.abs(mine - theirs.numpy()).max() < 1e-4 * np.abs(mine).max()
+            for name, value in after.items():
+                far, scale = float(np.abs(value - other[name].numpy()).max()), max(float(np.abs(value).max()), 1e-9)
+                if name in moved:  # Adam makes steps of some part of the rate even of a gradient that is nearly rounding alone
+                    assert far < 1e-4 * scale + (0.0 if kind == "ecotta" else 0.3 * options["rate"]), f"{turn}: {name} {far / scale:.1e}"
+                else:  # in a moment a ReLU's kink may switch single elements
+                    assert far < (1e-5 if name.startswith("statistics.") else 1e-2) * scale, f"{turn}: {name} {far / scale:.1e}"
+            apart, way = length(after, other, moved), length(after, start, moved)
+            assert apart < 2e-3 * way, f"{turn}: {apart / way:.1e}"
+
+
+def length(one: Mapping[str, Any], other: Mapping[str, Any], names: set[str]) -> float:
+    """Length of the difference of all these tensors together."""
+    return float(sum(((np.asarray(one[name]) - np.asarray(other[name])) ** 2).sum() for name in names)) ** 0.5

@@ -287,6 +287,13 @@ def test_a_garbled_stream_of_arrays_breaks_off(tail, manifest):
         list(source)
 
 
+def test_an_array_larger_than_any_memory_breaks_off(manifest):
+    header = repr({"descr": "|u1", "fortran_order": False, "shape": (2**40, 2**40, 6, 3)})
+    data = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + bytes(100)
+    with pytest.raises(SourceError, match="ended in"):
+        list(open_source("-", manifest, "npy", io.BytesIO(data)))
+
+
 def headers() -> some.SearchStrategy[bytes]:
     entries = some.fixed_dictionaries(
         {

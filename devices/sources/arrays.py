@@ -81,7 +81,11 @@ def frames_shape(shape: tuple[int, ...], dtype: np.dtype[Any], spec: InputSpec) 
     Raises:
         InputError: no such frames.
     """
-    view, single = batch_of(np.broadcast_to(np.zeros((), dtype.newbyteorder("=")), shape), spec)
+    try:
+        empty = np.broadcast_to(np.zeros((), dtype.newbyteorder("=")), shape)  # takes no memory, whatever the shape
+    except ValueError:
+        raise InputError(f"an array of {format_shape(shape)} is too large", "give frames as the model takes them") from None
+    view, single = batch_of(empty, spec)
     if math.prod(view.shape[1:]) > 3 * PIXELS:
         raise InputError(f"frames of {format_shape(view.shape[1:])} are too large", f"give at most {PIXELS} pixels")
     return view.shape, single

@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     warmup.add_argument("--warmup-rate", type=float, metavar="RATE", help="learning rate (default: 0.05)")
     warmup.add_argument("--warmup-batch", type=_count, metavar="N", help="default: 64")
     warmup.add_argument("--holdout", type=float, metavar="SHARE", help="share of the samples to measure accuracy on (default: 0.1)")
-    warmup.add_argument("--max-drop", type=float, metavar="POINTS", help="refuse a bundle that loses more clean accuracy than this (default: 2)")
+    warmup.add_argument("--max-drop", type=float, metavar="POINTS", help="refuse a bundle that loses more clean accuracy than this (default: 5)")
     warmup.add_argument("--allow-drop", action="store_true", help="write it all the same")
     parser.add_argument("--seed", type=int, help="of all that is random (default: 0)")
     parser.add_argument("--threads", type=int, metavar="N", help="torch's threads (default: all)")

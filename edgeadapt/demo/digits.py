@@ -14,7 +14,7 @@ FOLDER = Path(__file__).parent
 BUNDLE = FOLDER / "digits.edgeadapt"
 SIDE = 32
 TRAINING = 1200
-"""The first 1200 images are for training, the other 597 for testing. They come writer by writer, so hardly a hand is in both."""
+"""The first 1200 images are for training, the other 597 for testing. They come, it seems, writer by writer, so hardly a hand is in both."""
 
 _SHADES = 16  # the scanned originals count the dark pixels in blocks of 4x4
 _PAPER, _INK = 225.0, 35.0

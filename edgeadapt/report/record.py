@@ -15,16 +15,16 @@ class Trace:
     def __init__(self, limit: int = 480) -> None:
         self._limit, self._each = limit, 1
         self._done: list[tuple[float, float]] = []
-        self._sum, self._weight, self._count, self._x = 0.0, 0.0, 0, 0.0
+        self._sum, self._count, self._x = 0.0, 0, 0.0
 
-    def add(self, x: float, value: float, weight: float = 1.0) -> None:
+    def add(self, x: float, value: float) -> None:
         """A value at x; x only grows. One that is not finite is left out."""
         if not math.isfinite(value):
             return
-        self._sum, self._weight, self._count, self._x = self._sum + value * weight, self._weight + weight, self._count + 1, x
+        self._sum, self._count, self._x = self._sum + value, self._count + 1, x
         if self._count == self._each:
-            self._done.append((x, self._sum / self._weight))
-            self._sum, self._weight, self._count = 0.0, 0.0, 0
+            self._done.append((x, self._sum / self._count))
+            self._sum, self._count = 0.0, 0
             if len(self._done) == self._limit:
                 pairs = zip(self._done[::2], self._done[1::2])
                 self._done = [(b[0], (a[1] + b[1]) / 2) for a, b in pairs]
@@ -32,8 +32,13 @@ class Trace:
 
     @property
     def points(self) -> list[tuple[float, float]]:
-        """(x, mean) pairs; x is where each stretch ends."""
-        return [*self._done, (self._x, self._sum / self._weight)] if self._count else list(self._done)
+        """(x, mean) pairs; x is where each stretch ends. What is left over at the end belongs to the last stretch."""
+        if not self._count:
+            return list(self._done)
+        if not self._done:
+            return [(self._x, self._sum / self._count)]
+        mean = (self._done[-1][1] * self._each + self._sum) / (self._each + self._count)
+        return [*self._done[:-1], (self._x, mean)]
 
 
 class Quantiles:

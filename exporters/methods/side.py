@@ -50,8 +50,8 @@ class Side(Method):
                 raise ExportError(f"{unknown[0]!r} is not a place where the model can be tapped", f"the places are: {', '.join(table)}")
             taps = [cut for cut in places if cut.name in self.setup.cuts]
         else:
-            ends = {cut.spatial: cut for cut in places}
-            taps = list(ends.values())[-TAPS:] if len(ends) > 1 else places[-TAPS:]
+            ends = {cut.spatial: cut for cut in places}  # the last of each size
+            taps = [cut for cut in places if cut in ends.values()][-TAPS:] if len(ends) > 1 else places[-TAPS:]
         return Partition(tuple(taps), (1,) * len(taps))
 
     def bind(self, captured: Captured) -> None:
