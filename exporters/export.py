@@ -128,7 +128,7 @@ class _Export:
         return self._write(output, manifest, trained, compiled, weights, differences)
 
     def _train(self, method: Method) -> tuple[Model, dict[str, Any] | None]:
-        """Calibrate, warm up, and re-estimate the statistics; report accuracy before and after."""
+        """Calibrate and, where the method asks for it, warm up; returns the model to compile and what the warm-up reports."""
         options = self.options
         optimiser = options.optimiser or method.optimiser
         backbone = method.backbone
@@ -152,51 +152,51 @@ class _Export:
             torch.from_numpy(self.data.tensor(kept[start : start + batch])) for start in range(0, min(len(kept) // batch, 8) * batch, batch)
         ]
         method.calibrate(calibration, self._tensors(method), values)
-        if not method.warms_up:
-            return Model(method, parameters, values, mode, optimiser, options.exact, shifted), None
-        tensors = self._tensors(method)
         frozen = source_model(Model(method, {}, {}, "source", optimiser), source)
         truth = self.data.y[held] if self.data.y is not None else self._predictions(frozen, held, batch)
-        before = self._accuracy(frozen, held, truth, batch)
-        parameters = warm_up(
-            method,
-            parameters,
-            tensors,
-            self.data,
-            kept,
-            epochs=options.epochs,
-            rate=options.warmup_rate,
-            batch=batch,
-            seed=options.seed,
-            progress=self.progress,
-        )
-        values = estimate_statistics(method, parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
+        before = self._agreement(frozen, held, truth, batch)
+        self._not_by_chance(before, len(held), int(method.setup.classes))
         trained = Model(method, parameters, values, mode, optimiser, options.exact, shifted)
-        after = self._accuracy(dataclasses.replace(trained, statistics="source"), held, truth, batch)
+        return self._warm_up(trained, kept, held, truth, before) if method.warms_up else (trained, None)
+
+    def _not_by_chance(self, before: float, count: int, classes: int) -> None:
+        """Refuse a model that guesses on its own data: then the inputs are not what it was trained on."""
+        assert self.data is not None
+        if self.data.y is None or self.options.allow_drop or classes < 2 or count < 50:
+            return
+        chance = 1 / classes
+        if before < chance + 3 * (chance * (1 - chance) / count) ** 0.5:
+            raise ExportError(
+                f"the model, as it is, is right on {100 * before:.1f} % of {count} held-out samples, which is chance for {classes} classes",
+                "give the inputs as in training (--mean, --std, --resize, the order of the classes) and the trained weights (--weights); "
+                "or accept it with --allow-drop",
+            )
+
+    def _warm_up(self, start: Model, kept: Any, held: Any, truth: Any, before: float) -> tuple[Model, dict[str, Any]]:
+        """Train the method's parameters on source data, re-estimate all statistics, and hold accuracy against the frozen model's."""
+        assert self.data is not None
+        options, method, tensors = self.options, start.method, self._tensors(start.method)
+        batch = method.backbone.captured.batch
+        chosen: dict[str, Any] = {"epochs": options.epochs, "rate": options.warmup_rate, "batch": batch}
+        parameters = warm_up(method, start.parameters, tensors, self.data, kept, **chosen, seed=options.seed, progress=self.progress)
+        values = estimate_statistics(method, parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
+        trained = dataclasses.replace(start, parameters=parameters, values=values)
+        after = self._agreement(dataclasses.replace(trained, statistics="source"), held, truth, batch)
         if not options.allow_drop and before - after > options.max_drop / 100:
             raise ExportError(
                 f"the warm-up costs {100 * (before - after):.1f} points of clean accuracy ({100 * before:.1f} % before, {100 * after:.1f} % after, "
                 f"on {len(held)} held-out samples), more than {options.max_drop:g}",
                 "warm up longer (--epochs), on more data, or at another rate (--warmup-rate); or accept it with --allow-drop",
             )
-        report = {
-            "epochs": options.epochs,
-            "rate": options.warmup_rate,
-            "batch": batch,
-            "samples": len(kept),
-            "held_out": len(held),
-            "clean_accuracy_before": before,
-            "clean_accuracy_after": after,
-            "labelled": self.data.y is not None,
-        }
-        return trained, report
+        found = {"samples": len(kept), "held_out": len(held), "clean_accuracy_before": before, "clean_accuracy_after": after}
+        return trained, {**chosen, **found, "labelled": self.data.y is not None}
 
     @staticmethod
     def _tensors(method: Method) -> dict[str, Tensor]:
         return {**method.backbone.tensors, **method.frozen()}
 
-    def _accuracy(self, model: Model, held: Any, truth: Any, batch: int) -> float:
-        """Share of predictions that equal `truth`, with fixed statistics: clean accuracy, or agreement with the frozen model where there are no labels."""
+    def _agreement(self, model: Model, held: Any, truth: Any, batch: int) -> float:
+        """Share of predictions that equal `truth`, with fixed statistics; the truth is the labels, or the frozen model's own predictions."""
         return float((self._predictions(model, held, batch) == truth).mean())
 
     def _predictions(self, model: Model, held: Any, batch: int) -> Any:
