@@ -162,6 +162,17 @@ def test_generated_architectures_pass_the_self_check(seed: int, tmp_path: Path) 
     assert report.manifest["selfcheck"]["adapt.b2"]["updates"] < selfcheck.UPDATES
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("factory", [named.resnet18, named.resnet50])
+def test_large_images_pass_the_self_check(factory: Callable[[], nn.Module], tmp_path: Path) -> None:
+    model = factory()
+    calibrate(model, (3, 224, 224), 0)
+    data = samples(tmp_path, (3, 224, 224), 1000, 12)
+    report = export(model, None, shape=(3, 224, 224), data=data, batches=(1,), epochs=0, allow_drop=True)
+    assert [part["name"] for part in report.manifest["partition"]][0] == "maxpool"
+    assert report.manifest["selfcheck"]["adapt.b1"]["updates"] < selfcheck.UPDATES
+
+
 def test_exact_and_constant_statistics_gradients_differ(tmp_path: Path) -> None:
     steps = {}
     for exact in (False, True):
