@@ -1,0 +1,45 @@
+"""Optimisers as pure functions give torch's own steps."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from edgeadapt.exporters.optimisers import OPTIMISERS
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_steps_equal_torchs(name: str) -> None:
+    random = torch.Generator().manual_seed(0)
+    parameters = {"a": torch.randn(3, 4, generator=random), "b": torch.randn(5, generator=random)}
+    hyper = {"rate": torch.tensor(0.01), "momentum": torch.tensor(0.9)}
+    optimiser = OPTIMISERS[name]
+    moments = optimiser.init(parameters)
+    leaves = {key: value.clone().requires_grad_() for key, value in parameters.items()}
+    theirs = torch.optim.SGD(leaves.values(), 0.01, 0.9) if name == "sgd" else torch.optim.Adam(leaves.values(), 0.01, (0.9, 0.999), 1e-6)
+    for _ in range(5):
+        gradients = {key: torch.randn(value.shape, generator=random) for key, value in parameters.items()}
+        given = {key: value.clone() for key, value in parameters.items()}
+        parameters, moments = optimiser.update(gradients, given, moments, hyper)
+        for key, leaf in leaves.items():
+            leaf.grad = gradients[key].clone()
+        theirs.step()
+        for key, leaf in leaves.items():
+            torch.testing.assert_close(parameters[key], leaf.detach(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_no_gradient_and_no_momentum_is_no_step(name: str) -> None:
+    parameters = {"a": torch.ones(3)}
+    hyper = {"rate": torch.tensor(0.1), "momentum": torch.tensor(0.9)}
+    optimiser = OPTIMISERS[name]
+    following, _ = optimiser.update({"a": torch.zeros(3)}, parameters, optimiser.init(parameters), hyper)
+    assert torch.equal(following["a"], parameters["a"])
+
+
+def test_gradients_of_rounding_alone_do_not_become_full_steps() -> None:
+    parameters = {"a": torch.ones(3)}
+    hyper = {"rate": torch.tensor(0.1), "momentum": torch.tensor(0.9)}
+    optimiser = OPTIMISERS["adam"]
+    following, _ = optimiser.update({"a": torch.full((3,), 1e-9)}, parameters, optimiser.init(parameters), hyper)
+    assert (following["a"] - 1).abs().max() < 0.1 * 2e-3
