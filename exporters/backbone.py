@@ -47,7 +47,12 @@ class Normaliser:
         mean, variance = self.statistics[f"{name}.mean"], self.statistics[f"{name}.variance"]
         if self.mode == "live":
             shift = mean.detach() if name in self.shifted else None
-            batch_mean, batch_variance = batch_statistics(x if self.exact else x.detach(), shift)
+            seen = x if self.exact else x.detach()
+            if x.numel() == x.shape[1]:  # one value a channel has no variance: its square distance from the mean stands in, or s would run to 0
+                batch_mean = seen.reshape(-1)
+                batch_variance = (batch_mean - mean) ** 2
+            else:
+                batch_mean, batch_variance = batch_statistics(seen, shift)
             mean = (1.0 - self.mix) * mean + self.mix * batch_mean
             variance = (1.0 - self.mix) * variance + self.mix * batch_variance
             self.updated[f"{name}.mean"], self.updated[f"{name}.variance"] = mean.detach(), variance.detach()

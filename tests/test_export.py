@@ -109,6 +109,31 @@ def test_live_statistics_move_by_the_mixing_weight(bundles: dict[str, Path]) -> 
         np.testing.assert_allclose(adapter.state["statistics.bn1.variance"], want, rtol=1e-4, atol=1e-6)
 
 
+class _Sensor(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden, self.norm, self.head = nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.norm(self.hidden(x)).relu())
+        return logits
+
+
+def test_single_values_do_not_wear_a_running_variance_down(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = _Sensor()
+    calibrate(model, (6,), 0)
+    export(model, tmp_path / "m.edgeadapt", shape=(6,), method="norm", batches=(4,))
+    x = np.random.default_rng(0).standard_normal((400, 6)).astype(np.float32)
+    with edgeadapt.Adapter.open(tmp_path / "m.edgeadapt") as adapter:
+        for frame in x:
+            adapter.predict(frame)
+        with torch.no_grad():
+            want = model.hidden(torch.from_numpy(x[200:])).var(0).numpy()
+        np.testing.assert_array_less(0.4 * want, adapter.state["statistics.norm.variance"])
+        np.testing.assert_array_less(adapter.state["statistics.norm.variance"], 2.5 * want)
+
+
 def test_batch_and_rate_defaults_follow_the_batch(bundles: dict[str, Path]) -> None:
     with edgeadapt.Adapter.open(bundles["ecotta"]) as adapter:
         graphs = adapter.manifest.graphs
