@@ -59,7 +59,9 @@ def stream(cache: Path, pack: Pack, name: str, images: int, severity: int, seed:
         x, y = x[:images], y[:images]
         print(f"corrupting {len(x)} images in {len(CORRUPTIONS)} ways", flush=True)
         parts = list(continual(x, y, severity=severity, batch=len(x), seed=seed))
-        np.savez(path, x=np.stack([part.x for part in parts]), y=np.stack([part.y for part in parts]))
+        unfinished = path.with_suffix(".part.npz")
+        np.savez(unfinished, x=np.stack([part.x for part in parts]), y=np.stack([part.y for part in parts]))
+        unfinished.replace(path)
     with np.load(path) as archive:
         return Stream(archive["x"], archive["y"])
 

@@ -122,6 +122,9 @@ def capture(model: nn.Module, shape: tuple[int, ...], batch: int) -> Captured:
     if signature.buffers_to_mutate:
         names = ", ".join(sorted(signature.buffers_to_mutate.values())[:3])
         raise ExportError(f"the model writes into its own buffers in eval mode ({names})", "remove the update from the forward pass")
+    for node in reversed(list(program.graph.nodes)):
+        if node.op == "call_function" and not node.users:  # also checks that tracing left behind, as by x.float()
+            program.graph.erase_node(node)
     captured = Captured(
         program.graph, tensors, owner, signature.user_inputs[0], batch, _norms(program.graph, owner), frozenset(dict(model.named_parameters()))
     )

@@ -138,22 +138,51 @@ def _last_nodes(captured: Captured) -> dict[str, fx.Node]:
     return table
 
 
+LIGHT = {aten.add, aten.mul, aten.relu, aten.gelu, aten.silu, aten.dropout, aten.clone, aten.sub, aten.div}
+
+
 def _channels_last(node: fx.Node) -> bool:
-    """Whether what reads a rank-3 tensor mixes its last axis, as transformers' layers do."""
-    seen: set[fx.Node] = set()
-    queue = list(node.users)
-    while queue:
-        user = queue.pop(0)
-        if user in seen or user.op != "call_function":
-            continue
-        seen.add(user)
-        packet = getattr(user.target, "overloadpacket", None)
+    """Whether a rank-3 tensor holds its channels in the last axis, as transformers' tokens do: its makers or readers mix that axis."""
+
+    def verdict(other: fx.Node) -> bool | None:
+        packet = getattr(other.target, "overloadpacket", None)
         if packet in (aten.linear, aten.layer_norm, aten.rms_norm):
             return True
-        if packet in (aten.conv1d, aten.conv2d, aten.view, aten.transpose, aten.permute, aten.mean, aten.group_norm) or user.target is NORMALISATION:
+        if (
+            packet in (aten.conv1d, aten.conv2d, aten.conv_transpose1d, aten.group_norm, aten.max_pool1d, aten.avg_pool1d)
+            or other.target is NORMALISATION
+        ):
             return False
-        queue += list(user.users)
-    return False
+        return None
+
+    def walk(start: fx.Node, forward: bool) -> bool | None:
+        seen: set[fx.Node] = set()
+        queue = [start] if not forward else list(start.users)
+        while queue:
+            other = queue.pop(0)
+            if other in seen or other.op != "call_function":
+                continue
+            seen.add(other)
+            found = verdict(other)
+            if found is not None:
+                return found
+            if getattr(other.target, "overloadpacket", None) in LIGHT:
+                queue += list(other.users) if forward else list(other.all_input_nodes)
+            elif not forward and getattr(other.target, "overloadpacket", None) in (aten.transpose, aten.permute):
+                return _turned(other)
+        return None
+
+    behind = walk(node, forward=False)
+    ahead = walk(node, forward=True) if behind is None else behind
+    return bool(ahead)
+
+
+def _turned(node: fx.Node) -> bool | None:
+    """Whether a transposition brought a convolution's channels to the end, as patches become tokens."""
+    source = node.all_input_nodes[0]
+    while getattr(source.target, "overloadpacket", None) in (aten.view, aten.reshape, aten.flatten):
+        source = source.all_input_nodes[0]
+    return True if getattr(source.target, "overloadpacket", None) in (aten.conv1d, aten.conv2d) else None
 
 
 def candidates(captured: Captured) -> list[Cut]:

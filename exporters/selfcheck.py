@@ -1,11 +1,13 @@
-"""Runs every emitted graph in onnxruntime beside the torch program it was made from, on real samples.
+"""Runs every emitted graph in onnxruntime beside the torch program it was made from, on real samples where there are any.
 
-Logits are compared by their largest difference, updates by the length of the difference against the length of the update: where an activation
-lies at a kink (ReLU, an absolute value) rounding may switch single elements.
+Each graph is run twice: from its initial state, and from a disturbed one, where no gradient is zero, moments are under way, and the entropy margin
+lies between two samples. Logits are compared by their largest difference, updates by the length of the difference against the length of the
+update: where an activation lies at a kink (ReLU, an absolute value) rounding may switch single elements.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +20,10 @@ from edgeadapt.errors import ExportError
 from edgeadapt.exporters.compile import Compiled
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.ir import Array
+from edgeadapt.exporters.methods.base import Tensors, entropy
+from edgeadapt.exporters.programs import Program
 
-LOGITS, UPDATES, STATISTICS = 1e-3, 2e-2, 1e-3
+LOGITS, UPDATES, STATISTICS, METRICS = 1e-3, 2e-2, 1e-3, 1e-3
 NOTHING = 1e-3
 """An update whose elements are this small against the largest tensor's is rounding, as before a layer that cancels it."""
 
@@ -29,18 +33,30 @@ class Difference:
     """How far onnxruntime is from torch for one graph; each is relative, and None where the graph has no such outputs.
 
     logits: largest difference over the largest logit; updates: the worst tensor's ‖Δ‖/‖update‖, weighted by the gradient's size under Adam;
-    statistics: the worst tensor's largest difference over its largest value; worst: that update's name.
+    statistics: the worst layer's largest difference over its largest mean or deviation; metrics: the worst scalar's difference over its size or 1;
+    worst: the update that is furthest off.
     """
 
     graph: str
     logits: float
     updates: float | None
     statistics: float | None
+    metrics: float | None
     worst: str
 
     def plain(self) -> dict[str, Any]:
         """As the manifest holds it."""
-        return {"logits": self.logits, "updates": self.updates, "statistics": self.statistics, "worst": self.worst}
+        return {"logits": self.logits, "updates": self.updates, "statistics": self.statistics, "metrics": self.metrics, "worst": self.worst}
+
+    def or_worse(self, other: Difference) -> Difference:
+        """The larger of each."""
+
+        def larger(a: float | None, b: float | None) -> float | None:
+            return b if a is None else a if b is None else max(a, b)
+
+        worst = self.worst if (self.updates or 0.0) >= (other.updates or 0.0) else other.worst
+        statistics, metrics = larger(self.statistics, other.statistics), larger(self.metrics, other.metrics)
+        return Difference(self.graph, max(self.logits, other.logits), larger(self.updates, other.updates), statistics, metrics, worst)
 
 
 def kinds_of(compiled: Compiled) -> dict[str, str]:
@@ -48,47 +64,92 @@ def kinds_of(compiled: Compiled) -> dict[str, str]:
     return {name: kind for name, (kind, _) in compiled.program.model.state().items()}
 
 
-def _run(compiled: Compiled) -> dict[str, Array]:
+def _session(compiled: Compiled) -> onnxruntime.InferenceSession:
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     options.log_severity_level, options.enable_mem_pattern = 3, False
-    session = onnxruntime.InferenceSession(to_onnx(compiled.graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    example = compiled.program.example
-    feeds = {entry.name: example[entry.name].numpy() for entry in session.get_inputs()}
-    return dict(zip(compiled.graph.outputs, session.run(None, feeds), strict=True))
+    return onnxruntime.InferenceSession(to_onnx(compiled.graph).SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def compare(compiled: Compiled) -> Difference:
-    """Run both on the program's example inputs."""
+    """Run both from the initial and from the disturbed state; the larger differences."""
+    session = _session(compiled)
     program = compiled.program
-    example = program.example
-    if "hyper.margin" in example:  # learn from all samples: none may be confident, and those at the margin would switch by rounding
-        example["hyper.margin"] = torch.tensor(2.0)
-    got = _run(compiled)
+    start = _with_margin(program, dict(program.example))
+    result = _compare_at(compiled, session, start)
+    if compiled.writes or program.model.parameters:
+        result = result.or_worse(_compare_at(compiled, session, _with_margin(program, disturbed(program, start))))
+    return result
+
+
+def disturbed(program: Program, example: Tensors) -> Tensors:
+    """The example with parameters and statistics away from where they start, and moments as one step leaves them."""
+    random = torch.Generator().manual_seed(1)
+    moved = dict(example)
+    for name, (kind, _) in program.model.state().items():
+        value = example.get(f"state.{name}")
+        if value is None or kind == "moment":
+            continue
+        noise = 0.05 * torch.randn(value.shape, generator=random)
+        if name.endswith(".variance"):
+            moved[f"state.{name}"] = value * (1 + noise)
+        elif kind == "statistic":
+            moved[f"state.{name}"] = value + noise * example[f"state.{name.removesuffix('.mean')}.variance"].sqrt()
+        else:
+            moved[f"state.{name}"] = value + noise * max(float(value.square().mean().sqrt()), 0.5)
+    step = program({name: value.clone() for name, value in moved.items()})
+    moments = [name for name, (kind, _) in program.model.state().items() if kind == "moment" and f"new.{name}" in step]
+    return {**moved, **{f"state.{name}": step[f"new.{name}"].detach() for name in moments}}
+
+
+def _with_margin(program: Program, example: Tensors) -> Tensors:
+    """The example with its entropy margin in the widest gap between two samples around the median: some are learned from, some are not."""
+    if "hyper.margin" not in example:
+        return example
+    logits = program({name: value.clone() for name, value in example.items()})["logits"]
+    levels = (entropy(logits) / math.log(logits.shape[1])).flatten().sort().values
+    count = len(levels)
+    if count < 2:
+        return {**example, "hyper.margin": torch.tensor(2.0)}
+    low, high = count // 4, max(count // 4 + 1, (3 * count) // 4)
+    gaps = levels[low + 1 : high + 1] - levels[low:high]
+    at = low + int(gaps.argmax())
+    return {**example, "hyper.margin": (levels[at] + levels[at + 1]) / 2}
+
+
+def _compare_at(compiled: Compiled, session: onnxruntime.InferenceSession, example: Tensors) -> Difference:
+    program, kinds = compiled.program, kinds_of(compiled)
+    feeds = {entry.name: example[entry.name].numpy() for entry in session.get_inputs()}
+    got = dict(zip(compiled.graph.outputs, session.run(None, feeds), strict=True))
     want = {name: value.detach().numpy() for name, value in program({name: value.clone() for name, value in example.items()}).items()}
     logits = float(np.abs(got["logits"] - want["logits"]).max() / max(float(np.abs(want["logits"]).max()), 1e-6))
-    kinds = kinds_of(compiled)
-    updates: list[tuple[float, str]] = []
-    statistics: list[tuple[float, str]] = []
-    rms = {name: float(np.sqrt(np.mean((want[f"new.{name}"] - example[f"state.{name}"].numpy()) ** 2))) for name in compiled.writes}
-    largest = {kind: max((value for name, value in rms.items() if kinds_of(compiled)[name] == kind), default=0.0) for kind in ("parameter", "moment")}
-    for name in compiled.writes:
+    trained = [name for name in compiled.writes if kinds[name] != "statistic"]
+    rms = {name: float(np.sqrt(np.mean((want[f"new.{name}"] - example[f"state.{name}"].numpy()) ** 2))) for name in trained}
+    largest = {kind: max((rms[name] for name in trained if kinds[name] == kind and name != "step"), default=0.0) for kind in ("parameter", "moment")}
+    updates = []
+    for name in trained:
         mine, theirs, before = got[f"new.{name}"], want[f"new.{name}"], example[f"state.{name}"].numpy()
-        if kinds[name] == "statistic":
-            statistics.append((float(np.abs(mine - theirs).max() / max(float(np.abs(theirs).max()), 1e-6)), name))
-            continue
         weight = _confidence(name, want)
         length = float(np.linalg.norm((theirs - before) * weight))
-        floor = NOTHING * largest[kinds[name]] * theirs.size**0.5 + 1e-6 * float(np.linalg.norm(before)) + 1e-12
+        floor = NOTHING * largest[kinds[name]] * theirs.size**0.5 + 1e-5 * float(np.linalg.norm(before)) + 1e-12
         updates.append((float(np.linalg.norm((mine - theirs) * weight)) / max(length, floor), name))
+    statistics = []
+    for name in (name for name in compiled.writes if kinds[name] == "statistic"):
+        deviation = np.sqrt(np.abs(want[f"new.{name.rpartition('.')[0]}.variance"]).max())
+        scale = max(float(np.abs(want[f"new.{name}"]).max()), float(deviation), 1e-6)
+        statistics.append(float(np.abs(got[f"new.{name}"] - want[f"new.{name}"]).max()) / scale)
+    metrics = [
+        abs(float(got[f"metric.{name}"]) - float(want[f"metric.{name}"])) / max(1.0, abs(float(want[f"metric.{name}"]))) for name in compiled.metrics
+    ]
     finite = all(np.isfinite(value).all() for value in got.values())
     worst = max(updates, default=(0.0, ""))
     return Difference(
         program.name,
         logits if finite else float("inf"),
         worst[0] if updates else None,
-        max(statistics, default=(0.0, ""))[0] if statistics else None,
+        max(statistics) if statistics else None,
+        max(metrics) if metrics else None,
         worst[1],
     )
 
@@ -112,7 +173,12 @@ def check(compiled: Sequence[Compiled]) -> list[Difference]:
         with torch.no_grad():
             found = compare(item)
         results.append(found)
-        limits = (("logits", found.logits, LOGITS), ("updates", found.updates, UPDATES), ("statistics", found.statistics, STATISTICS))
+        limits = (
+            ("logits", found.logits, LOGITS),
+            ("updates", found.updates, UPDATES),
+            ("statistics", found.statistics, STATISTICS),
+            ("metrics", found.metrics, METRICS),
+        )
         for what, value, limit in limits:
             if value is not None and not value <= limit:
                 raise ExportError(

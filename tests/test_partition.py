@@ -115,3 +115,43 @@ def test_a_model_that_cannot_be_cut_says_where_and_why() -> None:
 def test_a_model_of_one_layer_says_so() -> None:
     with pytest.raises(ExportError, match="1 layers with weights"):
         partition(capture(nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), (3, 2, 2), 2), 2)
+
+
+class _Tokens(nn.Module):
+    """A standard encoder over a window of tokens."""
+
+    def __init__(self, pooled: bool) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 12)
+        self.layers = nn.Sequential(*[nn.TransformerEncoderLayer(12, 2, 24, batch_first=True, norm_first=pooled) for _ in range(3)])
+        self.head, self.pooled = nn.Linear(12, 5), pooled
+
+    def forward(self, x: Tensor) -> Tensor:
+        tokens = self.layers(self.embed(x))
+        logits: Tensor = self.head(tokens.mean(1) if self.pooled else tokens[:, 0])
+        return logits
+
+
+@pytest.mark.parametrize("pooled", [False, True])
+def test_standard_encoders_have_their_channels_last(pooled: bool) -> None:
+    places = candidates(capture(_Tokens(pooled), (16, 6), 2))
+    assert len(places) >= 3
+    assert all(cut.channels_last and cut.channels == 12 and cut.spatial == (16,) for cut in places)
+
+
+class _Casts(nn.Module):
+    """Casts that tracing turns into checks without readers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c, self.head = nn.Conv2d(3, 4, 3), nn.Conv2d(4, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(4, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x.float()).relu()
+        x = self.c(self.b(x.to(torch.float32)).relu()).relu()
+        logits: Tensor = self.head(x.mean((2, 3)))
+        return logits
+
+
+def test_casts_leave_the_places_to_cut() -> None:
+    assert len(candidates(capture(_Casts(), (3, 12, 12), 2))) == 3

@@ -1,0 +1,100 @@
+"""The self-check finds faults: graphs that are wrong in one place each do not pass it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from edgeadapt.errors import ExportError
+from edgeadapt.exporters import selfcheck
+from edgeadapt.exporters.capture import capture
+from edgeadapt.exporters.compile import Compiled, PlacedWeights, compile_program
+from edgeadapt.exporters.ir import Graph, Node
+from edgeadapt.exporters.methods import METHODS, Setup
+from edgeadapt.exporters.programs import Model, build
+from tests.zoo import named
+from tests.zoo.calibrate import calibrate
+
+
+def compiled(kind: str, role: str = "adapt") -> Compiled:
+    model = named.resnet_cifar(8)
+    calibrate(model, (3, 16, 16), 0)
+    method = METHODS[kind](capture(model, (3, 16, 16), 6), Setup(10, 2))
+    values = {**method.backbone.source_statistics(), **method.own_statistics()}
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(6, 3, 16, 16, generator=random), torch.randint(10, (6,), generator=random)
+    program = build(Model(method, method.parameters(), values, method.statistics, method.optimiser), role, 6, x, y)
+    return compile_program(program, PlacedWeights())
+
+
+def scaled(graph: Graph, name: str, factor: float) -> None:
+    """Multiply what is written into output `name`."""
+    node = next(node for node in graph.nodes if name in node.outputs)
+    inner = graph.declare(graph.fresh("wrong"), graph.values[name].shape, graph.values[name].dtype)
+    node.outputs[node.outputs.index(name)] = inner.name
+    graph.nodes.insert(graph.nodes.index(node) + 1, Node("Mul", [inner.name, graph.constant(factor, np.float32).name], [name]))
+
+
+def fed(name: str, value: float) -> Callable[[Graph], None]:
+    """The graph reads a number instead of an input."""
+
+    def change(graph: Graph) -> None:
+        constant = graph.constant(value, np.float32).name
+        for node in graph.nodes:
+            node.inputs = [constant if item == name else item for item in node.inputs]
+        graph.inputs.remove(name)
+
+    return change
+
+
+def always(graph: Graph) -> None:
+    """Every comparison with the margin holds."""
+    node = next(node for node in graph.nodes if node.op == "Less")
+    node.inputs[1] = graph.constant(1e9, np.float32).name
+
+
+def one_mask(graph: Graph) -> None:
+    """A ReLU's gradient is twice what it should be."""
+    node = next(node for node in graph.nodes if node.op == "Cast" and any(p.op == "Greater" and node.inputs[0] in p.outputs for p in graph.nodes))
+    inner = graph.declare(graph.fresh("wrong"), graph.values[node.outputs[0]].shape, np.float32)
+    outer = node.outputs[0]
+    node.outputs[0] = inner.name
+    graph.nodes.insert(graph.nodes.index(node) + 1, Node("Add", [inner.name, inner.name], [outer]))
+
+
+@pytest.mark.parametrize("kind", ["source", "norm", "tent", "ecotta", "side"])
+def test_right_graphs_pass(kind: str) -> None:
+    for role in ("adapt", "learn") if METHODS[kind].trains else ("predict",):
+        found = selfcheck.check([compiled(kind, role)])[0]
+        assert found.logits < 1e-5
+        assert (found.updates or 0.0) < 5e-3
+        assert (found.metrics or 0.0) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "what"),
+    [
+        ("side", one_mask, "updates"),
+        ("side", always, "updates"),
+        ("side", fed("hyper.regulariser", 77.0), "updates|metrics"),
+        ("side", fed("hyper.momentum", 0.5), "updates"),
+        ("tent", fed("hyper.momentum", 0.123), "updates"),
+        ("ecotta", one_mask, "updates"),
+        ("ecotta", always, "updates"),
+        ("ecotta", fed("hyper.momentum", 0.123), "updates"),
+        ("ecotta", fed("hyper.regulariser", 77.0), "updates|metrics"),
+        ("tent", lambda graph: scaled(graph, "new.second.bn1.weight", 0.0), "updates"),
+        ("tent", lambda graph: scaled(graph, "metric.entropy", 1.1), "metrics"),
+        ("norm", lambda graph: scaled(graph, "new.statistics.bn1.variance", 1.005), "statistics"),
+        ("norm", lambda graph: scaled(graph, "logits", 1.01), "logits"),
+        ("side", lambda graph: scaled(graph, "new.side.expand.weight", 1.01), "updates"),
+    ],
+)
+def test_wrong_graphs_do_not(kind: str, change: Callable[[Graph], None], what: str) -> None:
+    item = compiled(kind, "adapt" if METHODS[kind].trains else "predict")
+    change(item.graph)
+    with pytest.raises(ExportError, match=rf"({what}) differ from PyTorch"):
+        selfcheck.check([item])
