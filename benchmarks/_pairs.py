@@ -46,8 +46,10 @@ def make_bundle(folder: Path, model: str, method: str, sizes: Sequence[int], par
 
     path, state = folder / f"{model}-{method}.edgeadapt", folder / f"{model}-{method}.npz"
     data = Samples(np.concatenate(batches(8, 32)), np.arange(256) % 10, InputSpec(SHAPE))
-    untrained = {"epochs": 0, "allow_drop": True, "threads": 1, "rate": 5e-3}  # a rate whose steps stand out from rounding, for the comparison
-    export(NETWORKS[model].random(), path, shape=SHAPE, data=data, method=method, batches=tuple(sizes), parts=parts, **untrained)
+    options: dict[str, Any] = {"method": method, "batches": tuple(sizes), "allow_drop": True, "threads": 1}
+    options |= {} if method in ("source", "norm") else {"rate": 5e-3}  # a rate whose steps stand out from rounding, for the comparison
+    options |= {"epochs": 0, "parts": parts} if method == "ecotta" else {}
+    export(NETWORKS[model].random(), path, shape=SHAPE, data=data, **options)
     np.savez(state, **Bundle.open(path).initial_state())
     return path, state
 

@@ -28,6 +28,7 @@ from edgeadapt.corruptions.parameters import CORRUPTIONS
 from edgeadapt.corruptions.streams import continual
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import export
+from edgeadapt.exporters.options import calibration_rows
 from edgeadapt.progress import Bars
 from edgeadapt.runtime.adapter import Adapter
 from tests.reference import Adaptation, Side, twin
@@ -84,7 +85,8 @@ def bundle_of(choices: argparse.Namespace, pack: Pack, model: str, method: str) 
     if path.is_file() and not choices.fresh:
         return path
     data = source_samples(pack, model, choices.warm_up_images, choices.seed)
-    options: dict[str, Any] = {"method": kind, "batches": (choices.batch,), "epochs": choices.epochs, "seed": choices.seed}
+    options: dict[str, Any] = {"method": kind, "batches": (choices.batch,), "seed": choices.seed}
+    options |= {"epochs": choices.epochs} if kind == "ecotta" else {}
     options |= {"statistics": mode or None, "threads": choices.threads, "allow_drop": True}
     with Bars() as bars:
         export(NETWORKS[model].trained(pack.folder), path, shape=SHAPE, data=data, model_name=model, progress=bars, **options)
@@ -100,8 +102,8 @@ def plain_of(choices: argparse.Namespace, pack: Pack, model: str, adapter: Adapt
     if isinstance(plain, Side):  # the scaling of the taps is no state: measured anew, on the samples that the exporter used
         data = source_samples(pack, model, choices.warm_up_images, choices.seed)
         kept, _ = data.split(0.1, choices.seed)
-        size = min(64, len(kept))
-        plain.calibrate([torch.from_numpy(data.tensor(kept[k : k + size])) for k in range(0, min(len(kept) // size, 8) * size, size)])
+        rows = calibration_rows(kept, min(64, len(kept)), choices.seed)
+        plain.calibrate([torch.from_numpy(data.tensor(chosen)) for chosen in rows])
     return plain
 
 

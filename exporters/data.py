@@ -162,7 +162,7 @@ def _checked(found: Found, request: Request) -> Samples:
     if x.dtype == np.float32:
         _check_finite(x, origin)
     if y is not None:
-        if y.ndim not in (1, 3):
+        if y.ndim not in (1, 3, len(request.spec.shape)):
             raise InputError(
                 f"{origin}: labels are {format_shape(y.shape)}, expected N classes, or N x H x W for segmentation",
                 "give class indices, not one-hot rows",

@@ -35,13 +35,7 @@ def describe(
     hyper = {key: HyperSpec(found.default, found.low, found.high, found.help) for key, found in model.hyper().items()}
     for key, value in defaults(list(hyper), adapted[-1]).items():
         hyper[key] = dataclasses.replace(hyper[key], default=value)
-    chosen = {
-        "parts": options.parts,
-        "kernel": getattr(method, "kernel", 0),
-        "optimiser": model.optimiser if method.trains else "",
-        "exact_gradient": model.exact,
-        "seed": options.seed,
-    }
+    chosen = {**_shape(model, options), "optimiser": model.optimiser if method.trains else "", "exact_gradient": model.exact, "seed": options.seed}
     return Manifest(
         producer=f"edgeadapt {__version__}",
         model=ModelInfo(name, sum(tensor.numel() for key, tensor in captured.tensors.items() if key in captured.parameters), ""),
@@ -59,6 +53,20 @@ def describe(
         warmup=warmup,
         selfcheck={item.graph: item.plain() for item in differences},
     )
+
+
+def _shape(model: Model, options: Options) -> dict[str, Any]:
+    """The choices that shaped the method, as they came to be; `parts_asked` where the model has no room for so many."""
+    method, found = model.method, {}
+    if "parts" in method.choices and method.partition is not None:
+        found["parts"] = len(method.partition.cuts) - 1
+        if options.parts is not None and options.parts != found["parts"]:
+            found["parts_asked"] = options.parts
+    if "kernel" in method.choices:
+        found["kernel"] = getattr(method, "kernel", options.kernel)
+    if "width" in method.choices:
+        found["width"] = options.width
+    return found
 
 
 def _graph(item: Compiled, defaults: dict[str, float]) -> GraphSpec:

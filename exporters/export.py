@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,21 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeadapt.bundle import InputSpec, Manifest, Task, write_bundle
-from edgeadapt.errors import ExportError, UsageError
+from edgeadapt.bundle import InputSpec, Manifest, Task, atomic, write_bundle
+from edgeadapt.errors import BundleError, ExportError, InputError, UsageError
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, capture
 from edgeadapt.exporters.compile import Compiled, PlacedWeights, compile_program
-from edgeadapt.exporters.data import Samples
+from edgeadapt.exporters.data import Samples, load_samples, spec_for
 from edgeadapt.exporters.describe import describe
 from edgeadapt.exporters.methods import METHODS, Method, Setup
-from edgeadapt.exporters.options import Options, batch_defaults
+from edgeadapt.exporters.options import Options, batch_defaults, calibration_rows
 from edgeadapt.exporters.programs import Model, Program, build, source_model
 from edgeadapt.exporters.selfcheck import Difference, check
 from edgeadapt.exporters.table import table
 from edgeadapt.exporters.warmup import estimate_statistics, predictions, warm_up
 from edgeadapt.progress import Progress, quiet
+from edgeadapt.units import format_shape
 
+PARTS = 4
+"""Parts that a model is cut into unless told otherwise, or fewer where it has no room for them."""
 SHIFTED = 1000.0
 """Where a channel's mean² over its variance is above this on source data, the variance is computed around the source mean."""
 
@@ -51,7 +56,10 @@ def export(
     output: str | os.PathLike[str] | None,
     *,
     shape: Sequence[int],
-    data: Samples | None = None,
+    data: Any = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    resize: bool = False,
     names: Sequence[str] | None = None,
     model_name: str = "",
     progress: Progress | None = None,
@@ -59,35 +67,51 @@ def export(
 ) -> ExportReport:
     """Compile `model` into a bundle.
 
+        export(model, "net.edgeadapt", shape=(3, 32, 32), data="train.npz", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), batches=(4, 16))
+        export(model, "net.edgeadapt", shape=(6, 128), data=(x, y), method="side")
+
     Args:
         model: the trained module, float32; put into eval mode.
         output: the bundle's path; None compiles and checks without writing.
         shape: one input without the batch, channels first.
-        data: source samples for the warm-up, the calibration and the self-check; optional for methods that have neither.
-        names: class names.
+        data: source samples for the warm-up, the calibration and the self-check; optional for methods that have neither. The path of an .npz archive
+            with x and y, or of a folder with a folder of images for each class; the arrays (x, y), y None without labels; a map-style torch Dataset;
+            or `Samples`. x is uint8 (N, H, W, C), or float32 (N, *shape) as the model takes it; y int64 (N,), or (N, H, W) for segmentation.
+        mean, std: of pixels in 0..1, one number a channel or one for all: what uint8 images are scaled by, here and on the device. `Samples` have
+            their own.
+        resize: whether uint8 images of another size are resized to the input, here and on the device.
+        names: class names in the order of the outputs; without, those that the data has.
         model_name: what the manifest calls the model.
         progress: called with (stage, done, total, note).
         choices: fields of `Options`: method, parts, cuts, kernel, width, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
-            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task.
+            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task. One that the method has no use for is refused.
+
+    Returns:
+        what was exported; `print(report.table())` shows it.
 
     Raises:
-        ExportError: the model cannot be traced, cut or differentiated; the warm-up costs too much accuracy; the self-check fails.
+        ExportError: the model cannot be traced, cut or differentiated; the method needs data; the warm-up costs too much accuracy; the self-check
+            fails; the bundle cannot be written, or not be opened afterwards.
         UsageError, InputError: a choice or the data is wrong.
     """
-    unknown = set(choices) - {field.name for field in dataclasses.fields(Options)}
-    if unknown:
-        raise UsageError(
-            f"export has no option {sorted(unknown)[0]!r}", f"the options are {', '.join(field.name for field in dataclasses.fields(Options))}"
-        )
-    choices = {key: tuple(value) if isinstance(value, list) else value for key, value in choices.items()}
-    return _Export(model, tuple(shape), data, Options(**choices).checked(), progress or quiet).run(output, names, model_name)
+    options, spec, progress = Options.of(choices), spec_for(shape, mean, std, resize), progress or quiet
+    samples: Samples | None = None
+    if isinstance(data, Samples):
+        if mean is not None or std is not None or resize:
+            raise UsageError("these samples say themselves how images are scaled", "leave mean, std and resize out, or give the arrays")
+        if data.spec.shape != spec.shape:
+            raise UsageError(f"the samples are {format_shape(data.spec.shape)}, and shape says {format_shape(spec.shape)}", "give one and the same")
+        samples, spec = data, data.spec
+    elif data is not None:
+        samples = load_samples(data, spec, names=names, seed=options.seed, progress=progress)
+    return _Export(model, spec, samples, options, progress).run(output, names or (samples.names if samples is not None else None), model_name)
 
 
 class _Export:
     """One export in progress."""
 
-    def __init__(self, model: nn.Module, shape: tuple[int, ...], data: Samples | None, options: Options, progress: Progress) -> None:
-        self.model, self.shape, self.data, self.options, self.progress = model.eval(), shape, data, options, progress
+    def __init__(self, model: nn.Module, spec: InputSpec, data: Samples | None, options: Options, progress: Progress) -> None:
+        self.model, self.shape, self.spec, self.data, self.options, self.progress = model.eval(), spec.shape, spec, data, options, progress
         self.captures: dict[int, Captured] = {}
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -109,23 +133,52 @@ class _Export:
             raise ExportError(
                 f"the model returns {tuple(logits.shape)}, which are no logits for {kind}", "choose the task that fits, or change the model's head"
             )
+        if logits.dim() > 4:
+            raise ExportError(f"the model returns {tuple(logits.shape)}, and logits have four sizes at most", "flatten the last ones into one")
         task = Task(kind, int(logits.shape[1]), tuple(names) if names else None)
+        if task.names is not None and len(task.names) != task.classes:
+            raise UsageError(
+                f"there are {len(task.names)} class names, and the model has {task.classes} classes", "give one for each output, in order"
+            )
         if self.data is not None:
             self.data.check(tuple(int(size) for size in logits.shape[1:]))
-        method = METHODS[options.method](captured, Setup(task.classes, options.parts, options.cuts, options.kernel, options.width, options.seed))
-        if method.warms_up and self.data is None:
+        setup = Setup(task.classes, options.parts or PARTS, options.cuts, options.kernel, options.width, options.seed)
+        method = METHODS[options.method](captured, setup)
+        if self.data is None and (method.warms_up or method.calibrates):
             raise ExportError(
-                f"{method.name} is warmed up on source data, and none was given", "give training samples with --data, or choose --method norm or tent"
+                f"{method.name} is {'warmed up' if method.warms_up else 'calibrated'} on source data, and none was given",
+                "give training samples with --data, or choose --method norm or tent",
             )
+        self._check_rate(method)
         trained, warmup = self._train(method)
         compiled, weights = self._compile(trained, adapted)
         self.progress("self-check", 0, len(compiled))
         differences = check(compiled)
         self.progress("self-check", len(compiled), len(compiled))
         name = model_name or type(self.model).__name__
-        spec = self.data.spec if self.data is not None else InputSpec(self.shape)
-        manifest = describe(trained, compiled, options, name, task, spec, warmup, differences)
+        manifest = describe(trained, compiled, options, name, task, self.spec, warmup, differences)
         return self._write(output, manifest, trained, compiled, weights, differences)
+
+    def _check_rate(self, method: Method) -> None:
+        """See that the given learning rate is one that the device allows."""
+        allowed = Model(method, {}, {}, "none", self.options.optimiser or method.optimiser).hyper().get("rate")
+        if self.options.rate is not None and allowed is not None and not allowed.low <= self.options.rate <= allowed.high:
+            raise UsageError(f"rate = {self.options.rate:g} is out of range", f"give a number from {allowed.low:g} to {allowed.high:g}")
+
+    def _split(self, method: Method) -> tuple[Any, Any]:
+        """Samples to train on and to hold out, enough of each for the method."""
+        assert self.data is not None
+        options = self.options
+        kept, held = self.data.split(options.holdout, options.seed)
+        if method.warms_up and not len(held):
+            wanted = math.ceil(100 / options.max_drop / options.holdout)
+            raise InputError(
+                f"none of the {len(kept)} samples can be held out, and {method.name} needs some to measure what the warm-up costs",
+                f"give at least two samples of a class; it takes {wanted} samples until one held-out sample counts {options.max_drop:g} points",
+            )
+        if method.calibrates and len(kept) < 2:
+            raise InputError(f"{method.name} cannot be calibrated on {len(kept)} sample", "give 2 samples at least, better some hundreds")
+        return kept, held
 
     def _train(self, method: Method) -> tuple[Model, dict[str, Any] | None]:
         """Calibrate and, where the method asks for it, warm up; returns the model to compile and what the warm-up reports."""
@@ -145,13 +198,12 @@ class _Export:
         parameters = method.parameters()
         if self.data is None:
             return Model(method, parameters, values, mode, optimiser, options.exact, shifted), None
-        kept, held = self.data.split(options.holdout, options.seed)
+        kept, held = self._split(method)
         batch = min(options.warmup_batch, len(kept))
         method = method.at(self.capture(batch))
-        calibration = [
-            torch.from_numpy(self.data.tensor(kept[start : start + batch])) for start in range(0, min(len(kept) // batch, 8) * batch, batch)
-        ]
-        method.calibrate(calibration, self._tensors(method), values)
+        if method.calibrates:
+            calibration = [torch.from_numpy(self.data.tensor(rows)) for rows in calibration_rows(kept, batch, options.seed)]
+            method.calibrate(calibration, self._tensors(method), values)
         frozen = source_model(Model(method, {}, {}, "source", optimiser), source)
         truth = self.data.y[held] if self.data.y is not None else self._predictions(frozen, held, batch)
         before = self._agreement(frozen, held, truth, batch)
@@ -182,7 +234,7 @@ class _Export:
         values = estimate_statistics(method, parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
         trained = dataclasses.replace(start, parameters=parameters, values=values)
         after = self._agreement(dataclasses.replace(trained, statistics="source"), held, truth, batch)
-        if not options.allow_drop and before - after > options.max_drop / 100:
+        if not options.allow_drop and not before - after <= options.max_drop / 100:
             raise ExportError(
                 f"the warm-up costs {100 * (before - after):.1f} points of clean accuracy ({100 * before:.1f} % before, {100 * after:.1f} % after, "
                 f"on {len(held)} held-out samples), more than {options.max_drop:g}",
@@ -197,7 +249,7 @@ class _Export:
 
     def _agreement(self, model: Model, held: Any, truth: Any, batch: int) -> float:
         """Share of predictions that equal `truth`, with fixed statistics; the truth is the labels, or the frozen model's own predictions."""
-        return float((self._predictions(model, held, batch) == truth).mean())
+        return float((self._predictions(model, held, batch) == truth).mean()) if len(held) else math.nan
 
     def _predictions(self, model: Model, held: Any, batch: int) -> Any:
         assert self.data is not None
@@ -260,10 +312,30 @@ class _Export:
             return ExportReport(None, manifest.to_json(), tuple(differences), 0)
         state = {name: value.detach().numpy().astype(np.float32) for name, (_, value) in trained.state().items()}
         graphs = {item.program.name: item.model.SerializeToString(deterministic=True) for item in compiled}
+        target = Path(output)
         try:
-            written = write_bundle(output, manifest, weights.file, graphs, state)
+            with tempfile.TemporaryDirectory(prefix=atomic.temporary_prefix(target.name), dir=target.parent) as folder:
+                draft = Path(folder) / target.name
+                written = write_bundle(draft, manifest, weights.file, graphs, state)
+                _rehearse(draft)
+                os.replace(draft, target)
+            atomic.sync_folder(target.parent)
         except OSError as error:
             raise ExportError(
                 f"{output}: cannot be written: {error.strerror or error}", "choose a path in an existing, writable folder with room"
             ) from error
-        return ExportReport(Path(output), written.to_json(), tuple(differences), Path(output).stat().st_size)
+        return ExportReport(target, written.to_json(), tuple(differences), target.stat().st_size)
+
+
+def _rehearse(path: Path) -> None:
+    """Open the bundle as the device will, before it takes its place.
+
+    Raises:
+        ExportError: the device would refuse it.
+    """
+    from edgeadapt.runtime.engine import rehearse  # here, as the device's memory settings would slow the warm-up down
+
+    try:
+        rehearse(path)
+    except BundleError as error:
+        raise ExportError(f"the bundle was compiled, but a device could not open it: {error.message}", "it was not written; report this") from error

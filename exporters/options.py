@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from edgeadapt.errors import UsageError
 from edgeadapt.exporters.methods import METHODS, Method
 from edgeadapt.exporters.optimisers import OPTIMISERS
 
 REFERENCE_BATCH = 64
+CALIBRATION_BATCHES = 8
+_TRAINING = ("optimiser", "rate", "exact")
+_WARMUP = ("epochs", "warmup_rate", "max_drop")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may choose; see `export`."""
+    """What a user may choose; see `export`. Made by `Options.of`."""
 
     method: str = "ecotta"
-    parts: int = 4
+    parts: int | None = None
     cuts: tuple[str, ...] = ()
     kernel: int = 0
     width: int = 64
@@ -36,12 +45,25 @@ class Options:
     threads: int = 0
     task: str | None = None
 
-    def checked(self) -> Options:
-        """Itself.
+    @staticmethod
+    def of(choices: Mapping[str, Any]) -> Options:
+        """Checked options from those that a user gave, by name; None takes the default.
 
         Raises:
-            UsageError: a choice is out of range.
+            UsageError: a choice is unknown or out of range, or the method has no use for it.
         """
+        known = [field.name for field in dataclasses.fields(Options)]
+        unknown = sorted(set(choices) - set(known))
+        if unknown:
+            raise UsageError(f"export has no option {unknown[0]!r}", f"the options are {', '.join(known)}")
+        given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items() if value is not None}
+        options = Options(**given)
+        options._check()
+        options._check_use([name for name, value in given.items() if value is not False and value != ()])
+        return options
+
+    def _check(self) -> None:
+        """Values alone."""
         choices = {
             "method": (self.method, tuple(METHODS)),
             "statistics": (self.statistics, (None, "live", "source")),
@@ -52,15 +74,63 @@ class Options:
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise UsageError(f"{name} = {value!r} is not known", f"choose one of {', '.join(str(item) for item in allowed if item is not None)}")
-        ranges = {"parts": (self.parts, 1), "width": (self.width, 1), "epochs": (self.epochs, 0), "warmup_batch": (self.warmup_batch, 2)}
-        for name, (number, least) in ranges.items():
+        for name, least in {"parts": 1, "width": 1, "epochs": 0, "warmup_batch": 2, "seed": 0, "threads": 0}.items():
+            number = getattr(self, name)
+            if number is None:
+                continue
+            if not _whole(number):
+                raise UsageError(f"{name} = {number!r} is not a whole number", f"give at least {least}")
             if number < least:
                 raise UsageError(f"{name} = {number} is too small", f"give at least {least}")
-        if not self.batches or min(self.batches) < 1:
-            raise UsageError(f"batches = {list(self.batches)} is no list of batch sizes", "give at least one, each at least 1")
-        if not 0.0 < self.holdout < 0.9:
-            raise UsageError(f"holdout = {self.holdout} is no share of the data", "give a number between 0 and 0.9")
-        return self
+        if not isinstance(self.batches, tuple) or not self.batches or not all(_whole(size) and size > 0 for size in self.batches):
+            raise UsageError(f"batches = {self.batches!r} is no list of batch sizes", "give whole numbers, each at least 1, such as (4, 16)")
+        if not isinstance(self.cuts, tuple) or not all(isinstance(name, str) for name in self.cuts):
+            raise UsageError(f"cuts = {self.cuts!r} is no list of names", 'give the names of places, such as ("layer1", "layer2")')
+        if not _real(self.holdout) or not 0.0 < self.holdout < 0.9:
+            raise UsageError(f"holdout = {self.holdout!r} is no share of the data", "give a number between 0 and 0.9")
+        for name in ("max_drop", "warmup_rate"):
+            value = getattr(self, name)
+            if not _real(value) or value <= 0:
+                raise UsageError(f"{name} = {value!r} is not a number above 0", f"leave it out for {getattr(Options, name):g}")
+        if self.rate is not None and (not _real(self.rate) or self.rate < 0):
+            raise UsageError(f"rate = {self.rate!r} is no learning rate", "give a number of at least 0, or leave it out for the method's own")
+
+    def _check_use(self, given: Iterable[str]) -> None:
+        """Whether the method makes anything of what was given."""
+        method = METHODS[self.method]
+        used = {*method.choices, *(_TRAINING if method.trains else ()), *(_WARMUP if method.warms_up else ())}
+        for name in given:
+            if name in {"parts", "cuts", "kernel", "width", *_TRAINING, *_WARMUP} - used:
+                users = [key for key, other in METHODS.items() if name in other.choices]
+                users = users or [key for key, other in METHODS.items() if (other.warms_up if name in _WARMUP else other.trains)]
+                raise UsageError(f"{self.method} has no use for {name}", f"leave it out, or take a method that has: {', '.join(users)}")
+        if self.parts is not None and self.cuts:
+            raise UsageError("cuts already say how many parts there are", "give cuts or parts, not both")
+        if self.statistics is not None and self.statistics not in method.modes:
+            why = "adapts nothing but its statistics" if self.method == "norm" else "does not adapt"
+            raise UsageError(f"{self.method} {why}, so {self.statistics!r} statistics contradict it", f"use {method.modes[0]!r}, or another method")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _real(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def calibration_rows(kept: NDArray[np.intp], batch: int, seed: int) -> list[NDArray[np.intp]]:
+    """Which samples a method is calibrated on: at most eight batches, drawn by `seed` from all of `kept`, which may be sorted by class.
+
+    Args:
+        kept: indices of the samples to choose from.
+        batch: samples in a batch, at most as many as there are.
+
+    Returns:
+        the indices of each batch, (batch,).
+    """
+    mixed = np.random.default_rng(seed).permutation(kept)
+    return [mixed[start : start + batch] for start in range(0, min(len(mixed) // batch, CALIBRATION_BATCHES) * batch, batch)]
 
 
 def mixing_weight(batch: int) -> float:

@@ -31,6 +31,8 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
             for k, part in enumerate(manifest["partition"])
         ]
         lines += ["", *columns(rows, right=(4, 5))]
+    if "parts_asked" in method["options"]:
+        lines.append(f"asked for {method['options']['parts_asked']} parts, the model has room for {method['options']['parts']}")
     by_graph = {item.graph: item for item in differences}
     rows = [("graph", "nodes", "live peak", "logits", "updates", "statistics")]
     for name, graph in manifest["graphs"].items():

@@ -86,7 +86,7 @@ class Adapter:
             update_statistics: False leaves the state exactly as it is, and normalises with the statistics as they stand.
 
         Returns:
-            float32 [N,C] or [N,C,H,W], a new array.
+            float32 [N,C], or [N,C,...] for segmentation, a new array.
 
         Raises:
             InputError: the frames have another dtype or shape than the model takes, or there are none.
@@ -116,7 +116,7 @@ class Adapter:
 
         Args:
             x: frames.
-            y: whole numbers below the number of classes: [N], or [N,H,W] for segmentation; without N for one frame.
+            y: whole numbers below the number of classes: [N], or [N,H,W] for segmentation ([N,L] of sequences); without N for one frame.
             hyper: scalars for this call.
 
         Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,6 +14,19 @@ from numpy.typing import NDArray
 from edgeadapt.bundle import Bundle, GraphSpec
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.state import FlatState, Floats
+
+
+def rehearse(path: str | os.PathLike[str]) -> None:
+    """Opens a bundle and loads every graph of it as an adapter would, but runs none.
+
+    Raises:
+        BundleError: it cannot be opened, or a graph cannot be loaded.
+    """
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    engine = Engine(bundle, FlatState(manifest.state, manifest.graphs, bundle.initial_state()), 1)
+    for name in manifest.graphs:
+        engine.prepare(name)
 
 
 class Outcome(NamedTuple):
@@ -64,7 +78,7 @@ class Engine:
         self._graph(name)
 
     def labels(self, name: str) -> NDArray[np.int64]:
-        """The memory that a learn graph takes its labels from: int64 [B] or [B,H,W]."""
+        """The memory that a learn graph takes its labels from: int64 [B], or [B,...] as the logits without their classes."""
         batch = self._graph(name).spec.batch  # first, as it makes the buffer
         return self._labels[:batch]
 

@@ -140,9 +140,10 @@ def _check(session: Any, bundle: Bundle, name: str) -> None:
     wanted |= {f"new.{key}": ("tensor(float)", shapes[key]) for key in spec.writes}
     _compare(session.get_outputs(), wanted, f"{bundle.path}: graph {name}: output")
     logits = next(node.shape for node in session.get_outputs() if node.name == "logits")
-    dims = {"classification": 2, "segmentation": 4}[manifest.task.kind]
-    if not _static(logits) or len(logits) != dims or logits[:2] != [spec.batch, manifest.task.classes]:
-        raise wrong(f"{bundle.path}: graph {name}: output logits", f"{dims} sizes beginning {[spec.batch, manifest.task.classes]}", str(logits))
+    dims = {"classification": (2,), "segmentation": (3, 4)}[manifest.task.kind]
+    if not _static(logits) or len(logits) not in dims or logits[:2] != [spec.batch, manifest.task.classes]:
+        sizes = f"{' or '.join(map(str, dims))} sizes beginning {[spec.batch, manifest.task.classes]}"
+        raise wrong(f"{bundle.path}: graph {name}: output logits", sizes, str(logits))
 
 
 def _compare(nodes: Any, wanted: dict[str, tuple[str, list[int] | None]], where: str) -> None:

@@ -90,7 +90,7 @@ def test_a_warm_up_that_costs_accuracy_is_refused_and_nothing_is_written(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured = iter([0.9, 0.5])
-    monkeypatch.setattr("edgeadapt.exporters.export.accuracy", lambda *arguments: next(measured))
+    monkeypatch.setattr("edgeadapt.exporters.export._Export._agreement", lambda *arguments: next(measured))
     (here / "net.edgeadapt").write_bytes(b"old")
     code = export("--data", "train.npz", "--parts", "1", "--epochs", "0", "--batch", "4", "--warmup-batch", "16", "-o", "net.edgeadapt", "--quiet")
     output = capsys.readouterr()
@@ -197,6 +197,10 @@ def test_places_to_cut_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
         ("-o n.edgeadapt --data train.npz --method magic", 2, "method = 'magic' is not known"),
         ("-o n.edgeadapt", 8, "give training samples with --data"),
         ("-o n.edgeadapt --data train.npz --task segmentation", 8, "no logits for segmentation"),
+        ("-o n.edgeadapt --method side", 8, "side is calibrated on source data"),
+        ("-o n.edgeadapt --method tent --cuts layer1", 2, "tent has no use for cuts"),
+        ("-o n.edgeadapt --method tent --rate nan", 2, "rate = nan is no learning rate"),
+        ("-o n.edgeadapt --method norm --threads -1", 2, "threads = -1 is too small"),
     ],
 )
 def test_errors_and_their_exit_codes(words: str, code: int, says: str, capsys: pytest.CaptureFixture[str], here: Path) -> None:

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -134,6 +135,41 @@ def test_scalars_are_set_after_the_state_is_loaded(path, stream, run, tmp_path):
         assert (one.hyper["rate"], other.hyper["rate"]) == (0.5, 0.0)
         assert np.array_equal(one.state["norm.gamma"], other.state["norm.gamma"])
         assert np.array_equal(one.state["norm.mean"], other.state["norm.mean"])
+
+
+def test_defaults_of_each_batch_hold_where_nothing_is_set(toy, tmp_path, stream, run):
+    graphs = {name: replace(spec, defaults={"mix": 0.01 * spec.batch} if "mix" in spec.hyper else {}) for name, spec in toy.specs.items()}
+    path = toy.write(tmp_path / "own.edgeadapt", graphs=graphs)
+    run(path, "--source", stream, "--save", tmp_path / "plain.state", "--report", tmp_path / "report")
+    run(path, "--source", stream, "--set", "rate=0.01", "--save", tmp_path / "set.state")
+    with Adapter.open(path) as library, Adapter.open(path) as served:
+        for part in (slice(0, 4), slice(4, 8)):
+            library.adapt(frames()[part])
+        library.predict(frames()[8:])
+        served.load(tmp_path / "plain.state")
+        assert served.hyper.chosen == {}
+        assert all(np.array_equal(library.state[name], value) for name, value in served.state.items())
+        served.load(tmp_path / "set.state")
+        assert served.hyper.chosen == {"rate": 0.01}
+    assert json.loads((tmp_path / "report" / "report.json").read_text())["hyper"]["mix"] == pytest.approx(0.04)
+
+
+@pytest.mark.parametrize("words", ["--save {stream}/x", "--save {folder}", "--save {folder}/gone/x", "--report {stream}", "--report {stream}/a/b"])
+def test_where_nothing_can_be_written_is_found_before_the_stream_begins(words, path, stream, tmp_path, run):
+    code, lines, said = run(path, "--source", stream, *words.format(stream=stream, folder=tmp_path).split())
+    assert code in (2, 7)
+    assert lines == []
+    assert "edgeadapt: error: the " in said
+    assert "\n  fix: " in said
+
+
+@pytest.mark.parametrize("option", ["--limit", "--top"])
+@pytest.mark.parametrize("value", ["x", "0", "-3", "1.5"])
+def test_counts_that_are_none(option, value, path, stream, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["run", str(path), "--source", str(stream), f"{option}={value}"])
+    assert stopped.value.code == 2
+    assert f"argument {option}: '{value}' is not a whole number above 0" in capsys.readouterr().err
 
 
 def test_a_torn_picture_in_a_folder_does_not_stop_the_stream(path, tmp_path, run):

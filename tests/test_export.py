@@ -13,10 +13,13 @@ from torch import Tensor, nn
 
 import edgeadapt
 from edgeadapt.bundle import InputSpec
-from edgeadapt.errors import ExportError, UsageError
+from edgeadapt.errors import BundleError, ExportError, InputError, UsageError
 from edgeadapt.exporters import selfcheck
-from edgeadapt.exporters.data import load_samples
+from edgeadapt.exporters.data import Samples, load_samples
 from edgeadapt.exporters.export import export
+from edgeadapt.exporters.methods.side import Side
+from edgeadapt.exporters.options import calibration_rows
+from edgeadapt.runtime import session as sessions
 from tests.zoo import generated, named
 from tests.zoo.calibrate import calibrate
 
@@ -29,6 +32,11 @@ def samples(path: Path, shape: tuple[int, ...], classes: int, count: int = 40, d
     y = random.integers(classes, size=(count, *dense))
     np.savez(path / "train.npz", x=x, y=y)
     return load_samples(str(path / "train.npz"), InputSpec(shape))
+
+
+def untrained(method: str, **options: Any) -> dict[str, Any]:
+    """Options that only the method with meta networks takes."""
+    return {**options, "epochs": 0} if method == "ecotta" else {}
 
 
 def tiny() -> nn.Module:
@@ -44,7 +52,7 @@ def bundles(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     paths = {}
     for method in METHODS:
         paths[method] = folder / f"{method}.edgeadapt"
-        export(tiny(), paths[method], shape=(3, 16, 16), data=data, method=method, parts=2, batches=(4,), epochs=0, allow_drop=True)
+        export(tiny(), paths[method], shape=(3, 16, 16), data=data, method=method, batches=(4,), allow_drop=True, **untrained(method, parts=2))
     return paths
 
 
@@ -167,7 +175,8 @@ def test_families_of_models_pass_the_self_check(
     with torch.no_grad():
         logits = model(torch.zeros((2, *shape)))
     data = samples(tmp_path, shape, logits.shape[1], 24, tuple(logits.shape[2:]))
-    report = export(model, tmp_path / "m.edgeadapt", shape=shape, data=data, method=method, batches=(2,), epochs=0, allow_drop=True, **options)
+    choices = {"method": method, "batches": (2,), "allow_drop": True, **untrained(method, **options)}
+    report = export(model, tmp_path / "m.edgeadapt", shape=shape, data=data, **choices)
     assert {"adapt.b2", "learn.b2", "predict.b1", "source.b2"} <= set(report.manifest["graphs"])
     with edgeadapt.Adapter.open(tmp_path / "m.edgeadapt") as adapter:
         x = data.tensor(np.arange(5))
@@ -183,7 +192,8 @@ def test_generated_architectures_pass_the_self_check(seed: int, tmp_path: Path) 
     data = samples(tmp_path, shape, logits.shape[1], 16, tuple(logits.shape[2:]))
     normalised = any(isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) for module in model.modules())
     method = ("ecotta", "side", "tent" if normalised else "side")[seed % 3]
-    report = export(model, None, shape=shape, data=data, method=method, parts=3, batches=(2,), epochs=0, allow_drop=True, holdout=0.2)
+    choices = {"method": method, "batches": (2,), "allow_drop": True, "holdout": 0.2, **untrained(method, parts=3)}
+    report = export(model, None, shape=shape, data=data, **choices)
     assert report.manifest["selfcheck"]["adapt.b2"]["updates"] < selfcheck.UPDATES
 
 
@@ -223,6 +233,32 @@ class _Branches(nn.Module):
         return y if y.sum() > 0 else -y
 
 
+class _Sequence(nn.Module):
+    """A class for every step of a sequence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.n, self.head = nn.Conv1d(3, 8, 3, padding=1), nn.BatchNorm1d(8), nn.Conv1d(8, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.n(self.a(x)).relu())
+        return logits
+
+
+class _Volume(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Conv3d(1, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.head(x)
+        return logits
+
+
+LINEAR = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
+
+
 @pytest.mark.parametrize(
     ("model", "options", "error", "match"),
     [
@@ -233,12 +269,40 @@ class _Branches(nn.Module):
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"method": "tent"}, ExportError, "this model has none"),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"method": "eco"}, UsageError, "'eco' is not known"),
         (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"methd": "norm"}, UsageError, "no option 'methd'"),
-        (nn.Sequential(nn.Flatten(), nn.Linear(12, 3)), {"method": "norm", "batches": (0,)}, UsageError, "no list of batch sizes"),
+        (LINEAR, {"method": "norm", "batches": (0,)}, UsageError, "no list of batch sizes"),
+        (LINEAR, {"method": "norm", "batches": ("2",)}, UsageError, "no list of batch sizes"),
+        (LINEAR, {"method": "norm", "batches": 16}, UsageError, "no list of batch sizes"),
+        (LINEAR, {"method": "norm"}, ExportError, "this model has none"),
+        (LINEAR, {"method": "norm", "statistics": "source"}, UsageError, "norm adapts nothing but its statistics"),
+        (LINEAR, {"method": "source", "statistics": "live"}, UsageError, "source does not adapt"),
+        (LINEAR, {"method": "source", "names": ("a", "b")}, UsageError, "2 class names, and the model has 3"),
+        (LINEAR, {"method": "side"}, ExportError, "side is calibrated on source data, and none was given"),
+        (LINEAR, {"method": "tent", "rate": float("nan")}, UsageError, "rate = nan"),
+        (LINEAR, {"method": "tent", "rate": -1.0}, UsageError, "rate = -1.0"),
+        (_Sequence(), {"method": "tent", "rate": 11.0, "shape": (3, 32)}, UsageError, "rate = 11 is out of range"),
+        (LINEAR, {"method": "norm", "threads": -1}, UsageError, "threads = -1 is too small"),
+        (LINEAR, {"method": "norm", "seed": -1}, UsageError, "seed = -1 is too small"),
+        (LINEAR, {"method": "norm", "seed": 0.5}, UsageError, "seed = 0.5 is not a whole number"),
+        (LINEAR, {"method": "norm", "holdout": "much"}, UsageError, "holdout = 'much'"),
+        (LINEAR, {"max_drop": 0.0}, UsageError, "max_drop = 0.0 is not a number above 0"),
+        (LINEAR, {"max_drop": float("nan")}, UsageError, "max_drop = nan"),
+        (LINEAR, {"warmup_rate": float("inf")}, UsageError, "warmup_rate = inf"),
+        (LINEAR, {"method": "tent", "cuts": ("a",)}, UsageError, "tent has no use for cuts"),
+        (LINEAR, {"method": "norm", "parts": 4}, UsageError, "norm has no use for parts"),
+        (LINEAR, {"method": "side", "parts": 4}, UsageError, "side has no use for parts"),
+        (LINEAR, {"method": "source", "kernel": 0}, UsageError, "source has no use for kernel"),
+        (LINEAR, {"method": "ecotta", "width": 8}, UsageError, "ecotta has no use for width"),
+        (LINEAR, {"method": "side", "epochs": 0}, UsageError, "side has no use for epochs"),
+        (LINEAR, {"method": "tent", "warmup_rate": 0.1}, UsageError, "tent has no use for warmup_rate"),
+        (LINEAR, {"method": "norm", "rate": 0.1}, UsageError, "norm has no use for rate"),
+        (LINEAR, {"method": "norm", "exact": True}, UsageError, "norm has no use for exact"),
+        (LINEAR, {"parts": 2, "cuts": ("a", "b")}, UsageError, "cuts already say how many parts"),
+        (_Volume(), {"method": "source", "shape": (1, 4, 4, 4)}, ExportError, "four sizes at most"),
     ],
 )
 def test_what_cannot_be_exported_is_said_plainly(model: nn.Module, options: dict[str, Any], error: type[Exception], match: str) -> None:
     with pytest.raises(error, match=match):
-        export(model, None, shape=(3, 2, 2), **options)
+        export(model, None, **{"shape": (3, 2, 2), **options})
 
 
 def test_a_warm_up_that_ruins_the_model_fails_the_export(tmp_path: Path) -> None:
@@ -259,3 +323,121 @@ def test_a_model_that_guesses_on_its_own_data_is_refused(tmp_path: Path) -> None
     with pytest.raises(ExportError, match="chance for 10 classes") as caught:
         export(tiny(), None, shape=(3, 16, 16), data=data, method="side", batches=(2,), holdout=0.5)
     assert "--mean" in caught.value.hint
+
+
+def test_a_warm_up_needs_samples_to_hold_out(tmp_path: Path) -> None:
+    data = Samples(np.zeros((4, 3, 16, 16), np.float32), np.arange(4), InputSpec((3, 16, 16)))
+    with pytest.raises(InputError, match="none of the 4 samples can be held out") as caught:
+        export(tiny(), None, shape=(3, 16, 16), data=data, parts=2, batches=(2,), epochs=0, warmup_batch=2)
+    assert "200 samples" in caught.value.hint
+    with pytest.raises(InputError, match="cannot be calibrated on 1 sample"):
+        export(tiny(), None, shape=(3, 16, 16), data=data.take([0]), method="side", batches=(2,))
+
+
+def test_an_accuracy_that_is_no_number_passes_no_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeadapt.exporters.export._Export._agreement", lambda *arguments: float("nan"))
+    with pytest.raises(ExportError, match="the warm-up costs nan points"):
+        export(tiny(), None, shape=(3, 16, 16), data=samples(tmp_path, (3, 16, 16), 10), parts=2, batches=(2,), epochs=0)
+
+
+def test_calibration_rows_come_from_all_of_sorted_data() -> None:
+    kept = np.arange(1000) * 2
+    rows = calibration_rows(kept, 32, 3)
+    assert [len(chosen) for chosen in rows] == [32] * 8
+    assert len(set(np.concatenate(rows).tolist())) == 256
+    assert set(np.concatenate(rows) // 200) == set(range(10))
+    assert all(np.array_equal(one, other) for one, other in zip(rows, calibration_rows(kept, 32, 3), strict=True))
+    assert [len(chosen) for chosen in calibration_rows(kept[:70], 32, 0)] == [32, 32]
+
+
+def test_the_side_network_is_calibrated_on_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[Tensor] = []
+    measure = Side.calibrate
+
+    def watched(self: Side, batches: Any, *others: Any) -> None:
+        seen.extend(batches)
+        measure(self, batches, *others)
+
+    monkeypatch.setattr(Side, "calibrate", watched)
+    y = np.repeat(np.arange(10), 20)
+    x = np.random.default_rng(0).standard_normal((200, 3, 16, 16)).astype(np.float32)
+    x[:, 0, 0, 0] = y
+    options: dict[str, Any] = {"method": "side", "batches": (2,), "allow_drop": True, "warmup_batch": 16}
+    export(tiny(), None, shape=(3, 16, 16), data=Samples(x, y, InputSpec((3, 16, 16))), **options)
+    assert {int(value) for batch in seen for value in batch[:, 0, 0, 0]} == set(range(10))
+
+
+def test_parts_that_the_model_has_no_room_for_are_told(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"shape": (3, 16, 16), "data": samples(tmp_path, (3, 16, 16), 10), "batches": (2,), "epochs": 0, "allow_drop": True}
+    report = export(tiny(), None, parts=30, **options)
+    assert len(report.manifest["partition"]) == 4
+    assert (report.manifest["method"]["options"]["parts"], report.manifest["method"]["options"]["parts_asked"]) == (3, 30)
+    assert "asked for 30 parts, the model has room for 3" in report.table()
+    report = export(tiny(), None, **options)
+    assert report.manifest["method"]["options"]["parts"] == 3
+    assert "asked for" not in report.table()
+
+
+def test_a_class_for_every_step_of_a_sequence(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((40, 3, 32)).astype(np.float32), random.integers(4, size=(40, 32))
+    model = calibrate(_Sequence(), (3, 32))
+    report = export(model, tmp_path / "m.edgeadapt", shape=(3, 32), data=(x, y), method="tent", batches=(2,), rate=0.01)
+    assert report.manifest["task"]["kind"] == "segmentation"
+    with edgeadapt.Adapter.open(tmp_path / "m.edgeadapt") as adapter:
+        with torch.no_grad():
+            want = model(torch.from_numpy(x[:3])).numpy()
+        np.testing.assert_allclose(adapter.source(x[:3]), want, rtol=1e-4, atol=1e-4)
+        assert adapter.adapt(x[0:2]).shape == adapter.learn(x[0:2], y[0:2]).shape == (2, 4, 32)
+        assert adapter.stats["steps"] == 2
+        with pytest.raises(InputError, match="labels are whole numbers of shape 2x32"):
+            adapter.learn(x[0:2], y[0:2, 0])
+
+
+def test_a_bundle_that_a_device_could_not_open_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.edgeadapt").write_bytes(b"old")
+    real = sessions.load
+
+    def fails(bundle: Any, name: str, *others: Any) -> Any:
+        if name == "predict.b2":
+            raise BundleError("unheard of")
+        return real(bundle, name, *others)
+
+    monkeypatch.setattr(sessions, "load", fails)
+    with pytest.raises(ExportError, match="a device could not open it: unheard of"):
+        export(tiny(), tmp_path / "m.edgeadapt", shape=(3, 16, 16), method="norm", batches=(2,))
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("m.edgeadapt", b"old")]
+
+
+def test_data_may_be_given_as_a_path_or_as_arrays(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    x, y = random.integers(0, 256, (40, 20, 20, 3)).astype(np.uint8), np.arange(40) % 10
+    np.savez(tmp_path / "train.npz", x=x, y=y, names=np.array(list("abcdefghij")))
+    options: dict[str, Any] = {"shape": [3, 16, 16], "mean": (0.5,), "std": (0.2, 0.2, 0.3), "resize": True, "method": "side", "batches": [2]}
+    reports = [edgeadapt.export(tiny(), None, data=data, **options) for data in (str(tmp_path / "train.npz"), tmp_path / "train.npz", (x, y))]
+    wanted = {"shape": [3, 16, 16], "resize": [16, 16], "mean": [0.5, 0.5, 0.5], "std": [0.2, 0.2, 0.3]}
+    assert [report.manifest["input"] for report in reports] == [wanted] * 3
+    assert [report.manifest["task"]["names"] for report in reports] == [list("abcdefghij")] * 2 + [None]
+    assert reports[0].manifest["selfcheck"] == reports[2].manifest["selfcheck"]
+    without = {**options, "method": "norm"}
+    assert edgeadapt.export(tiny(), None, **without).manifest["input"] == wanted  # the device scales images although none were given here
+    ready = Samples(x, y, InputSpec((3, 20, 20)))
+    with pytest.raises(UsageError, match="say themselves how images are scaled"):
+        edgeadapt.export(tiny(), None, data=ready, **options)
+    with pytest.raises(UsageError, match="the samples are 3x20x20, and shape says 3x16x16"):
+        edgeadapt.export(tiny(), None, shape=(3, 16, 16), data=ready, method="side")
+    with pytest.raises(InputError, match="there is no such file"):
+        edgeadapt.export(tiny(), None, **{**options, "data": "nothing.npz"})
+
+
+@pytest.mark.smoke
+def test_the_shortest_way_from_a_model_to_an_adapted_state(tmp_path: Path) -> None:
+    model = calibrate(_Sequence(), (3, 32))
+    report = edgeadapt.export(model, tmp_path / "m.edgeadapt", shape=(3, 32), method="tent", batches=(4,))
+    assert report.path == tmp_path / "m.edgeadapt"
+    x = np.random.default_rng(0).standard_normal((4, 3, 32)).astype(np.float32)
+    with edgeadapt.Adapter.open(report.path) as adapter:
+        begun = adapter.state
+        adapter.adapt(x)
+        assert adapter.stats["steps"] == 1
+        assert all(not np.array_equal(begun[name], value) for name, value in adapter.state.items())

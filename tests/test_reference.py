@@ -22,6 +22,7 @@ from edgeadapt.exporters.capture import Captured, capture
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import export
 from edgeadapt.exporters.methods import METHODS, Method, Outcome, Setup
+from edgeadapt.exporters.options import calibration_rows
 from edgeadapt.exporters.programs import Model, Program, build
 from edgeadapt.runtime.adapter import Adapter
 from tests.reference import Adaptation, EcoTTA, Norm, Side, Source, Tent, twin
@@ -311,7 +312,8 @@ def test_bundle_follows_the_plain_implementation(
     data = Samples(np.concatenate([x for x, _ in batches[:2]]), np.arange(2 * BATCH) % CLASSES, InputSpec(SHAPE))
     options = {"batches": (BATCH,), "rate": 0.02 if kind == "ecotta" else 3e-3, "statistics": statistics}
     path = tmp_path / "model.edgeadapt"
-    export(network(model), path, shape=SHAPE, data=data, method=kind, epochs=0, allow_drop=True, warmup_batch=BATCH, **options)
+    options |= {"epochs": 0} if kind == "ecotta" else {}
+    export(network(model), path, shape=SHAPE, data=data, method=kind, allow_drop=True, warmup_batch=BATCH, **options)
     with Adapter.open(path) as adapter:
         random = np.random.default_rng(0)
         moved = {spec.name for spec in adapter.manifest.state if spec.kind == "parameter"}
@@ -321,7 +323,7 @@ def test_bundle_follows_the_plain_implementation(
         plain = twin(network(model), adapter.manifest.to_json(), start, BATCH)
         if isinstance(plain, Side):
             kept, _ = data.split(0.1, 0)
-            plain.calibrate([torch.from_numpy(data.tensor(kept[:BATCH]))])
+            plain.calibrate([torch.from_numpy(data.tensor(rows)) for rows in calibration_rows(kept, BATCH, 0)])
         values = entropy(copy.deepcopy(plain).adapt(torch.from_numpy(batches[0][0]))).sort().values
         plain.margin = float(values[BATCH // 2 - 1 : BATCH // 2 + 1].mean()) / math.log(CLASSES)
         if "margin" in adapter.hyper:

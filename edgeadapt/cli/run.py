@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeadapt.errors import InputError, SourceError, UsageError
+from edgeadapt.errors import InputError, SourceError, StateError, UsageError
 
 if TYPE_CHECKING:
     from edgeadapt.bundle import Task
@@ -64,10 +66,12 @@ def run(arguments: argparse.Namespace) -> int:
     from edgeadapt.runtime.stream import Stream
 
     settings = _settings(arguments.set)
+    _check_report(arguments.report)
     with Adapter.open(arguments.bundle, arguments.budget, arguments.threads) as adapter:
         if arguments.state or arguments.resume:
             adapter.load(arguments.state)
-        adapter.hyper = {**adapter.hyper, **settings}
+        adapter.hyper = settings
+        _check_save(adapter, arguments.save)
         stream = Stream(adapter, arguments.adapt, arguments.batch)
         tally = Tally(adapter.manifest.task.kind)
         begun = adapter.stats
@@ -156,7 +160,7 @@ def _close(adapter: Adapter, tally: Tally, begun: dict[str, int], source: str, a
             "adapt": arguments.adapt,
             "steps": steps,
             "rejected_steps": rejected,
-            "hyper": dict(adapter.hyper),
+            "hyper": _used(adapter, arguments),
         }
         page, data = summary(tally, facts, memory["peak"] or 0, memory["budget"])
         rows.append(("report", str(write(arguments.report, page, data))))
@@ -183,11 +187,51 @@ def _settings(given: Sequence[str]) -> dict[str, float]:
     return values
 
 
+def _used(adapter: Adapter, arguments: argparse.Namespace) -> dict[str, float]:
+    """The scalars that the windows were served with: those that were set, else the graph's own defaults, else the bundle's."""
+    graphs = [graph for graph in adapter.manifest.graphs.values() if graph.role == "adapt"] or list(adapter.manifest.graphs.values())
+    batch = arguments.batch or max(graph.batch for graph in graphs)
+    own = {name: value for graph in graphs if graph.batch == batch for name, value in graph.defaults.items()}
+    return {**adapter.hyper, **own, **adapter.hyper.chosen}
+
+
+def _check_save(adapter: Adapter, given: str | None) -> None:
+    """Looks at where the state will go, before the stream begins.
+
+    Raises:
+        StateError: it could not be saved there.
+    """
+    if given is None:
+        return
+    path = Path(given) if given else adapter.bundle.path.with_name(adapter.bundle.path.name + ".state")
+    folder = path.parent
+    if given and path.is_dir():
+        raise StateError(f"the state cannot be saved to {path}: it is a folder", f"name a file, such as {path / 'state.safetensors'}")
+    if not folder.is_dir():
+        raise StateError(f"the state cannot be saved to {path}: {folder} is no folder", f"mkdir -p {folder}, or give another path")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise StateError(f"the state cannot be saved to {path}: {folder} is read-only", "give --save a path that can be written")
+
+
+def _check_report(given: str | None) -> None:
+    """Looks at where the report will go, before the stream begins.
+
+    Raises:
+        UsageError: it could not be written there.
+    """
+    if given is None:
+        return
+    path = Path(given)
+    present = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
+        why = "is read-only" if present.is_dir() else "is not a folder"
+        raise UsageError(f"the report cannot be written to {given}: {present} {why}", "give --report a folder that can be made or written")
+
+
 def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def _name(task: Task, label: int) -> str | None:

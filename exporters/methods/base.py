@@ -64,6 +64,9 @@ class Method(ABC):
         warms_up: whether its parameters are trained on source data before the export.
         optimiser: "sgd" or "adam".
         rate: learning rate at a batch of 64; it scales with the batch.
+        calibrates: whether it measures source data before the export, and so needs some.
+        modes: the statistics it can be exported with.
+        choices: which of the options parts, cuts, kernel and width shape it.
     """
 
     name: ClassVar[str]
@@ -73,6 +76,9 @@ class Method(ABC):
     warms_up: ClassVar[bool] = False
     optimiser: ClassVar[str] = "sgd"
     rate: ClassVar[float] = 5e-4
+    calibrates: ClassVar[bool] = False
+    modes: ClassVar[tuple[str, ...]] = ("live", "source")
+    choices: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, captured: Captured, setup: Setup) -> None:
         self.setup = setup

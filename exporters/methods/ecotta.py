@@ -34,6 +34,7 @@ class EcoTTA(Method):
 
     name, summary = "ecotta", "meta networks between the parts of the frozen model"
     warms_up = True
+    choices = ("parts", "cuts", "kernel")
 
     def divide(self, captured: Captured) -> Partition:
         """Cuts by EcoTTA's rule, or by name."""

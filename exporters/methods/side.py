@@ -35,6 +35,8 @@ class Side(Method):
     name, summary = "side", "a side network reads the frozen model and adds a residual before its classifier"
     statistics = "source"
     optimiser, rate = "adam", 1e-3
+    calibrates = True
+    choices = ("cuts", "width")
 
     def divide(self, captured: Captured) -> Partition:
         """Taps at the last place of each resolution, and one before the classifier."""
