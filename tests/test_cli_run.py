@@ -243,7 +243,7 @@ def test_limit_and_top(path, stream, run):
 
 
 def test_a_report_is_written(path, stream, run, tmp_path):
-    code, lines, said = run(path, "--source", stream, "--report", tmp_path / "report", "--budget", "400MiB")
+    code, lines, said = run(path, "--source", stream, "--report", tmp_path / "report", "--budget", "8GiB")
     assert code == 0
     assert f"report     {tmp_path / 'report' / 'report.html'}" in said
     data = json.loads((tmp_path / "report" / "report.json").read_text())
