@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import onnx
 import torch
+from torch import fx
 
 from edgeadapt.bundle import PLACEHOLDER, WEIGHTS_OFFSET, WeightsFile
-from edgeadapt.errors import ExportError
+from edgeadapt.errors import EdgeAdaptError, ExportError
 from edgeadapt.exporters.capture import Captured, module_path
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.ir import Array, Graph
@@ -68,30 +71,82 @@ def compile_program(program: Program, weights: PlacedWeights) -> Compiled:
     """Make the graph of a program.
 
     Raises:
-        ExportError: an operator of the model, or its gradient, has no form in standard ONNX operators; named with its module.
+        ExportError: an operator of the model, or its gradient, has no form in standard ONNX operators, cannot be differentiated, or is refused
+            by ONNX's checker or onnxruntime; named with its module where that is known.
     """
-    traced = trace(program, program.example)
+    captured = program.model.method.backbone.captured
+    try:
+        traced = trace(program, program.example)
+    except (EdgeAdaptError, MemoryError):
+        raise
+    except Exception as error:  # autograd and torch's decompositions raise many kinds; each is the user's model
+        raise untraceable(error, captured, program.role) from error
     graph = Graph(program.name)
     inputs = declare_inputs(graph, program.example, program.frozen)
     try:
         outputs = emit(traced, graph, inputs)
     except Unsupported as error:
-        raise explain(error, program.model.method.backbone.captured, program.role) from error
+        raise explain(error, captured, program.role) from error
     for name, value in outputs.items():
         graph.output(name, value)
-    simplify(graph)
-    used = {name for node in graph.nodes for name in node.inputs}
-    graph.inputs = [name for name in graph.inputs if name in used or name == "x"]
-    peak = schedule(graph)
-    return Compiled(program, graph, to_onnx(graph, weights), peak)
+    with named_refusals():
+        simplify(graph)
+        used = {name for node in graph.nodes for name in node.inputs}
+        graph.inputs = [name for name in graph.inputs if name in used or name == "x"]
+        peak = schedule(graph)
+        return Compiled(program, graph, to_onnx(graph, weights), peak)
+
+
+def _called(path: str) -> str:
+    return repr(path) if path else "the model"
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+
+
+def untraceable(error: Exception, captured: Captured, role: str) -> ExportError:
+    """An error that names the modules whose operators raise the same when each is differentiated alone."""
+    reason = _first_line(error)
+    owners: set[str] = set()
+    if role in ("adapt", "learn"):
+        for node, raised in _alone(captured):
+            if isinstance(raised, Exception) and _first_line(raised) == reason:
+                owners.add(_called(module_path(node)))
+    where = ", ".join(sorted(owners)[:4]) or "the model"
+    what = "differentiated" if role in ("adapt", "learn") else "traced"
+    return ExportError(
+        f"{where}: the graph '{role}' cannot be {what}: {reason}",
+        "replace the layer, or use a method whose gradient does not pass through it (norm, side)",
+    )
+
+
+_NODE = re.compile(r"(?:node name: |Name:'|name '|node \()\d+:([^)'\s]+)")
+"""How onnx and onnxruntime name a node in their messages, which is "index:module"."""
+
+
+@contextmanager
+def named_refusals() -> Iterator[None]:
+    """What ONNX's checker or onnxruntime raise for a graph, as an ExportError that names the module of the node they name."""
+    try:
+        yield
+    except (EdgeAdaptError, MemoryError):
+        raise
+    except Exception as error:  # their exceptions share no base class
+        found = _NODE.search(str(error))
+        raise ExportError(
+            f"{_called(found[1] if found else '')}: an operator is refused by onnxruntime: {_first_line(error)}",
+            "replace the layer by one of ordinary float32 operators",
+        ) from error
 
 
 def explain(error: Unsupported, captured: Captured, role: str) -> ExportError:
     """An error that names the user's modules whose operators cannot be lowered."""
     missing = {item.operator for item in error.missing}
+    reasons = "; ".join(sorted({item.reason for item in error.missing if item.reason})[:2])
     known = {item.module for item in error.missing if item.module}
     blamed = _forward_owners(captured, missing) or known or _gradient_owners(captured, missing)
-    where = ", ".join(sorted(repr(path) for path in blamed)[:4]) or "the model"
+    where = ", ".join(sorted({_called(path) for path in blamed})[:4]) or "the model"
     operators = ", ".join(sorted(name.removeprefix("aten.") for name in missing)[:4])
     what = (
         "cannot be differentiated here"
@@ -99,7 +154,8 @@ def explain(error: Unsupported, captured: Captured, role: str) -> ExportError:
         else "has no form in standard ONNX operators"
     )
     return ExportError(
-        f"{where}: operator {operators} {what}", "replace the layer, or use a method whose gradient does not pass through it (norm, side)"
+        f"{where}: operator {operators} {what}" + (f" ({reasons})" if reasons else ""),
+        "replace the layer, or use a method whose gradient does not pass through it (norm, side)",
     )
 
 
@@ -109,30 +165,32 @@ def _forward_owners(captured: Captured, operators: Iterable[str]) -> set[str]:
 
 
 def _gradient_owners(captured: Captured, operators: Iterable[str]) -> set[str]:
-    """Modules of the forward operators whose own gradient uses one of `operators`, found by differentiating each alone."""
+    """Modules of the forward operators whose own gradient uses one of `operators`."""
     wanted = set(operators)
-    owners = set()
+    return {module_path(node) for node, used in _alone(captured) if isinstance(used, set) and wanted & used}
+
+
+def _alone(captured: Captured) -> Iterator[tuple[fx.Node, set[str] | Exception]]:
+    """Each operator whose gradient may exist, with the operators that it uses, or what differentiating it alone raises."""
     for node in captured.operators:
         value = node.meta.get("val")
         if not isinstance(value, torch.Tensor) or not value.is_floating_point():
             continue
         try:
-            used = _gradient_operators(node)
-        except Exception:  # an operator that cannot be differentiated alone is not the one we look for
-            continue
-        if wanted & used:
-            owners.add(module_path(node) or node.name)
-    return owners
+            used: set[str] | Exception = _gradient_operators(node)
+        except Exception as error:  # many operators cannot be differentiated alone: what takes constants only, for one
+            used = error
+        yield node, used
 
 
-def _gradient_operators(node: torch.fx.Node) -> set[str]:
+def _gradient_operators(node: fx.Node) -> set[str]:
     sources = [source for source in node.all_input_nodes if isinstance(source.meta.get("val"), torch.Tensor)]
     example = {source.name: torch.zeros(tuple(source.meta["val"].shape), dtype=source.meta["val"].dtype) for source in sources}
 
     def alone(given: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         leaves = {name: tensor.detach().requires_grad_(tensor.is_floating_point()) for name, tensor in given.items()}
-        args = torch.fx.node.map_arg(node.args, lambda source: leaves[source.name])
-        kwargs = torch.fx.node.map_arg(node.kwargs, lambda source: leaves[source.name])
+        args = fx.node.map_arg(node.args, lambda source: leaves[source.name])
+        kwargs = fx.node.map_arg(node.kwargs, lambda source: leaves[source.name])
         target = node.target
         assert callable(target)
         result = target(*args, **kwargs)

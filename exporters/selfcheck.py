@@ -17,7 +17,7 @@ import onnxruntime
 import torch
 
 from edgeadapt.errors import ExportError
-from edgeadapt.exporters.compile import Compiled
+from edgeadapt.exporters.compile import Compiled, named_refusals
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.ir import Array
 from edgeadapt.exporters.methods.base import Tensors, entropy
@@ -74,7 +74,8 @@ def _session(compiled: Compiled) -> onnxruntime.InferenceSession:
 
 def compare(compiled: Compiled) -> Difference:
     """Run both from the initial and from the disturbed state; the larger differences."""
-    session = _session(compiled)
+    with named_refusals():
+        session = _session(compiled)
     program = compiled.program
     start = _with_margin(program, dict(program.example))
     result = _compare_at(compiled, session, start)
@@ -121,7 +122,8 @@ def _with_margin(program: Program, example: Tensors) -> Tensors:
 def _compare_at(compiled: Compiled, session: onnxruntime.InferenceSession, example: Tensors) -> Difference:
     program, kinds = compiled.program, kinds_of(compiled)
     feeds = {entry.name: example[entry.name].numpy() for entry in session.get_inputs()}
-    got = dict(zip(compiled.graph.outputs, session.run(None, feeds), strict=True))
+    with named_refusals():
+        got = dict(zip(compiled.graph.outputs, session.run(None, feeds), strict=True))
     want = {name: value.detach().numpy() for name, value in program({name: value.clone() for name, value in example.items()}).items()}
     logits = float(np.abs(got["logits"] - want["logits"]).max() / max(float(np.abs(want["logits"]).max()), 1e-6))
     trained = [name for name in compiled.writes if kinds[name] != "statistic"]

@@ -20,9 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from edgeadapt.exporters.ir import Graph, Value
-from edgeadapt.exporters.lowering.elementwise import numpy_dtype
 from edgeadapt.exporters.lowering.lower import lower, merge_duplicates
-from edgeadapt.exporters.lowering.registry import find
+from edgeadapt.exporters.lowering.registry import find, numpy_dtype
 
 Function = Callable[[dict[str, Tensor]], dict[str, Tensor]]
 aten = torch.ops.aten

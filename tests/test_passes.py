@@ -75,6 +75,39 @@ def test_equal_nodes_share_a_result_and_different_ones_do_not() -> None:
     np.testing.assert_array_equal(before[0], values(graph)[0])
 
 
+def test_chains_of_equal_nodes_merge_in_one_pass() -> None:
+    graph = Graph("g")
+    x = graph.input("x", (2, 3))
+    ends = []
+    for _ in range(3):
+        value = x
+        for op in ("Relu", "Exp", "Neg", "Tanh"):
+            value = graph.op(op, [value], (2, 3))
+        ends.append(value)
+    graph.output("y", graph.op("Sum", ends, (2, 3)))
+    before = values(graph)
+    assert merge_equal(graph)
+    assert operators(graph) == ["Relu", "Exp", "Neg", "Tanh", "Sum"]
+    assert not merge_equal(graph)
+    np.testing.assert_array_equal(before[0], values(graph)[0])
+
+
+def test_every_scaling_moves_before_its_expansion_in_one_pass() -> None:
+    graph = Graph("g")
+    small = graph.input("small", (1, 3))
+    for index in range(3):
+        wide = graph.op("Expand", [graph.op("Exp", [small], (1, 3)), graph.ints([4, 3])], (4, 3))
+        scaled = graph.op("Mul", [wide, graph.constant(2.0 + index, FLOAT)], (4, 3))
+        graph.output(f"y{index}", graph.op("Div", [scaled, graph.constant(5.0, FLOAT)], (4, 3)))
+    before = values(graph)
+    assert shrink_scalings(graph)
+    assert not shrink_scalings(graph)
+    drop_unread(graph)
+    assert operators(graph) == ["Exp", "Mul", "Div", "Expand"] * 3
+    for old, new in zip(before, values(graph), strict=True):
+        np.testing.assert_array_equal(old, new)
+
+
 def test_views_of_views_and_transposes_are_absorbed() -> None:
     graph = Graph("g")
     x, w = graph.input("x", (2, 3, 4)), graph.input("w", (5, 12))

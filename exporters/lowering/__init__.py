@@ -1,6 +1,6 @@
 """ATen operators, forward and backward, as standard ONNX operators."""
 
-from edgeadapt.exporters.lowering import convolution, elementwise, reductions, resample, shapes
-from edgeadapt.exporters.lowering.lower import Unsupported, lower
+from edgeadapt.exporters.lowering import arithmetic, convolution, elementwise, reductions, resample, shapes
+from edgeadapt.exporters.lowering.lower import Missing, Unsupported, lower
 
-__all__ = ["Unsupported", "convolution", "elementwise", "lower", "reductions", "resample", "shapes"]
+__all__ = ["Missing", "Unsupported", "arithmetic", "convolution", "elementwise", "lower", "reductions", "resample", "shapes"]

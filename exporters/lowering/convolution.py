@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from edgeadapt.exporters.ir import Graph, Value
+from edgeadapt.exporters.lowering.arithmetic import binary
 from edgeadapt.exporters.lowering.registry import reduce, reduce_sum, reshape, rule, transpose
-from edgeadapt.exporters.lowering.shapes import cat, pad
+from edgeadapt.exporters.lowering.shapes import cat, cut, pad
 
 
 def _spread(values: Any, rank: int) -> list[int]:
@@ -51,10 +52,18 @@ def deconvolve(
     groups: int,
     size: Sequence[int],
 ) -> Value:
-    """A ConvTranspose node with the given output size; weight is (C_in, C_out / groups, …)."""
+    """A ConvTranspose node with the given output size; weight is (C_in, C_out / groups, …).
+
+    An output larger by a stride or more (which torch allows with a dilation) crops less at the end, and has the bias alone beyond that.
+    """
     kernel = weight.shape[2:]
     natural = [(n - 1) * s - 2 * p + d * (k - 1) + 1 for n, s, p, d, k in zip(x.shape[2:], stride, padding, dilation, kernel, strict=True)]
     extra = [want - have for want, have in zip(size, natural, strict=True)]
+    if any(e >= s for e, s in zip(extra, stride, strict=True)):
+        wide = [(n - 1) * s + d * (k - 1) + 1 for n, s, d, k in zip(x.shape[2:], stride, dilation, kernel, strict=True)]
+        whole = deconvolve(graph, x, weight, None, stride, [0] * len(wide), dilation, groups, wide)
+        placed = pad(graph, whole, {axis + 2: (-p, want + p - n) for axis, (p, want, n) in enumerate(zip(padding, size, wide, strict=True))})
+        return placed if bias is None else binary(graph, "Add", placed, reshape(graph, bias, (1, *bias.shape, *[1] * len(wide))))
     y = graph.op(
         "ConvTranspose",
         [x, weight, bias],
@@ -157,6 +166,8 @@ def convolution_backward(
         to_input = deconvolve(graph, grad, weight, None, stride, padding, dilation, groups, x.shape[2:])
     elif mask[0]:
         to_input = convolve(graph, grad, weight, None, stride, padding, dilation, groups)
+        for axis in range(2, x.rank):  # an output padding of a stride or more reaches positions that no input has
+            to_input = cut(graph, to_input, axis, 0, x.shape[axis])
     if mask[1]:
         pair = (x, grad) if transposed else (grad, x)
         to_weight = weight_gradient(graph, *pair, weight.shape, stride, padding, dilation, groups)

@@ -1,4 +1,4 @@
-"""Elementwise operators: arithmetic, activations, comparisons, selection."""
+"""Elementwise operators: functions of one value, activations, comparisons, selection."""
 
 from __future__ import annotations
 
@@ -8,109 +8,19 @@ from typing import Any
 import numpy as np
 
 from edgeadapt.exporters.ir import Graph, Value
-from edgeadapt.exporters.lowering.registry import FLOAT, broadcast, cast, lift, reshape, rule
+from edgeadapt.exporters.lowering.arithmetic import binary
+from edgeadapt.exporters.lowering.registry import BOOL, FLOAT, broadcast, cast, floating, lift, numpy_dtype, promote, reshape, rule, typed
 
-BOOL = np.dtype(np.bool_)
-
-
-def binary(graph: Graph, op: str, a: Any, b: Any, dtype: Any = None) -> Value:
-    """An ONNX binary operator on values or numbers, with numpy's broadcasting and torch's promotion to float."""
-    like = a if isinstance(a, Value) else b
-    if isinstance(a, Value) and isinstance(b, Value):
-        like = a if FLOAT == a.dtype or FLOAT != b.dtype else b
-    elif isinstance(a, float) or isinstance(b, float):
-        like = like if like.dtype == FLOAT else Value("", (), FLOAT)
-    a, b = lift(graph, a, like), lift(graph, b, like)
-    return graph.op(op, [a, b], broadcast(a.shape, b.shape), dtype or a.dtype)
-
-
-@rule("add", "add_")
-def add(graph: Graph, a: Any, b: Any, alpha: Any = 1) -> Value:
-    """A + alpha·b."""
-    return binary(graph, "Add", a, b if alpha == 1 else binary(graph, "Mul", b, alpha))
-
-
-@rule("sub", "sub_")
-def sub(graph: Graph, a: Any, b: Any, alpha: Any = 1) -> Value:
-    """A − alpha·b."""
-    return binary(graph, "Sub", a, b if alpha == 1 else binary(graph, "Mul", b, alpha))
-
-
-@rule("rsub")
-def rsub(graph: Graph, a: Any, b: Any, alpha: Any = 1) -> Value:
-    """B − alpha·a."""
-    return binary(graph, "Sub", b, a if alpha == 1 else binary(graph, "Mul", a, alpha))
-
-
-def _gate(graph: Graph, mask: Value, other: Value) -> Value | None:
-    return binary(graph, "Mul", other, cast(graph, mask, FLOAT)) if mask.dtype == BOOL and other.dtype == FLOAT else None
-
-
-@rule("mul", "mul_")
-def mul(graph: Graph, a: Any, b: Any) -> Value:
-    """A·b; a boolean factor is a mask."""
-    if isinstance(a, Value) and isinstance(b, Value):
-        gated = _gate(graph, a, b) or _gate(graph, b, a)
-        if gated is not None:
-            return gated
-        if a.dtype == BOOL:
-            return graph.op("And", [a, b], broadcast(a.shape, b.shape))
-    return binary(graph, "Mul", a, b)
-
-
-@rule("div", "div_", "true_divide")
-def div(graph: Graph, a: Any, b: Any, rounding_mode: str | None = None) -> Value:
-    """A / b."""
-    if isinstance(a, Value) and FLOAT != a.dtype and rounding_mode is None:
-        a = cast(graph, a, FLOAT)
-    if isinstance(b, (int, float)) and isinstance(a, Value) and a.dtype == FLOAT and rounding_mode is None and math.frexp(b)[0] in (0.5, -0.5):
-        return binary(graph, "Mul", a, 1.0 / b)
-    result = binary(graph, "Div", a, b)
-    return graph.op("Floor", [result], result.shape) if rounding_mode == "floor" and result.dtype == FLOAT else result
-
-
-@rule("fmod")
-def fmod(graph: Graph, a: Any, b: Any) -> Value:
-    """Remainder with the dividend's sign."""
-    like = a if isinstance(a, Value) else b
-    a, b = lift(graph, a, like), lift(graph, b, like)
-    return graph.op("Mod", [a, b], broadcast(a.shape, b.shape), fmod=1)
-
-
-@rule("maximum", "fmax")
-def maximum(graph: Graph, a: Value, b: Value) -> Value:
-    """Elementwise maximum."""
-    return binary(graph, "Max", a, b)
-
-
-@rule("minimum", "fmin")
-def minimum(graph: Graph, a: Value, b: Value) -> Value:
-    """Elementwise minimum."""
-    return binary(graph, "Min", a, b)
-
-
-@rule("pow")
-def power(graph: Graph, a: Any, b: Any) -> Value:
-    """A to the power b; small integer powers as products."""
-    if isinstance(a, Value) and isinstance(b, (int, float)):
-        if b == 2:
-            return graph.op("Mul", [a, a], a.shape)
-        if b == 3:
-            return graph.op("Mul", [graph.op("Mul", [a, a], a.shape), a], a.shape)
-        if b == 0.5:
-            return graph.op("Sqrt", [a], a.shape)
-        if b == -0.5:
-            return graph.op("Reciprocal", [graph.op("Sqrt", [a], a.shape)], a.shape)
-        if b == 1:
-            return a
-        if b == 0:
-            return graph.constant(np.ones(a.shape, a.dtype))
-    return binary(graph, "Pow", a, b)
+_ANY_NUMBER = ("Abs", "Neg", "Sign", "Relu")
+_WHOLE = ("Floor", "Ceil", "Round")
 
 
 def _unary(op: str, *names: str) -> None:
     @rule(*names)
     def lowered(graph: Graph, x: Value) -> Value:
+        if op in _WHOLE and x.dtype.kind != "f":
+            return x
+        x = x if op in _ANY_NUMBER else floating(graph, x)
         return graph.op(op, [x], x.shape)
 
 
@@ -127,7 +37,14 @@ for _op, _names in {
     "Sin": ("sin",),
     "Cos": ("cos",),
     "Tan": ("tan",),
+    "Asin": ("asin",),
+    "Acos": ("acos",),
     "Atan": ("atan",),
+    "Sinh": ("sinh",),
+    "Cosh": ("cosh",),
+    "Asinh": ("asinh",),
+    "Acosh": ("acosh",),
+    "Atanh": ("atanh",),
     "Floor": ("floor",),
     "Ceil": ("ceil",),
     "Round": ("round",),
@@ -137,9 +54,33 @@ for _op, _names in {
     _unary(_op, *_names)
 
 
+@rule("round.decimals")
+def round_decimals(graph: Graph, x: Value, *, decimals: int = 0) -> Value:
+    """X rounded to a number of decimal digits; half to even, as torch."""
+    if x.dtype.kind != "f":
+        return x
+    power = graph.constant(10.0 ** abs(decimals), FLOAT)
+    up, down = ("Mul", "Div") if decimals >= 0 else ("Div", "Mul")
+    whole = graph.op("Round", [graph.op(up, [x, power], x.shape)], x.shape)
+    return graph.op(down, [whole, power], x.shape)
+
+
+@rule("isnan")
+def isnan(graph: Graph, x: Value) -> Value:
+    """Whether each element is NaN."""
+    return graph.op("IsNaN", [floating(graph, x)], x.shape, BOOL)
+
+
+@rule("isinf")
+def isinf(graph: Graph, x: Value) -> Value:
+    """Whether each element is infinite."""
+    return graph.op("IsInf", [floating(graph, x)], x.shape, BOOL)
+
+
 @rule("rsqrt")
 def rsqrt(graph: Graph, x: Value) -> Value:
     """1/√x."""
+    x = floating(graph, x)
     return graph.op("Reciprocal", [graph.op("Sqrt", [x], x.shape)], x.shape)
 
 
@@ -152,32 +93,54 @@ def square(graph: Graph, x: Value) -> Value:
 @rule("exp2")
 def exp2(graph: Graph, x: Value) -> Value:
     """2 to the power x."""
-    return graph.op("Exp", [binary(graph, "Mul", x, math.log(2))], x.shape)
+    return graph.op("Exp", [binary(graph, "Mul", floating(graph, x), math.log(2))], x.shape, FLOAT)
+
+
+def _near_zero(graph: Graph, x: Value, near: Value, far: Value) -> Value:
+    small = graph.op("Less", [graph.op("Abs", [x], x.shape), graph.constant(0.5, FLOAT)], x.shape, BOOL)
+    return graph.op("Where", [small, near, far], x.shape, FLOAT)
 
 
 @rule("expm1")
 def expm1(graph: Graph, x: Value) -> Value:
-    """e^x − 1, as 2·tanh(x/2)/(1 − tanh(x/2)), which is exact near zero."""
+    """e^x − 1; near zero as 2·tanh(x/2)/(1 − tanh(x/2)), where the subtraction would lose the digits."""
+    x = floating(graph, x)
     t = graph.op("Tanh", [binary(graph, "Mul", x, 0.5)], x.shape)
-    return binary(graph, "Div", binary(graph, "Mul", t, 2.0), binary(graph, "Sub", 1.0, t))
+    near = binary(graph, "Div", binary(graph, "Mul", t, 2.0), binary(graph, "Sub", 1.0, t))
+    return _near_zero(graph, x, near, binary(graph, "Sub", graph.op("Exp", [x], x.shape), 1.0))
 
 
 @rule("log1p")
 def log1p(graph: Graph, x: Value) -> Value:
-    """log(1 + x)."""
-    return graph.op("Log", [binary(graph, "Add", x, 1.0)], x.shape)
+    """log(1 + x); near zero u = 1 + x is rounded, so what the rounding lost, over u, is added."""
+    x = floating(graph, x)
+    u = binary(graph, "Add", x, 1.0)
+    log = graph.op("Log", [u], x.shape)
+    lost = binary(graph, "Sub", x, binary(graph, "Sub", u, 1.0))
+    return _near_zero(graph, x, binary(graph, "Add", log, binary(graph, "Div", lost, u)), log)
 
 
 @rule("log2")
 def log2(graph: Graph, x: Value) -> Value:
     """Base-2 logarithm."""
-    return binary(graph, "Mul", graph.op("Log", [x], x.shape), 1 / math.log(2))
+    return binary(graph, "Mul", graph.op("Log", [floating(graph, x)], x.shape), 1 / math.log(2))
+
+
+@rule("log10")
+def log10(graph: Graph, x: Value) -> Value:
+    """Base-10 logarithm."""
+    return binary(graph, "Mul", graph.op("Log", [floating(graph, x)], x.shape), 1 / math.log(10))
 
 
 @rule("clamp", "clamp_min")
 def clamp(graph: Graph, x: Value, low: Any = None, high: Any = None, min: Any = None, max: Any = None) -> Value:
-    """X limited to [low, high]; either end may be missing."""
+    """X limited to [low, high]; either end may be missing, a number or a tensor."""
     low, high = low if low is not None else min, high if high is not None else max
+    for bound in (low, high):
+        x = x if bound is None else cast(graph, x, promote(x, bound))
+    if isinstance(low, Value) or isinstance(high, Value):
+        x = x if low is None else binary(graph, "Max", x, low)
+        return x if high is None else binary(graph, "Min", x, high)
     bounds = [None if bound is None else lift(graph, bound, x) for bound in (low, high)]
     return graph.op("Clip", [x, *bounds], x.shape)
 
@@ -192,6 +155,15 @@ def clamp_max(graph: Graph, x: Value, high: Any) -> Value:
 def hardtanh(graph: Graph, x: Value, low: float = -1.0, high: float = 1.0) -> Value:
     """X limited to [−1, 1]."""
     return clamp(graph, x, low, high)
+
+
+@rule("softplus")
+def softplus(graph: Graph, x: Value, beta: Any = 1, threshold: Any = 20) -> Value:
+    """log(1 + e^(beta·x)) / beta, and x itself above the threshold; from 20 on float32 holds no difference, so that one node does."""
+    scaled = x if beta == 1 else binary(graph, "Mul", x, beta)
+    y = graph.op("Softplus", [scaled], x.shape)
+    y = y if beta == 1 else binary(graph, "Div", y, beta)
+    return y if threshold >= 20 else where(graph, binary(graph, "Greater", scaled, threshold, BOOL), x, y)
 
 
 @rule("gelu")
@@ -256,34 +228,45 @@ def not_equal(graph: Graph, a: Value, b: Any) -> Value:
     return graph.op("Not", [equal], equal.shape)
 
 
-def _logical(op: str, *names: str) -> None:
-    @rule(*names)
-    def lowered(graph: Graph, a: Value, b: Value) -> Value:
-        a, b = cast(graph, a, BOOL), cast(graph, b, BOOL)
+def _logical(op: str, logical: tuple[str, ...], bitwise: tuple[str, ...]) -> None:
+    @rule(*logical)
+    def of_truths(graph: Graph, a: Value, b: Any) -> Value:
+        a, b = typed(graph, a, BOOL), typed(graph, b, BOOL)
         return graph.op(op, [a, b], broadcast(a.shape, b.shape), BOOL)
 
-
-for _op, _names in {
-    "And": ("logical_and", "logical_and_", "bitwise_and", "__and__"),
-    "Or": ("logical_or", "bitwise_or", "__or__"),
-    "Xor": ("logical_xor", "bitwise_xor"),
-}.items():
-    _logical(_op, *_names)
+    @rule(*bitwise)
+    def of_bits(graph: Graph, a: Value, b: Any) -> Value:
+        return of_truths(graph, a, b) if promote(a, b) == BOOL else binary(graph, f"Bitwise{op}", a, b)
 
 
-@rule("logical_not", "bitwise_not")
+_logical("And", ("logical_and", "logical_and_"), ("bitwise_and", "__and__"))
+_logical("Or", ("logical_or",), ("bitwise_or", "__or__"))
+_logical("Xor", ("logical_xor",), ("bitwise_xor", "__xor__"))
+
+
+@rule("logical_not")
 def logical_not(graph: Graph, a: Value) -> Value:
     """Not a."""
     return graph.op("Not", [cast(graph, a, BOOL)], a.shape, BOOL)
 
 
+@rule("bitwise_not")
+def bitwise_not(graph: Graph, a: Value) -> Value:
+    """Every bit of a inverted."""
+    return graph.op("Not" if a.dtype == BOOL else "BitwiseNot", [a], a.shape)
+
+
 @rule("where")
 def where(graph: Graph, condition: Value, a: Any, b: Any) -> Value:
-    """A where the condition holds, b elsewhere."""
-    like = a if isinstance(a, Value) and a.rank >= getattr(b, "rank", 0) else b if isinstance(b, Value) else a
-    like = like if isinstance(like, Value) else Value("", (), FLOAT)
-    a, b = lift(graph, a, like), lift(graph, b, like)
-    return graph.op("Where", [condition, a, b], broadcast(condition.shape, a.shape, b.shape), a.dtype)
+    """A where the condition holds, b elsewhere, in the dtype torch promotes the two to."""
+    kind = promote(a, b)
+    a, b = typed(graph, a, kind), typed(graph, b, kind)
+    shape = broadcast(condition.shape, a.shape, b.shape)
+    if kind != BOOL:
+        return graph.op("Where", [condition, a, b], shape, kind)
+    chosen = graph.op("And", [condition, a], broadcast(condition.shape, a.shape))
+    other = graph.op("And", [logical_not(graph, condition), b], broadcast(condition.shape, b.shape))
+    return graph.op("Or", [chosen, other], shape)
 
 
 @rule("masked_fill")
@@ -296,12 +279,6 @@ def masked_fill(graph: Graph, x: Value, mask: Value, value: Any) -> Value:
 def to_copy(graph: Graph, x: Value, dtype: Any = None, **_: Any) -> Value:
     """X in another dtype."""
     return x if dtype is None else cast(graph, x, numpy_dtype(dtype))
-
-
-def numpy_dtype(dtype: Any) -> np.dtype[Any]:
-    """A torch dtype as numpy's; double is lowered as float, which is what the device computes in."""
-    name = str(dtype).removeprefix("torch.")
-    return np.dtype({"bool": "bool", "float64": "float32", "float": "float32", "double": "float32"}.get(name, name))
 
 
 @rule("clone", "detach", "alias", "lift_fresh_copy", "lift_fresh", "contiguous", "view_of", "detach_")

@@ -10,21 +10,22 @@ from typing import Any
 import torch
 from torch import fx
 
+from edgeadapt.exporters.capture import module_path
 from edgeadapt.exporters.ir import Graph, Value
-from edgeadapt.exporters.lowering.elementwise import numpy_dtype
-from edgeadapt.exporters.lowering.registry import find
+from edgeadapt.exporters.lowering.registry import find, numpy_dtype
 
 
 @dataclass(frozen=True)
 class Missing:
-    """An operator without a rule, and the user's module it came from ("" where that is not known)."""
+    """An operator without a rule, the user's module it came from ("" where that is not known), and why, where there is a rule that does not fit."""
 
     operator: str
     module: str
+    reason: str = ""
 
 
 class Unsupported(Exception):
-    """Operators of a traced graph that have no rule."""
+    """Operators of a traced graph that have no rule, or none for their arguments."""
 
     def __init__(self, missing: Sequence[Missing]) -> None:
         super().__init__(", ".join(sorted({item.operator for item in missing})))
@@ -65,7 +66,7 @@ def lower(trace: fx.GraphModule, graph: Graph, inputs: Mapping[str, Value]) -> l
     """Emit a traced function into `graph`; `inputs` maps placeholder names to values. Returns the function's outputs, flat.
 
     Raises:
-        Unsupported: with every operator that has no rule.
+        Unsupported: with every operator that has no rule, or whose rule fails for its arguments, whatever it raises.
     """
     values: dict[fx.Node, Any] = {}
     missing: list[Missing] = []
@@ -80,7 +81,7 @@ def lower(trace: fx.GraphModule, graph: Graph, inputs: Mapping[str, Value]) -> l
             tensor = getattr(trace, str(node.target))
             values[node] = graph.constant(tensor.detach().numpy().astype(numpy_dtype(tensor.dtype)))
         elif node.op == "call_function":
-            graph.module = _module(node)
+            graph.module = module_path(node)
             if node.target is operator.getitem:
                 source = values[node.args[0]]
                 values[node] = source[node.args[1]] if source is not None else None
@@ -97,8 +98,8 @@ def lower(trace: fx.GraphModule, graph: Graph, inputs: Mapping[str, Value]) -> l
             }
             try:
                 values[node] = found(graph, *fetch(node.args), **fetch(kwargs), **extra)
-            except KeyError as error:
-                missing.append(Missing(str(error.args[0]), graph.module))
+            except Exception as error:  # a rule knows the forms that models use; another is the user's to replace, not ours to crash on
+                missing.append(Missing(str(node.target), graph.module, _reason(error)))
                 values[node] = None
         elif node.op == "output":
             if missing:
@@ -113,6 +114,7 @@ def _flat(argument: Any, values: Mapping[fx.Node, Any]) -> list[Value]:
     return found
 
 
-def _module(node: fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    return str(list(stack.values())[-1][0]) if stack else ""
+def _reason(error: Exception) -> str:
+    """The first line of what a rule raised; with its kind where a rule did not foresee it."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error).strip().partition("\n")[0]
+    return text if isinstance(error, KeyError) else f"{type(error).__name__}: {text}" if text else type(error).__name__

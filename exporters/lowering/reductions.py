@@ -2,31 +2,36 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 
 from edgeadapt.exporters.ir import Graph, Value
-from edgeadapt.exporters.lowering.elementwise import BOOL, binary
-from edgeadapt.exporters.lowering.registry import FLOAT, broadcast, cast, reduce, reduce_sum, reshape, rule
-from edgeadapt.exporters.lowering.shapes import swap, unsqueeze
+from edgeadapt.exporters.lowering.arithmetic import binary
+from edgeadapt.exporters.lowering.registry import BOOL, FLOAT, INT, broadcast, cast, floating, numpy_dtype, reduce, reduce_sum, reshape, rule
+from edgeadapt.exporters.lowering.shapes import cat, cut, swap, unsqueeze
 
 
 def _axes(dim: Any) -> list[int] | None:
     return None if dim is None or dim == [] else [dim] if isinstance(dim, int) else list(dim)
 
 
+def _accumulated(graph: Graph, x: Value, dtype: Any) -> Value:
+    """What a sum or product is taken of: x in the dtype asked for, integers and truths as int64 where none is."""
+    return cast(graph, x, numpy_dtype(dtype) if dtype is not None else x.dtype if x.dtype.kind == "f" else INT)
+
+
 @rule("sum")
 def total(graph: Graph, x: Value, dim: Any = None, keep: bool = False, dtype: Any = None) -> Value:
     """Sum over axes."""
-    x = cast(graph, x, FLOAT if dtype is not None and "float" in str(dtype) else np.int64 if x.dtype == BOOL else x.dtype)
-    return reduce_sum(graph, x, _axes(dim), keep)
+    return reduce_sum(graph, _accumulated(graph, x, dtype), _axes(dim), keep)
 
 
 @rule("mean")
 def mean(graph: Graph, x: Value, dim: Any = None, keep: bool = False, dtype: Any = None) -> Value:
     """Mean over axes."""
-    return reduce(graph, "ReduceMean", x, _axes(dim), keep)
+    return reduce(graph, "ReduceMean", _accumulated(graph, x, dtype), _axes(dim), keep)
 
 
 @rule("amax")
@@ -54,12 +59,53 @@ _extreme("max.dim", "ReduceMax", "ArgMax")
 _extreme("min.dim", "ReduceMin", "ArgMin")
 
 
-@rule("argmax")
-def argmax(graph: Graph, x: Value, dim: int, keep: bool = False) -> Value:
-    """Position of the maximum along an axis."""
+@rule("max")
+def largest(graph: Graph, x: Value) -> Value:
+    """Maximum of all elements."""
+    return reduce(graph, "ReduceMax", x, None, False)
+
+
+@rule("min")
+def smallest(graph: Graph, x: Value) -> Value:
+    """Minimum of all elements."""
+    return reduce(graph, "ReduceMin", x, None, False)
+
+
+def _position(name: str, op: str) -> None:
+    @rule(name)
+    def lowered(graph: Graph, x: Value, dim: int | None = None, keep: bool = False) -> Value:
+        x = cast(graph, x, FLOAT) if x.dtype == BOOL else x
+        if dim is None:
+            flat = reshape(graph, x, (int(np.prod(x.shape)),))
+            return reshape(graph, graph.op(op, [flat], (1,), INT, axis=0, keepdims=1), [1] * x.rank if keep else [])
+        dim = dim % x.rank
+        shape = [1 if axis == dim else size for axis, size in enumerate(x.shape) if keep or axis != dim]
+        return graph.op(op, [x], shape, INT, axis=dim, keepdims=int(keep))
+
+
+_position("argmax", "ArgMax")
+_position("argmin", "ArgMin")
+
+
+@rule("topk")
+def topk(graph: Graph, x: Value, k: int, dim: int = -1, largest: bool = True, sorted: bool = True) -> tuple[Value, Value]:
+    """The k largest (or smallest) elements along an axis and their positions."""
     dim = dim % x.rank
-    shape = [1 if axis == dim else size for axis, size in enumerate(x.shape) if keep or axis != dim]
-    return graph.op("ArgMax", [x], shape, np.int64, axis=dim, keepdims=int(keep))
+    shape = [k if axis == dim else size for axis, size in enumerate(x.shape)]
+    values, places = graph.add("TopK", [x, graph.ints([k])], [(shape, x.dtype), (shape, INT)], axis=dim, largest=int(largest), sorted=int(sorted))
+    return values, places
+
+
+@rule("sort")
+def sort(graph: Graph, x: Value, dim: int = -1, descending: bool = False) -> tuple[Value, Value]:
+    """All elements along an axis in order, and their positions; equal ones keep theirs."""
+    return topk(graph, x, x.shape[dim], dim, descending)
+
+
+@rule("sort.stable")
+def sort_stable(graph: Graph, x: Value, *, stable: bool | None = None, dim: int = -1, descending: bool = False) -> tuple[Value, Value]:
+    """As sort, which keeps the order of equal elements anyway."""
+    return sort(graph, x, dim, descending)
 
 
 @rule("any")
@@ -72,20 +118,20 @@ def any_(graph: Graph, x: Value, dim: Any = None, keep: bool = False) -> Value:
 @rule("prod")
 def product(graph: Graph, x: Value, dim: Any = None, keep: bool = False, dtype: Any = None) -> Value:
     """Product over an axis."""
-    return reduce(graph, "ReduceProd", x, _axes(dim), keep)
+    return reduce(graph, "ReduceProd", _accumulated(graph, x, dtype), _axes(dim), keep)
 
 
 @rule("cumsum")
 def cumsum(graph: Graph, x: Value, dim: int, dtype: Any = None) -> Value:
     """Cumulative sum along an axis."""
+    x = _accumulated(graph, x, dtype)
     return graph.op("CumSum", [x, graph.constant(dim % x.rank, np.int64)], x.shape)
 
 
 @rule("cumprod")
 def cumprod(graph: Graph, x: Value, dim: int, dtype: Any = None) -> Value:
     """Cumulative product along an axis, as products of growing slices (the axis is short where models use this)."""
-    from edgeadapt.exporters.lowering.shapes import cat, cut
-
+    x = _accumulated(graph, x, dtype)
     dim = dim % x.rank
     parts = [cut(graph, x, dim, 0, 1)]
     for k in range(1, x.shape[dim]):
@@ -95,13 +141,17 @@ def cumprod(graph: Graph, x: Value, dim: int, dtype: Any = None) -> Value:
 
 @rule("linalg_vector_norm")
 def vector_norm(graph: Graph, x: Value, order: Any = 2, dim: Any = None, keep: bool = False, dtype: Any = None) -> Value:
-    """Euclidean (or L1) length over axes."""
-    if order == 1:
-        return reduce(graph, "ReduceSum", graph.op("Abs", [x], x.shape), _axes(dim), keep)
-    if order != 2:
-        raise KeyError(f"linalg_vector_norm of order {order}")
-    squares = reduce(graph, "ReduceSum", graph.op("Mul", [x, x], x.shape), _axes(dim), keep)
-    return graph.op("Sqrt", [squares], squares.shape)
+    """Length over axes by the norm of any order but zero."""
+    x, axes = floating(graph, x), _axes(dim)
+    if order == 0:
+        raise KeyError("order 0")
+    if order == 2:
+        squares = reduce(graph, "ReduceSum", graph.op("Mul", [x, x], x.shape), axes, keep)
+        return graph.op("Sqrt", [squares], squares.shape)
+    sizes = graph.op("Abs", [x], x.shape)
+    if order in (1, math.inf, -math.inf):
+        return reduce(graph, {1: "ReduceSum", math.inf: "ReduceMax"}.get(order, "ReduceMin"), sizes, axes, keep)
+    return binary(graph, "Pow", reduce(graph, "ReduceSum", binary(graph, "Pow", sizes, float(order)), axes, keep), 1.0 / order)
 
 
 @rule("var.correction", "var")

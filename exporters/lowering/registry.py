@@ -10,12 +10,15 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import torch
 
 from edgeadapt.exporters.ir import Graph, Value
 
 Rule = Callable[..., Any]
 RULES: dict[str, Rule] = {}
 FLOAT = np.dtype(np.float32)
+BOOL = np.dtype(np.bool_)
+INT = np.dtype(np.int64)
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -47,6 +50,33 @@ def cast(graph: Graph, value: Value, dtype: Any) -> Value:
     """`value` in another dtype."""
     kind = np.dtype(dtype)
     return value if value.dtype == kind else graph.op("Cast", [value], value.shape, kind, to=kind)
+
+
+def numpy_dtype(dtype: Any) -> np.dtype[Any]:
+    """A torch dtype as numpy's; double is lowered as float, which is what the device computes in."""
+    name = str(dtype).removeprefix("torch.")
+    return np.dtype({"bool": "bool", "float64": "float32", "float": "float32", "double": "float32"}.get(name, name))
+
+
+def promote(a: Any, b: Any) -> np.dtype[Any]:
+    """The dtype in which torch computes with two values or numbers (torch.result_type)."""
+
+    def stand_in(value: Any) -> Any:
+        if not isinstance(value, Value):
+            return value
+        return torch.empty((1,) * min(value.rank, 1), dtype=getattr(torch, value.dtype.name), device="meta")
+
+    return numpy_dtype(torch.result_type(stand_in(a), stand_in(b)))
+
+
+def typed(graph: Graph, value: Any, dtype: Any) -> Value:
+    """A value cast to a dtype, or a number as a scalar constant of it."""
+    return cast(graph, value, dtype) if isinstance(value, Value) else graph.constant(np.asarray(value, dtype=dtype))
+
+
+def floating(graph: Graph, value: Value) -> Value:
+    """`value`, as float32 where it is integer or boolean."""
+    return value if value.dtype.kind == "f" else cast(graph, value, FLOAT)
 
 
 def broadcast(*shapes: tuple[int, ...]) -> tuple[int, ...]:

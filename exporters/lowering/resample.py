@@ -125,10 +125,10 @@ def adaptive_avg_pool(graph: Graph, x: Value, size: Any) -> Value:
 @rule("_adaptive_avg_pool2d_backward")
 def adaptive_avg_pool_backward(graph: Graph, grad: Value, x: Value) -> Value:
     """The gradient of adaptive average pooling."""
-    matrices = probe(aten.adaptive_avg_pool2d, x.shape[2:], list(grad.shape[2:]))
     if all(size == 1 for size in grad.shape[2:]):
         scaled = graph.op("Mul", [grad, graph.constant(1.0 / float(np.prod(x.shape[2:])), FLOAT)], grad.shape)
         return expand(graph, scaled, x.shape)
+    matrices = probe(aten.adaptive_avg_pool2d, x.shape[2:], list(grad.shape[2:]))
     return apply_matrices(graph, grad, [np.ascontiguousarray(matrix.T) for matrix in matrices])
 
 
@@ -136,7 +136,7 @@ def adaptive_avg_pool_backward(graph: Graph, grad: Value, x: Value) -> Value:
 def max_pool(
     graph: Graph, x: Value, kernel: Any, stride: Any = (), padding: Any = (0, 0), dilation: Any = (1, 1), ceil: bool = False
 ) -> tuple[Value, Value]:
-    """Max pooling; the indices are ONNX's, flat over the whole tensor, and only the gradient below may read them."""
+    """Max pooling and the position of each maximum in its own plane; ONNX counts over the whole tensor, which the gradient below goes back to."""
     k, s, p = _windows(kernel, stride, padding, 2)
     d = [int(v) for v in dilation] * (2 // len(dilation))
     reach = [dil * (kk - 1) + 1 for dil, kk in zip(d, k, strict=True)]
@@ -149,7 +149,9 @@ def max_pool(
     flat = reshape(graph, x, (int(np.prod(x.shape[:-3])), *x.shape[-3:])) if x.rank != 4 else x
     shape = (*flat.shape[:-2], *size)
     y, index = graph.add("MaxPool", [flat], [(shape, FLOAT), (shape, np.int64)], kernel_shape=k, strides=s, pads=[*p, *after], dilations=d)
-    return reshape(graph, y, (*x.shape[:-2], *size)), reshape(graph, index, (*x.shape[:-2], *size))
+    index = reshape(graph, index, (*x.shape[:-2], *size))
+    plane = graph.constant(int(np.prod(x.shape[-2:])), np.int64)
+    return reshape(graph, y, (*x.shape[:-2], *size)), graph.op("Mod", [index, plane], index.shape)
 
 
 @rule("max_pool2d_with_indices_backward")
@@ -161,7 +163,8 @@ def max_pool_backward(graph: Graph, grad: Value, x: Value, kernel: Any, stride: 
     zeros = expand(graph, graph.constant(np.zeros((1,), FLOAT)), (count,))
     flat = int(np.prod(grad.shape))
     kind = {"reduction": "add"} if overlapping else {}
-    result = graph.op("ScatterElements", [zeros, reshape(graph, index, (flat,)), reshape(graph, grad, (flat,))], (count,), axis=0, **kind)
+    position = next(graph.values[node.inputs[0]] for node in graph.nodes if index.name in node.outputs)  # before the Mod of `max_pool`
+    result = graph.op("ScatterElements", [zeros, reshape(graph, position, (flat,)), reshape(graph, grad, (flat,))], (count,), axis=0, **kind)
     return reshape(graph, result, x.shape)
 
 
@@ -189,30 +192,41 @@ for _name, _mode in _PADS.items():
     _mirrored(_name, _mode)
 
 
+def _repeats(name: str, size: Sequence[int], spatial: Sequence[int], scales: Sequence[Any]) -> list[int] | None:
+    """How often a nearest upsampling repeats each position along each axis; None where it does not do so evenly.
+
+    A given scale that is not the quotient of the sizes (2.1 for 8 to 16) decides which positions are read.
+    """
+    factors = [int(out) // int(n) for out, n in zip(size, spatial, strict=True)]
+    whole = all(out == n * factor for out, n, factor in zip(size, spatial, factors, strict=True))
+    scaled = any(scale is not None and scale != factor for scale, factor in zip(scales, factors, strict=False))
+    return factors if "nearest" in name and whole and not scaled else None
+
+
 def _upsampling(name: str, rank: int) -> None:
     operator = getattr(aten, name)
 
     @rule(name)
     def forward(graph: Graph, x: Value, size: Any, *args: Any) -> Value:
         spatial = x.shape[2:]
-        factors = [out / n for out, n in zip(size, spatial, strict=True)]
-        if "nearest" in name and all(factor == int(factor) for factor in factors):
+        factors = _repeats(name, size, spatial, args)
+        if factors is not None:
             shape: list[int] = list(x.shape[:2])
             wide: list[int] = list(x.shape[:2])
             for n, factor in zip(spatial, factors, strict=True):
                 shape += [n, 1]
-                wide += [n, int(factor)]
+                wide += [n, factor]
             return reshape(graph, expand(graph, reshape(graph, x, shape), wide), (*x.shape[:2], *size))
         return apply_matrices(graph, x, probe(operator, spatial, list(size), *args))
 
     @rule(f"{name}_backward")
     def backward(graph: Graph, grad: Value, size: Any, input_size: Any, *args: Any) -> Value:
         spatial = [int(n) for n in input_size[2:]]
-        factors = [out / n for out, n in zip(size, spatial, strict=True)]
-        if "nearest" in name and all(factor == int(factor) for factor in factors):
+        factors = _repeats(name, size, spatial, args)
+        if factors is not None:
             shape: list[int] = list(grad.shape[:2])
             for n, factor in zip(spatial, factors, strict=True):
-                shape += [n, int(factor)]
+                shape += [n, factor]
             return reduce(graph, "ReduceSum", reshape(graph, grad, shape), [3 + 2 * axis for axis in range(rank)], False)
         return apply_matrices(graph, grad, [np.ascontiguousarray(matrix.T) for matrix in probe(operator, spatial, list(size), *args)])
 
@@ -225,5 +239,10 @@ for _name, _rank in (
     ("upsample_linear1d", 1),
     ("upsample_bilinear2d", 2),
     ("upsample_bicubic2d", 2),
+    ("upsample_nearest3d", 3),
+    ("_upsample_nearest_exact3d", 3),
+    ("upsample_trilinear3d", 3),
+    ("_upsample_bilinear2d_aa", 2),
+    ("_upsample_bicubic2d_aa", 2),
 ):
     _upsampling(_name, _rank)

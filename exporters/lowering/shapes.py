@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from edgeadapt.exporters.ir import Graph, Value
-from edgeadapt.exporters.lowering.elementwise import numpy_dtype
-from edgeadapt.exporters.lowering.registry import FLOAT, cast, lift, reshape, rule, transpose
+from edgeadapt.exporters.lowering.arithmetic import binary
+from edgeadapt.exporters.lowering.elementwise import where
+from edgeadapt.exporters.lowering.registry import BOOL, FLOAT, INT, cast, lift, numpy_dtype, reshape, rule, transpose
 
 _END = np.iinfo(np.int64).max
 
@@ -229,10 +230,22 @@ def gather(graph: Graph, x: Value, dim: int, index: Value, **_: Any) -> Value:
     return graph.op("GatherElements", [x, index], index.shape, axis=dim % x.rank)
 
 
-@rule("scatter.src", "scatter_add")
+def _scattered(graph: Graph, x: Value, dim: int, index: Value, source: Value, **kind: str) -> Value:
+    for axis, size in enumerate(index.shape):
+        source = cut(graph, source, axis, 0, size)  # torch reads only as much of the source as the index asks for
+    return graph.op("ScatterElements", [x, index, source], x.shape, axis=dim % x.rank, **kind)
+
+
+@rule("scatter.src")
 def scatter(graph: Graph, x: Value, dim: int, index: Value, source: Value) -> Value:
     """X with elements along an axis replaced, by index."""
-    return graph.op("ScatterElements", [x, index, source], x.shape, axis=dim % x.rank)
+    return _scattered(graph, x, dim, index, source)
+
+
+@rule("scatter_add")
+def scatter_add(graph: Graph, x: Value, dim: int, index: Value, source: Value) -> Value:
+    """X with elements along an axis added to, by index, as often as the index names them."""
+    return _scattered(graph, x, dim, index, source, reduction="add")
 
 
 @rule("scatter.value")
@@ -242,10 +255,16 @@ def scatter_value(graph: Graph, x: Value, dim: int, index: Value, value: Any) ->
     return graph.op("ScatterElements", [x, index, source], x.shape, axis=dim % x.rank)
 
 
+def _masks(index: Value) -> bool:
+    return index.dtype in (BOOL, np.uint8)
+
+
 def _advanced(x: Value, indices: Any) -> tuple[list[int], list[Value]]:
     axes = [axis for axis, index in enumerate(indices) if index is not None]
     if axes != list(range(axes[0], axes[0] + len(axes))):
-        raise KeyError("index.Tensor with separated index tensors")
+        raise KeyError("separated index tensors")
+    if any(_masks(indices[axis]) for axis in axes):
+        raise KeyError("a boolean mask as index")
     return axes, [indices[axis] for axis in axes]
 
 
@@ -273,9 +292,23 @@ def index(graph: Graph, x: Value, indices: Any) -> Value:
     return graph.op("Gather", [flat, position], (*flat.shape[:axis], *shape, *flat.shape[axis + 1 :]), axis=axis)
 
 
+def _put_masked(graph: Graph, x: Value, first: int, mask: Value, values: Value, accumulate: bool) -> Value:
+    """x with `values` where a mask over its axes from `first` on holds; how many those are is known only when it runs."""
+    after = x.rank - first - mask.rank
+    shape = [*[1] * (first + 1 + after - values.rank), *values.shape]  # as torch sees x[mask]: the mask's axes as one
+    if shape[first] != 1:
+        raise KeyError("a boolean mask with a value for each element")
+    spread = reshape(graph, values, (*shape[:first], *[1] * mask.rank, *shape[first + 1 :]))
+    condition = reshape(graph, cast(graph, mask, BOOL), (*[1] * first, *mask.shape, *[1] * after))
+    return where(graph, condition, binary(graph, "Add", x, spread) if accumulate else spread, x)
+
+
 @rule("index_put", "_unsafe_index_put")
 def index_put(graph: Graph, x: Value, indices: Any, values: Value, accumulate: bool = False) -> Value:
-    """X with the indexed elements replaced or added to."""
+    """X with the indexed elements replaced or added to; a mask's by one value for all."""
+    given = [index for index in indices if index is not None]
+    if len(given) == 1 and _masks(given[0]):
+        return _put_masked(graph, x, len(indices) - 1 - list(reversed(indices)).index(given[0]), given[0], values, accumulate)
     flat, position, shape, axis = _flat_index(graph, x, *_advanced(x, indices))
     count = int(np.prod(shape))
     target = (*flat.shape[:axis], *shape, *flat.shape[axis + 1 :])
@@ -312,15 +345,7 @@ def creation(graph: Graph, *args: Any, dtype: Any = None, operator: str = "", **
     value = 1.0 if "ones" in operator else 0.0
     if "full" in operator:
         value = args[2] if operator == "new_full" else args[1]
-        like = (
-            like
-            if isinstance(first, Value)
-            else np.dtype(np.bool_)
-            if isinstance(value, bool)
-            else FLOAT
-            if isinstance(value, float)
-            else np.dtype(np.int64)
-        )
+        like = like if isinstance(first, Value) else BOOL if isinstance(value, bool) else FLOAT if isinstance(value, float) else INT
     kind = numpy_dtype(dtype) if dtype is not None else like
     return expand(graph, graph.constant(np.asarray(value, dtype=kind)), tuple(shape))
 
@@ -328,4 +353,5 @@ def creation(graph: Graph, *args: Any, dtype: Any = None, operator: str = "", **
 @rule("arange")
 def arange(graph: Graph, *bounds: Any, dtype: Any = None, **_: Any) -> Value:
     """Consecutive numbers, as a constant."""
-    return graph.constant(np.arange(*bounds, dtype=numpy_dtype(dtype) if dtype is not None else None))
+    kind = numpy_dtype(dtype) if dtype is not None else FLOAT if any(isinstance(bound, float) for bound in bounds) else INT
+    return graph.constant(np.arange(*bounds).astype(kind))

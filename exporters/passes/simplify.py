@@ -57,43 +57,42 @@ def drop_unread(graph: Graph) -> bool:
     return changed
 
 
-def _replace(graph: Graph, old: str, new: str) -> None:
-    for node in graph.nodes:
-        node.inputs = [new if name == old else name for name in node.inputs]
-
-
 def merge_equal(graph: Graph) -> bool:
-    """Give equal nodes one result."""
+    """Give equal nodes one result, and then those that read them."""
     seen: dict[object, Node] = {}
-    changed = False
-    for node in list(graph.nodes):
-        key = (node.op, tuple(node.inputs), repr(sorted(node.attributes.items(), key=lambda item: item[0])))
+    kept: list[Node] = []
+    renamed: dict[str, str] = {}
+    for node in graph.nodes:
+        node.inputs = [renamed.get(name, name) for name in node.inputs]
+        key = (node.op, tuple(node.inputs), len(node.outputs), repr(sorted(node.attributes.items(), key=lambda item: item[0])))
         first = seen.setdefault(key, node)
         if first is node or any(out in graph.outputs for out in node.outputs):
-            continue
-        for mine, theirs in zip(node.outputs, first.outputs, strict=True):
-            _replace(graph, mine, theirs)
-        graph.nodes.remove(node)
-        changed = True
-    return changed
+            kept.append(node)
+        else:
+            renamed.update(zip(node.outputs, first.outputs, strict=True))
+    graph.nodes = kept
+    return bool(renamed)
 
 
 def join_views(graph: Graph) -> bool:
     """A reshape of a reshape reads the original; one to the same shape disappears."""
     producer = {out: node for node in graph.nodes for out in node.outputs}
+    kept: list[Node] = []
+    renamed: dict[str, str] = {}
     changed = False
-    for node in list(graph.nodes):
-        if node.op != "Reshape":
-            continue
-        before = producer.get(node.inputs[0])
-        if before is not None and before.op == "Reshape":
-            node.inputs[0] = before.inputs[0]
-            changed = True
-        if node.outputs[0] not in graph.outputs and graph.values[node.inputs[0]].shape == graph.values[node.outputs[0]].shape:
-            _replace(graph, node.outputs[0], node.inputs[0])
-            graph.nodes.remove(node)
-            changed = True
-    return changed
+    for node in graph.nodes:
+        node.inputs = [renamed.get(name, name) for name in node.inputs]
+        if node.op == "Reshape":
+            before = producer.get(node.inputs[0])
+            if before is not None and before.op == "Reshape":
+                node.inputs[0] = before.inputs[0]
+                changed = True
+            if node.outputs[0] not in graph.outputs and graph.values[node.inputs[0]].shape == graph.values[node.outputs[0]].shape:
+                renamed[node.outputs[0]] = node.inputs[0]
+                continue
+        kept.append(node)
+    graph.nodes = kept
+    return changed or bool(renamed)
 
 
 def absorb_transposes(graph: Graph) -> bool:
@@ -136,21 +135,18 @@ def shrink_scalings(graph: Graph) -> bool:
     """Divide or multiply by a scalar before an expansion, not after."""
     producer = {out: node for node in graph.nodes for out in node.outputs}
     readers = graph.readers()
-    changed = False
+    nodes: list[Node] = []
     for node in graph.nodes:
-        if node.op not in ("Mul", "Div") or graph.values[node.inputs[1]].shape != ():
-            continue
-        before = producer.get(node.inputs[0])
-        if before is None or before.op != "Expand" or len(readers[before.outputs[0]]) != 1:
-            continue
-        inner = graph.values[before.inputs[0]]
-        if math.prod(inner.shape) >= math.prod(graph.values[node.outputs[0]].shape):
-            continue
-        scaled = graph.declare(graph.fresh(node.op.lower()), inner.shape, inner.dtype)
-        position = graph.nodes.index(node)
-        graph.nodes.insert(position, Node(node.op, [inner.name, node.inputs[1]], [scaled.name], {}, node.module))
-        node.op, node.inputs = "Expand", [scaled.name, before.inputs[1]]
-        return True
+        before = producer.get(node.inputs[0]) if node.op in ("Mul", "Div") and graph.values[node.inputs[1]].shape == () else None
+        if before is not None and before.op == "Expand" and len(readers[before.outputs[0]]) == 1:
+            inner = graph.values[before.inputs[0]]
+            if math.prod(inner.shape) < math.prod(graph.values[node.outputs[0]].shape):
+                scaled = graph.declare(graph.fresh(node.op.lower()), inner.shape, inner.dtype)
+                nodes.append(Node(node.op, [inner.name, node.inputs[1]], [scaled.name], {}, node.module))
+                node.op, node.inputs = "Expand", [scaled.name, before.inputs[1]]
+        nodes.append(node)
+    changed = len(nodes) != len(graph.nodes)
+    graph.nodes = nodes
     return changed
 
 

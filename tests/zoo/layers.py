@@ -40,6 +40,7 @@ from tests.zoo.pieces import (
     shuffle,
     unequal,
 )
+from tests.zoo.rarer import GROUPS as RARER
 
 __all__ = ["CLASSES", "LAYERS", "example"]
 
@@ -432,7 +433,7 @@ def _factory(layer: _Layer, shape: tuple[int, ...]) -> Callable[[], nn.Module]:
 
 
 LAYERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
-    f"{group}.{name}": (_factory(layer, shape), shape) for group, (shape, layers) in _GROUPS.items() for name, layer in layers.items()
+    f"{group}.{name}": (_factory(layer, shape), shape) for group, (shape, layers) in {**_GROUPS, **RARER}.items() for name, layer in layers.items()
 }
 """Every layer under test, "family.variant": a factory of its sandwich (keyword `seed`, logits [N, 5], eval mode), and one input's shape."""
 
