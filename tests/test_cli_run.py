@@ -249,7 +249,7 @@ def test_a_report_is_written(path, stream, run, tmp_path):
     data = json.loads((tmp_path / "report" / "report.json").read_text())
     wrong = [line["label"] != line["truth"] for line in lines]
     assert data["error_percent"] == pytest.approx(100 * np.mean(wrong))
-    assert (data["frames"], data["steps"], data["budget_bytes"], data["adapt"]) == (COUNT, 2, 400 * 2**20, True)
+    assert (data["frames"], data["steps"], data["budget_bytes"], data["adapt"]) == (COUNT, 2, 8 * 2**30, True)
     assert "budget 8 GiB" in (tmp_path / "report" / "report.html").read_text()
 
 

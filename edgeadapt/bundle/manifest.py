@@ -37,7 +37,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class Task:
-    """`kind` is "classification" (logits N×C) or "segmentation" (logits N×C×H×W, or N×C×L for a class at every step); `names` has one entry a class, or is None."""
+    """`kind` is "classification" (logits N×C) or "segmentation" (N×C×H×W, or N×C×L); `names` has one entry a class, or is None."""
 
     kind: str
     classes: int
