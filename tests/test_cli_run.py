@@ -293,9 +293,15 @@ def test_a_source_that_breaks_off_is_told_after_its_frames_are_served(path, tmp_
     assert (tmp_path / "kept.state").is_file()
 
 
+def heed_interrupts() -> None:
+    """A process that was started in the background ignores interrupts, and its children inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def served(path: Path, *arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "edgeadapt", "run", str(path), "--source", "-", "--stdin-format", "npy", *map(str, arguments)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen(command, bufsize=0, preexec_fn=heed_interrupts, **pipes)  # noqa: PLW1509 - only sets a signal
 
 
 def saved(array: np.ndarray) -> bytes:
