@@ -198,9 +198,8 @@ def test_generated_architectures_pass_the_self_check(seed: int, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("factory", [named.resnet18, named.resnet50])
-def test_large_images_pass_the_self_check(factory: Callable[[], nn.Module], tmp_path: Path) -> None:
-    model = factory()
+def test_large_images_pass_the_self_check(tmp_path: Path) -> None:
+    model = named.resnet18()
     calibrate(model, (3, 224, 224), 0)
     data = samples(tmp_path, (3, 224, 224), 4, 12)
     report = export(model, None, shape=(3, 224, 224), data=data, batches=(1,), epochs=0, warmup_batch=2, allow_drop=True)
