@@ -232,6 +232,7 @@ def test_what_goes_wrong_has_its_exit_code(arguments, code, capsys):
     assert "edgeadapt: error: " in capsys.readouterr().err
 
 
+@pytest.mark.native  # the emulator counts against the budget
 @pytest.mark.parametrize("plain", [False, True])
 def test_the_command_in_a_terminal(plain, tmp_path):
     ours, theirs = pty.openpty()
