@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import sys
 import threading
 from typing import Any
 
@@ -19,8 +20,11 @@ _DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9
 def _fix_malloc() -> None:
     """Blocks of 64 KiB and more are mapped one by one and go back to the system when freed.
 
-    glibc otherwise raises that threshold up to 32 MiB as blocks are freed, and keeps what a session needed only while it was loaded.
+    glibc otherwise raises that threshold up to 32 MiB as blocks are freed, and keeps what a session needed only while it was loaded. A process
+    that has torch in it is a workstation's: there it would map every tensor anew and take a third of the time.
     """
+    if "torch" in sys.modules:
+        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError):  # musl has none
