@@ -181,7 +181,7 @@ def estimate_statistics(
         method, tensors, samples, indices: as for `warm_up`.
         parameters: the trained ones.
         batch: samples at a time, those the method is bound to.
-        batches: how many; by default as many as make 1600 samples, and 8 at least. Samples are taken again where there are fewer.
+        batches: how many; by default as many as see every sample, up to 1600, and 8 at least; samples are taken again to fill them.
 
     Returns:
         `layer.mean` and `layer.variance`, each (C,): the mean over the batches of their means and of their population variances.
@@ -191,7 +191,7 @@ def estimate_statistics(
     """
     rows = np.arange(len(samples)) if indices is None else np.asarray(indices, np.intp)
     _bound(method, batch)
-    count = batches or max(LEAST_BATCHES, -(-MEASURED // batch))
+    count = batches or max(LEAST_BATCHES, -(-min(MEASURED, len(rows)) // batch))
     sums: dict[str, Tensor] = {}
     with torch.no_grad():
         for done, chosen in enumerate(_batches(rows, batch, count, seed)):

@@ -269,7 +269,7 @@ def test_statistics_of_the_methods_own_layers_too_and_from_few_samples() -> None
         given, given.parameters(), frozen(given), images(), np.arange(20), batch=BATCH, progress=lambda *entry: told.append(entry)
     )
     assert set(got) == set(given.backbone.source_statistics()) | set(given.own_statistics())
-    assert told[-1] == ("statistics", 100, 100), "1600 samples"
+    assert told[-1] == ("statistics", 8, 8), "no fewer than eight batches"
     assert all(value.dtype == torch.float32 and not value.requires_grad for value in got.values())
 
 
