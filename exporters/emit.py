@@ -50,9 +50,9 @@ def to_onnx(graph: Graph, weights: Weights | None = None) -> onnx.ModelProto:
         if name not in used:
             continue
         if weights is None or array.nbytes < INLINE_BYTES:
-            initialisers.append(numpy_helper.from_array(np.asarray(array, order="C"), name))
+            initialisers.append(numpy_helper.from_array(array, name))
         else:
-            initialisers.append(_external(name, np.asarray(array, order="C"), weights))
+            initialisers.append(_external(name, array, weights))
 
     def info(name: str) -> onnx.ValueInfoProto:
         value = graph.values[name]
@@ -68,18 +68,8 @@ def to_onnx(graph: Graph, weights: Weights | None = None) -> onnx.ModelProto:
         value_info=[info(name) for name in produced],
     )
     model = helper.make_model(proto, producer_name="edgeadapt", opset_imports=[helper.make_opsetid("", OPSET)], ir_version=IR_VERSION)
-    if weights is None:
-        onnx.checker.check_model(model, full_check=True)
-    else:
-        onnx.checker.check_graph(_without_data(model).graph, _context())
+    onnx.checker.check_model(model if weights is None else _without_data(model), full_check=True)
     return model
-
-
-def _context() -> Any:
-    context = onnx.checker.C.CheckerContext()
-    context.ir_version = IR_VERSION
-    context.opset_imports = {"": OPSET}
-    return context
 
 
 def _without_data(model: onnx.ModelProto) -> onnx.ModelProto:

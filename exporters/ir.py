@@ -82,13 +82,13 @@ class Graph:
         return self.declare(name, shape, dtype)
 
     def weight(self, name: str, array: Array) -> Value:
-        """A frozen tensor; `array` is viewed, not copied."""
-        self.constants[name] = array
+        """A frozen tensor; `array` is viewed, not copied, if it is contiguous."""
+        self.constants[name] = np.asarray(array, order="C")
         return self.declare(name, array.shape, array.dtype)
 
     def constant(self, array: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> Value:
         """A constant, shared by all that have the same dtype, shape and bytes."""
-        data = np.asarray(array, dtype=dtype)
+        data = np.asarray(array, dtype=dtype, order="C")
         key = (data.dtype.str, data.shape, data.tobytes())
         if key not in self._pool:
             name = self.fresh("c")

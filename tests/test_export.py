@@ -198,13 +198,15 @@ def test_generated_architectures_pass_the_self_check(seed: int, tmp_path: Path) 
 
 
 @pytest.mark.slow
-def test_large_images_pass_the_self_check(tmp_path: Path) -> None:
-    model = named.resnet18()
+@pytest.mark.parametrize("make", [named.resnet18, named.resnet50])
+def test_large_images_pass_the_self_check(tmp_path: Path, make: Callable[[], nn.Module]) -> None:
+    model = make()
     calibrate(model, (3, 224, 224), 0)
     data = samples(tmp_path, (3, 224, 224), 4, 12)
     report = export(model, None, shape=(3, 224, 224), data=data, batches=(1,), epochs=0, warmup_batch=2, allow_drop=True)
     assert report.manifest["partition"][0]["name"] == "maxpool"
     assert report.manifest["selfcheck"]["adapt.b1"]["updates"] < selfcheck.UPDATES
+    assert report.manifest["selfcheck"]["learn.b1"]["updates"] < selfcheck.UNCERTAIN
 
 
 def test_exact_and_constant_statistics_gradients_differ(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
@@ -12,6 +13,7 @@ from edgeadapt.errors import ExportError
 from edgeadapt.exporters import selfcheck
 from edgeadapt.exporters.capture import capture
 from edgeadapt.exporters.compile import Compiled, PlacedWeights, compile_program
+from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.ir import Graph, Node
 from edgeadapt.exporters.methods import METHODS, Setup
 from edgeadapt.exporters.programs import Model, build
@@ -70,6 +72,7 @@ def test_right_graphs_pass(kind: str) -> None:
     for role in ("adapt", "learn") if METHODS[kind].trains else ("predict",):
         found = selfcheck.check([compiled(kind, role)])[0]
         assert found.logits < 1e-5
+        assert found.limit == selfcheck.UPDATES
         assert (found.updates or 0.0) < 5e-3
         assert (found.metrics or 0.0) < 1e-5
 
@@ -96,5 +99,21 @@ def test_right_graphs_pass(kind: str) -> None:
 def test_wrong_graphs_do_not(kind: str, change: Callable[[Graph], None], what: str) -> None:
     item = compiled(kind, "adapt" if METHODS[kind].trains else "predict")
     change(item.graph)
+    item = dataclasses.replace(item, model=to_onnx(item.graph, PlacedWeights()))
     with pytest.raises(ExportError, match=rf"({what}) differ from PyTorch"):
         selfcheck.check([item])
+
+
+def test_what_single_precision_leaves_uncertain_is_allowed_for_and_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    item = compiled("tent")
+    monkeypatch.setattr(selfcheck, "UPDATES", 1e-12)
+    monkeypatch.setattr(selfcheck, "ROOM", 10.0)
+    found = selfcheck.check([item])[0]
+    assert 1e-9 < found.limit < 1e-4  # ten times what double precision says of torch's own rounding
+    monkeypatch.setattr(selfcheck, "_in_double", lambda *_: None)
+    with pytest.raises(ExportError, match="more than 1e-12"):
+        selfcheck.check([item])
+    monkeypatch.undo()
+    scaled(item.graph, "new.first.bn1.weight", 1.05)
+    with pytest.raises(ExportError, match="updates differ from PyTorch"):
+        selfcheck.check([dataclasses.replace(item, model=to_onnx(item.graph, PlacedWeights()))])

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-import onnxruntime
 
 from edgeadapt.exporters.emit import to_onnx
+from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph, Node
 
 FOLD_BYTES = 65536
@@ -33,11 +33,8 @@ def fold_constants(graph: Graph) -> bool:
     piece = Graph("fold")
     piece.values, piece.constants, piece.nodes = graph.values, graph.constants, folded
     piece.outputs = [out for node in folded for out in node.outputs]
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(to_onnx(piece).SerializeToString(), options, providers=["CPUExecutionProvider"])
-    for name, array in zip(piece.outputs, session.run(None, {}), strict=True):
+    results = open_session(to_onnx(piece), threads=1).run(None, {})
+    for name, array in zip(piece.outputs, results, strict=True):
         graph.constants[name] = np.asarray(array)
     done = {id(node) for node in folded}
     graph.nodes = [node for node in graph.nodes if id(node) not in done]
