@@ -15,6 +15,7 @@ from edgeadapt.exporters.backbone import Backbone, Normaliser
 from edgeadapt.exporters.capture import capture
 from edgeadapt.exporters.compile import PlacedWeights, compile_program, explain, named_refusals
 from edgeadapt.exporters.emit import to_onnx
+from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph
 from edgeadapt.exporters.lowering import Missing, Unsupported, registry
 from edgeadapt.exporters.methods import METHODS, Setup
@@ -278,4 +279,4 @@ def test_what_onnx_refuses_is_named_by_the_nodes_module(monkeypatch: pytest.Monk
     monkeypatch.setitem(registry.RULES, "atan", shorts)
     made = compile_program(program(_Around(_Layer(torch.atan)), "predict"), PlacedWeights())
     with pytest.raises(ExportError, match=r"^'odd': an operator is refused"), named_refusals():
-        to_onnx(made.graph)
+        open_session(made.model, made.graph.constants)
