@@ -234,7 +234,7 @@ def shares(units: int, parts: int) -> tuple[int, ...]:
     weights = SHARES.get(parts, (1,) * (parts - parts // 3) + (2,) * (parts // 3))
     exact = [units * weight / sum(weights) for weight in weights]
     counts = [max(1, int(value)) for value in exact]
-    by_remainder = sorted(range(parts), key=lambda k: (-(exact[k] - int(exact[k])), k))
+    by_remainder = sorted(range(parts), key=lambda k: (-(exact[k] - int(exact[k])), -k))  # a tie goes to the later part
     position = 0
     while sum(counts) < units:
         counts[by_remainder[position % parts]] += 1
