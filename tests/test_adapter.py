@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import subprocess
 import sys
 import threading
@@ -23,10 +22,10 @@ from edgeadapt import Adapter
 from edgeadapt.errors import BudgetError, BundleError, InputError, StateError, UsageError
 from edgeadapt.preprocess import prepare
 from edgeadapt.runtime import memory
+from tests.child import ROOT, environment
 from tests.toybundle import CLASSES, SIDE, Slow, Toy
 
 pytestmark = pytest.mark.device
-ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -451,7 +450,7 @@ def test_stopped_and_resumed_it_gives_the_same_to_the_last_bit(toy, tmp_path, wh
     saved = adapter.save(tmp_path / "saved" if where == "file" else None)
     assert saved.parent == (tmp_path if where == "file" else tmp_path / "toy.edgeadapt.state")
     command = [sys.executable, "-c", RESUME, str(path), str(saved) if where == "file" else "", str(tmp_path / "out.npz")]
-    subprocess.run(command, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    subprocess.run(command, check=True, cwd=ROOT, env=environment())
     wanted = [adapter.adapt(frames(9, 5)), adapter.predict(frames(3, 6)), adapter.learn(frames(6, 7), labels(6)), adapter.source(frames(2))]
     with np.load(tmp_path / "out.npz") as found:
         for index, array in enumerate(wanted):
@@ -640,9 +639,7 @@ def test_memory_is_reported(adapter, path):
 
 def in_a_fresh_process(code: str, *arguments: str) -> Any:
     command = [sys.executable, "-c", code, *arguments]
-    return json.loads(
-        subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}).stdout
-    )
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT, env=environment()).stdout)
 
 
 SERVE = """

@@ -6,7 +6,6 @@ import dataclasses
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from edgeadapt.errors import StateError
 from edgeadapt.runtime import checkpoint
 from edgeadapt.runtime.checkpoint import Slots, Snapshot
 from edgeadapt.runtime.state import FlatState
+from tests.child import ROOT, environment
 from tests.toybundle import Toy
 
 pytestmark = pytest.mark.device
@@ -300,8 +300,7 @@ def test_a_process_that_dies_while_saving_loses_nothing(toy, tmp_path, call):
     slots = Slots(tmp_path, toy.manifest())
     for seed in (1, 2):
         slots.save(snapshot(toy, seed))
-    root = Path(__file__).resolve().parents[1]
-    run = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path), call], cwd=root, env={**os.environ, "PYTHONPATH": str(root)})
+    run = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path), call], cwd=ROOT, env=environment())
     assert run.returncode == 9
     assert len(list(tmp_path.iterdir())) == 3  # the torn file is there
     assert same(slots.newest(), snapshot(toy, 2))
