@@ -17,10 +17,10 @@ from edgeadapt.exporters.capture import Captured, module_path
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.ir import Array, Graph
 from edgeadapt.exporters.lowering import Unsupported
-from edgeadapt.exporters.passes.schedule import schedule
 from edgeadapt.exporters.passes.simplify import simplify
 from edgeadapt.exporters.programs import Program
 from edgeadapt.exporters.tracing import declare_inputs, emit, trace
+from edgeadapt.memory import Plan, best_order
 
 
 class PlacedWeights:
@@ -93,8 +93,8 @@ def compile_program(program: Program, weights: PlacedWeights) -> Compiled:
         simplify(graph)
         used = {name for node in graph.nodes for name in node.inputs}
         graph.inputs = [name for name in graph.inputs if name in used or name == "x"]
-        peak = schedule(graph)
-        return Compiled(program, graph, to_onnx(graph, weights), peak)
+        graph.nodes = [graph.nodes[index] for index in best_order(graph)]
+        return Compiled(program, graph, to_onnx(graph, weights), Plan(graph).peak)
 
 
 def _called(path: str) -> str:

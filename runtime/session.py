@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import sys
-import threading
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ import onnxruntime
 
 from edgeadapt.bundle import Bundle, Graph
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError
+from edgeadapt.runtime import region
 
 _M_MMAP_THRESHOLD = -3
 _DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8", 12: "<u4", 13: "<u8"}
@@ -36,30 +36,11 @@ _fix_malloc()
 onnxruntime.set_default_logger_severity(3)  # errors; warnings are about what we chose
 
 VERSION: str = onnxruntime.__version__
-_ONCE = threading.Lock()
-_arena_made = False
-
-
-def _share_arena() -> None:
-    """Gives the process one arena that all sessions take their tensors from, so that their needs do not add up: they never run at once.
-
-    Measured on a chain of convolutions, forward and backward (18 MB of live tensors, batch 16): without an arena the peak is 1 MB lower but a
-    run takes twice as long, for mapping its blocks anew; three sessions with an arena each peak at 48 MB over the process's base, sharing one
-    at 38 MB. Growth in powers of two fragments less than growth as requested (46 MB), and pages count only once they are used.
-    """
-    global _arena_made  # noqa: PLW0603 - as the arena itself, this is the process's
-    with _ONCE:
-        if _arena_made:
-            return
-        place = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
-        settings = {"max_mem": 0, "arena_extend_strategy": 0, "initial_chunk_size_bytes": -1, "max_dead_bytes_per_chunk": 1}
-        onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg(settings))
-        _arena_made = True
 
 
 def options(threads: int) -> Any:
     """Session options: nodes run in file order on the graph as emitted, in the process's one arena, without the planner's own reuse."""
-    _share_arena()
+    region.share()
     result = onnxruntime.SessionOptions()
     result.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     result.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED

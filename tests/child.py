@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -12,3 +16,8 @@ def environment() -> dict[str, str]:
     """This process's, with the checkout found first and whatever was found before still found (under emulation the packages themselves)."""
     before = os.environ.get("PYTHONPATH")
     return {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *([before] if before else [])])}
+
+
+def run_json(command: Sequence[str]) -> Any:
+    """What a child prints, as JSON."""
+    return json.loads(subprocess.run(list(command), capture_output=True, text=True, check=True, cwd=ROOT, env=environment()).stdout)

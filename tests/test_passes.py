@@ -13,8 +13,6 @@ from edgeadapt.exporters.capture import capture
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.ir import Graph
 from edgeadapt.exporters.methods import METHODS, Setup
-from edgeadapt.exporters.passes import memory
-from edgeadapt.exporters.passes.schedule import schedule
 from edgeadapt.exporters.passes.simplify import (
     absorb_transposes,
     drop_unread,
@@ -27,6 +25,7 @@ from edgeadapt.exporters.passes.simplify import (
 )
 from edgeadapt.exporters.programs import Model, build
 from edgeadapt.exporters.tracing import declare_inputs, emit, trace
+from edgeadapt.memory import Plan, best_order
 from tests.zoo import named
 from tests.zoo.calibrate import calibrate
 
@@ -137,25 +136,6 @@ def test_expansions_before_elementwise_operators_are_skipped_only_where_the_shap
         np.testing.assert_array_equal(old, new)
 
 
-def test_the_peak_counts_outputs_before_inputs_are_freed() -> None:
-    graph = Graph("g")
-    x = graph.input("x", (64,))
-    a = graph.op("Exp", [x], (64,))
-    b = graph.op("Exp", [a], (64,))
-    graph.output("y", graph.op("Exp", [b], (64,)))
-    assert memory.curve(graph) == [256, 512, 256]
-
-
-def test_in_place_operators_and_views_take_no_second_buffer() -> None:
-    graph = Graph("g")
-    x = graph.input("x", (128,))
-    a = graph.op("Exp", [x], (128,))
-    b = graph.op("Relu", [a], (128,))
-    c = graph.op("Reshape", [b, graph.ints([2, 64])], (2, 64))
-    graph.output("y", graph.op("Exp", [c], (2, 64)))
-    assert memory.peak(graph) == 512
-
-
 @pytest.fixture(scope="module")
 def step() -> Graph:
     """An adaptation step, as lowered."""
@@ -172,9 +152,11 @@ def step() -> Graph:
 
 
 def test_a_schedule_keeps_the_values_lowers_the_peak_and_is_deterministic(step: Graph) -> None:
-    before, nodes, peak = values(step), list(step.nodes), memory.peak(step)
-    assert schedule(step) < peak
-    first = [node.outputs[0] for node in step.nodes]
+    before, nodes, peak = values(step), list(step.nodes), Plan(step).peak
+    order = best_order(step)
+    assert Plan(step, order).peak < peak
+    step.nodes = [step.nodes[index] for index in order]
+    assert Plan(step).peak == Plan(step, range(len(order))).peak
     produced = set(step.inputs) | set(step.constants)
     for node in step.nodes:
         assert all(name in produced for name in node.inputs if name)
@@ -182,8 +164,7 @@ def test_a_schedule_keeps_the_values_lowers_the_peak_and_is_deterministic(step: 
     for old, new in zip(before, values(step), strict=True):
         np.testing.assert_array_equal(old, new)
     step.nodes = nodes
-    schedule(step)
-    assert [node.outputs[0] for node in step.nodes] == first
+    assert best_order(step) == order
 
 
 def test_the_two_evaluations_of_a_meta_network_are_one_in_the_graph(step: Graph) -> None:

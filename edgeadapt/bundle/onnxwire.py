@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from edgeadapt.errors import BundleError
 
-_BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4}
+BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4}
 _MAX_DEPTH = 16  # of subgraphs
 
 Value = int | memoryview
@@ -49,8 +49,8 @@ class Facts:
     operators: frozenset[str]
 
 
-class _Malformed(Exception):
-    pass
+class Malformed(Exception):
+    """The bytes are no ONNX file that a bundle may hold; the reason is for people."""
 
 
 def scan(data: bytes | memoryview, where: str = "the graph") -> Facts:
@@ -63,7 +63,7 @@ def scan(data: bytes | memoryview, where: str = "the graph") -> Facts:
     walker = _Walker()
     try:
         walker.model(memoryview(data))
-    except _Malformed as reason:
+    except Malformed as reason:
         raise BundleError(f"{where} cannot be used: {reason}", "export the bundle again; if it was edited, take the original") from None
     return Facts(tuple(walker.external), walker.nodes, frozenset(walker.operators))
 
@@ -72,7 +72,7 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
     result = shift = 0
     while True:
         if position >= len(data) or shift > 63:
-            raise _Malformed("it is not a well-formed ONNX file (a number runs past its end)")
+            raise Malformed("it is not a well-formed ONNX file (a number runs past its end)")
         byte = data[position]
         position += 1
         result |= (byte & 0x7F) << shift
@@ -81,14 +81,14 @@ def _varint(data: memoryview, position: int) -> tuple[int, int]:
         shift += 7
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, Value]]:
+def fields(data: memoryview) -> Iterator[tuple[int, Value]]:
     """Field numbers and values; numbers as int, everything with a length as a view. Fixed-width values are skipped (we need none)."""
     position, end = 0, len(data)
     while position < end:
         key, position = _varint(data, position)
         field, kind = key >> 3, key & 7
         if field == 0:
-            raise _Malformed("it is not a well-formed ONNX file (field number 0)")
+            raise Malformed("it is not a well-formed ONNX file (field number 0)")
         if kind == 0:
             value, position = _varint(data, position)
             yield field, value
@@ -98,25 +98,27 @@ def _fields(data: memoryview) -> Iterator[tuple[int, Value]]:
         elif kind in (1, 5):
             size = 8 if kind == 1 else 4
         else:
-            raise _Malformed("it is not a well-formed ONNX file (unknown wire type)")
+            raise Malformed("it is not a well-formed ONNX file (unknown wire type)")
         if size > end - position:
-            raise _Malformed("it is not a well-formed ONNX file (a field runs past its end)")
+            raise Malformed("it is not a well-formed ONNX file (a field runs past its end)")
         if kind == 2:
             yield field, data[position : position + size]
         position += size
 
 
-def _view(value: Value, what: str) -> memoryview:
+def view(value: Value, what: str) -> memoryview:
+    """A field that has a length; `what` names it in the Malformed that is raised otherwise."""
     if isinstance(value, int):
-        raise _Malformed(f"it is not a well-formed ONNX file ({what} is a number)")
+        raise Malformed(f"it is not a well-formed ONNX file ({what} is a number)")
     return value
 
 
-def _text(value: Value, what: str) -> str:
+def text(value: Value, what: str) -> str:
+    """A field of UTF-8."""
     try:
-        return str(_view(value, what), "utf-8")
+        return str(view(value, what), "utf-8")
     except UnicodeDecodeError:
-        raise _Malformed(f"it is not a well-formed ONNX file ({what} is not UTF-8)") from None
+        raise Malformed(f"it is not a well-formed ONNX file ({what} is not UTF-8)") from None
 
 
 class _Walker:
@@ -127,83 +129,83 @@ class _Walker:
 
     def model(self, data: memoryview) -> None:
         graphs = 0
-        for field, value in _fields(data):
+        for field, value in fields(data):
             if field == 7:
                 graphs += 1
-                self.graph(_view(value, "the graph"), 0)
+                self.graph(view(value, "the graph"), 0)
             elif field == 20:
-                raise _Malformed("it has a training section")
+                raise Malformed("it has a training section")
             elif field == 25:
-                raise _Malformed("it has model-local functions")
+                raise Malformed("it has model-local functions")
         if graphs != 1:
-            raise _Malformed(f"it holds {graphs} graphs, not one")
+            raise Malformed(f"it holds {graphs} graphs, not one")
 
     def graph(self, data: memoryview, depth: int) -> None:
         if depth > _MAX_DEPTH:
-            raise _Malformed(f"its subgraphs are nested deeper than {_MAX_DEPTH}")
-        for field, value in _fields(data):
+            raise Malformed(f"its subgraphs are nested deeper than {_MAX_DEPTH}")
+        for field, value in fields(data):
             if field == 1:
-                self.node(_view(value, "a node"), depth)
+                self.node(view(value, "a node"), depth)
             elif field == 5:
-                self.tensor(_view(value, "an initialiser"), depth)
+                self.tensor(view(value, "an initialiser"), depth)
             elif field == 15:
-                raise _Malformed("it has sparse initialisers")
+                raise Malformed("it has sparse initialisers")
 
     def node(self, data: memoryview, depth: int) -> None:
         self.nodes += 1
         operator = domain = ""
-        for field, value in _fields(data):
+        for field, value in fields(data):
             if field == 4:
-                operator = _text(value, "an operator's name")
+                operator = text(value, "an operator's name")
             elif field == 7:
-                domain = _text(value, "a domain")
+                domain = text(value, "a domain")
             elif field == 5:
-                self.attribute(_view(value, "an attribute"), depth)
+                self.attribute(view(value, "an attribute"), depth)
         if domain:
-            raise _Malformed(f"its operator {operator!r} is of domain {domain!r}; only standard ONNX operators are allowed")
+            raise Malformed(f"its operator {operator!r} is of domain {domain!r}; only standard ONNX operators are allowed")
         self.operators.add(operator)
 
     def attribute(self, data: memoryview, depth: int) -> None:
-        for field, value in _fields(data):
+        for field, value in fields(data):
             if field in (5, 10):
-                self.tensor(_view(value, "a tensor"), None)
+                self.tensor(view(value, "a tensor"), None)
             elif field in (6, 11):
-                self.graph(_view(value, "a subgraph"), depth + 1)
+                self.graph(view(value, "a subgraph"), depth + 1)
             elif field in (22, 23):
-                raise _Malformed("it has sparse tensors")
+                raise Malformed("it has sparse tensors")
 
     def tensor(self, data: memoryview, depth: int | None) -> None:
         """`depth` is that of the graph it initialises; None in an attribute, where its data may not lie outside."""
         name, kind, stored = "", 0, False
         dims: list[int] = []
         entries: list[tuple[str, str]] = []
-        for field, value in _fields(data):
+        for field, value in fields(data):
             if field == 8:
-                name = _text(value, "a tensor's name")
+                name = text(value, "a tensor's name")
             elif field == 1:
-                dims.extend(_numbers(value))
+                dims.extend(numbers(value))
             elif field == 2:
                 kind = value if isinstance(value, int) else 0
             elif field == 13:
-                entries.append(_entry(_view(value, "external data")))
+                entries.append(_entry(view(value, "external data")))
             elif field == 14:
                 stored = stored or value != 0
         if not entries and not stored:
             return
         if depth is None:
-            raise _Malformed("an attribute's data lies in another file")
+            raise Malformed("an attribute's data lies in another file")
         found = dict(entries)
         if not stored or len(found) != len(entries) or set(found) != {"location", "offset", "length"}:
-            raise _Malformed(f"the external data of {name!r} needs location, offset and length, each once and nothing else")
+            raise Malformed(f"the external data of {name!r} needs location, offset and length, each once and nothing else")
         offset, length = (_decimal(found[key], name) for key in ("offset", "length"))
-        if kind not in _BITS or any(size < 0 or size >= 2**40 for size in dims):
-            raise _Malformed(f"the external tensor {name!r} has an unknown type ({kind}) or shape {dims}")
-        if length != (math.prod(dims) * _BITS[kind] + 7) // 8:
-            raise _Malformed(f"the external tensor {name!r} of shape {dims} has {length} bytes")
+        if kind not in BITS or any(size < 0 or size >= 2**40 for size in dims):
+            raise Malformed(f"the external tensor {name!r} has an unknown type ({kind}) or shape {dims}")
+        if length != (math.prod(dims) * BITS[kind] + 7) // 8:
+            raise Malformed(f"the external tensor {name!r} of shape {dims} has {length} bytes")
         self.external.append(External(name, kind, tuple(dims), found["location"], offset, length, depth == 0))
 
 
-def _numbers(value: Value) -> list[int]:
+def numbers(value: Value) -> list[int]:
     """A repeated int64, written one by one or packed."""
     if isinstance(value, int):
         return [value]
@@ -216,13 +218,13 @@ def _numbers(value: Value) -> list[int]:
 
 def _entry(data: memoryview) -> tuple[str, str]:
     texts = {1: "", 2: ""}
-    for field, value in _fields(data):
+    for field, value in fields(data):
         if field in texts:
-            texts[field] = _text(value, "external data")
+            texts[field] = text(value, "external data")
     return texts[1], texts[2]
 
 
 def _decimal(text: str, name: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 16):
-        raise _Malformed(f"the external data of {name!r} has {text[:40]!r} where a number of bytes belongs")
+        raise Malformed(f"the external data of {name!r} has {text[:40]!r} where a number of bytes belongs")
     return int(text)

@@ -8,12 +8,34 @@ from __future__ import annotations
 
 import heapq
 
-from edgeadapt.exporters.ir import Graph
-from edgeadapt.exporters.passes.memory import Buffers, peak
+from edgeadapt.memory.graph import GraphLike
+from edgeadapt.memory.liveness import Plan
+from edgeadapt.memory.rules import VIEWS, X86, Machine, rounded
 
 
-def _greedy(graph: Graph) -> list[int]:
-    buffers = Buffers(graph)
+class _Blocks:
+    """Which tensors share a block through views, and what each block takes; in-place writing is not foreseen."""
+
+    def __init__(self, graph: GraphLike) -> None:
+        self._graph = graph
+        self._outside = {*graph.inputs, *graph.constants, *graph.outputs}
+        self._root: dict[str, str] = {}
+        for node in graph.nodes:
+            if node.op in VIEWS:
+                self._root[node.outputs[0]] = self.owner(node.inputs[0])
+
+    def owner(self, name: str) -> str:
+        """The tensor whose block `name` uses."""
+        return self._root.get(name, name)
+
+    def size(self, name: str) -> int:
+        """Bytes that `name` itself takes."""
+        return 0 if not name or name in self._outside or name in self._root else rounded(self._graph.values[name].nbytes)
+
+
+def greedy(graph: GraphLike) -> list[int]:
+    """The order of the list schedule."""
+    buffers = _Blocks(graph)
     producer = {out: index for index, node in enumerate(graph.nodes) for out in node.outputs}
     reads = [{buffers.owner(name) for name in node.inputs if name} for node in graph.nodes]
     readers: dict[str, set[int]] = {}
@@ -62,10 +84,7 @@ def _greedy(graph: Graph) -> list[int]:
     return order
 
 
-def schedule(graph: Graph) -> int:
-    """Reorder the nodes in place where that lowers the peak; returns the peak in bytes."""
-    order = _greedy(graph)
-    before, after = peak(graph), peak(graph, order)
-    if after < before:
-        graph.nodes = [graph.nodes[index] for index in order]
-    return min(before, after)
+def best_order(graph: GraphLike, machine: Machine = X86) -> list[int]:
+    """The order with the least peak that was found, as indices of the graph's nodes; file order if nothing is better. Deterministic."""
+    before = list(range(len(graph.nodes)))
+    return min((before, greedy(graph)), key=lambda order: Plan(graph, order, machine).peak)

@@ -1,0 +1,12 @@
+"""How much memory a graph takes in stock onnxruntime: read, ordered, counted to the byte and laid out, without torch, onnx or a run.
+
+The exporter plans with it, the simulator answers with it, and the device prepares with it, so the three cannot disagree.
+"""
+
+from edgeadapt.memory.graph import Graph, GraphLike, Node, NodeLike, Tensor, TensorLike, read
+from edgeadapt.memory.liveness import Plan
+from edgeadapt.memory.region import fits, smallest
+from edgeadapt.memory.rules import Machine
+from edgeadapt.memory.schedule import best_order
+
+__all__ = ["Graph", "GraphLike", "Machine", "Node", "NodeLike", "Plan", "Tensor", "TensorLike", "best_order", "fits", "read", "smallest"]

@@ -1,0 +1,246 @@
+"""What of an ONNX graph its memory depends on: nodes in their order, and the shape and type of each tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from edgeadapt.bundle import onnxwire
+from edgeadapt.errors import BundleError
+
+
+class TensorLike(Protocol):
+    """A tensor of static shape."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Its sizes."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Its elements' bytes."""
+        ...
+
+
+class NodeLike(Protocol):
+    """An operator. Operators that are not the standard's carry their domain: "com.microsoft.FusedConv"."""
+
+    @property
+    def op(self) -> str:
+        """The operator."""
+        ...
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Names of its inputs; an empty one is left out."""
+        ...
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """Names of its outputs; an empty one is left out."""
+        ...
+
+    @property
+    def attributes(self) -> Mapping[str, Any]:
+        """Whole numbers, lists of them, and texts; others are not kept."""
+        ...
+
+    @property
+    def module(self) -> str:
+        """The path of the user's module that it came from, or ""."""
+        ...
+
+
+class GraphLike(Protocol):
+    """What is planned: the exporter's own graphs, and those read from a bundle."""
+
+    @property
+    def nodes(self) -> Sequence[NodeLike]:
+        """In file order, which is the order of execution."""
+        ...
+
+    @property
+    def values(self) -> Mapping[str, TensorLike]:
+        """Every tensor by name."""
+        ...
+
+    @property
+    def constants(self) -> Collection[str]:
+        """Names of the initialisers."""
+        ...
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """What the caller gives."""
+        ...
+
+    @property
+    def outputs(self) -> Sequence[str]:
+        """What the caller gets, in memory of the caller's."""
+        ...
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor's shape and the bits of one element."""
+
+    shape: tuple[int, ...]
+    bits: int
+
+    @property
+    def nbytes(self) -> int:
+        """Its elements' bytes."""
+        return (math.prod(self.shape) * self.bits + 7) // 8
+
+
+@dataclass
+class Node:
+    """An operator of a graph that was read; see `NodeLike`. name: as written."""
+
+    op: str
+    inputs: list[str]
+    outputs: list[str]
+    attributes: dict[str, Any] = field(default_factory=dict)
+    name: str = ""
+
+    @property
+    def module(self) -> str:
+        """The path of the user's module: an exporter's node is named "index:module"."""
+        return self.name.partition(":")[2]
+
+
+@dataclass
+class Graph:
+    """A graph that was read; see `GraphLike`. constants: each initialiser's bytes."""
+
+    nodes: list[Node] = field(default_factory=list)
+    values: dict[str, Tensor] = field(default_factory=dict)
+    constants: dict[str, int] = field(default_factory=dict)
+    inputs: list[str] = field(default_factory=list)
+    outputs: list[str] = field(default_factory=list)
+
+    def unknown(self) -> list[str]:
+        """Tensors that nodes name and whose shape the file does not state."""
+        named = {name for node in self.nodes for name in (*node.inputs, *node.outputs) if name}
+        return sorted(named - set(self.values))
+
+
+def read(data: bytes | memoryview, where: str = "the graph") -> Graph:
+    """Reads a serialised ModelProto; subgraphs and weights are passed over.
+
+    Raises:
+        BundleError: not a well-formed ONNX file, or an input or output without a static shape.
+    """
+    try:
+        for number, value in onnxwire.fields(memoryview(data)):
+            if number == 7:
+                return _graph(onnxwire.view(value, "the graph"))
+    except onnxwire.Malformed as reason:
+        raise BundleError(f"{where} cannot be read: {reason}", "export the bundle again") from None
+    raise BundleError(f"{where} holds no graph", "export the bundle again")
+
+
+def _graph(data: memoryview) -> Graph:
+    graph = Graph()
+    for number, value in onnxwire.fields(data):
+        if number == 1:
+            graph.nodes.append(_node(onnxwire.view(value, "a node")))
+        elif number == 5:
+            name, tensor = _initialiser(onnxwire.view(value, "an initialiser"))
+            graph.values[name] = tensor
+            graph.constants[name] = tensor.nbytes
+        elif number in (11, 12, 13):
+            name, known = _declared(onnxwire.view(value, "a value"))
+            if known is not None:
+                graph.values[name] = known
+            elif number != 13:
+                raise onnxwire.Malformed(f"{name!r} has no static shape")
+            if number == 11:
+                graph.inputs.append(name)
+            elif number == 12:
+                graph.outputs.append(name)
+    return graph
+
+
+def _node(data: memoryview) -> Node:
+    node, domain = Node("", [], []), ""
+    for number, value in onnxwire.fields(data):
+        if number in (1, 2):
+            (node.inputs if number == 1 else node.outputs).append(onnxwire.text(value, "a tensor's name"))
+        elif number == 3:
+            node.name = onnxwire.text(value, "a node's name")
+        elif number == 4:
+            node.op = onnxwire.text(value, "an operator's name")
+        elif number == 5:
+            node.attributes.update(_attribute(onnxwire.view(value, "an attribute")))
+        elif number == 7:
+            domain = onnxwire.text(value, "a domain")
+    if domain not in ("", "ai.onnx"):
+        node.op = f"{domain}.{node.op}"
+    return node
+
+
+def _attribute(data: memoryview) -> Iterator[tuple[str, Any]]:
+    name = ""
+    kept: Any = None
+    numbers: list[int] = []
+    for number, value in onnxwire.fields(data):
+        if number == 1:
+            name = onnxwire.text(value, "an attribute's name")
+        elif number == 3 and isinstance(value, int):
+            kept = _signed(value)
+        elif number == 4:
+            kept = onnxwire.text(value, "an attribute")
+        elif number == 8:
+            numbers += map(_signed, onnxwire.numbers(value))
+    if numbers:
+        kept = numbers
+    if kept is not None:
+        yield name, kept
+
+
+def _signed(value: int) -> int:
+    return value - 2**64 if value >= 2**63 else value
+
+
+def _initialiser(data: memoryview) -> tuple[str, Tensor]:
+    name, kind = "", 1
+    sizes: list[int] = []
+    for number, value in onnxwire.fields(data):
+        if number == 1:
+            sizes += onnxwire.numbers(value)
+        elif number == 2 and isinstance(value, int):
+            kind = value
+        elif number == 8:
+            name = onnxwire.text(value, "a tensor's name")
+    return name, Tensor(tuple(sizes), onnxwire.BITS.get(kind, 8))
+
+
+def _declared(data: memoryview) -> tuple[str, Tensor | None]:
+    name, kind, shape = "", 1, None
+    for number, value in onnxwire.fields(data):
+        if number == 1:
+            name = onnxwire.text(value, "a tensor's name")
+        elif number == 2:
+            for inner, tensor in onnxwire.fields(onnxwire.view(value, "a type")):
+                if inner == 1:
+                    kind, shape = _tensor_type(onnxwire.view(tensor, "a tensor's type"))
+    return name, None if shape is None else Tensor(shape, onnxwire.BITS.get(kind, 8))
+
+
+def _tensor_type(data: memoryview) -> tuple[int, tuple[int, ...] | None]:
+    kind, shape = 1, None
+    for number, value in onnxwire.fields(data):
+        if number == 1 and isinstance(value, int):
+            kind = value
+        elif number == 2:
+            sizes = []
+            for inner, dimension in onnxwire.fields(onnxwire.view(value, "a shape")):
+                if inner == 1:
+                    sizes.append(next((v for k, v in onnxwire.fields(onnxwire.view(dimension, "a size")) if k == 1 and isinstance(v, int)), None))
+            if None not in sizes:
+                shape = tuple(size for size in sizes if size is not None)
+    return kind, shape

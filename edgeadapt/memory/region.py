@@ -1,0 +1,97 @@
+"""onnxruntime's arena over one region of fixed size: best fit with coalescing, no waste kept in a block (`max_dead_bytes_per_chunk` = 1).
+
+What is in use does not tell what size of region works: free space lies in pieces. The layout is played through here, several steps long, as the
+pieces left by one step are there in the next.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+
+from edgeadapt.memory.liveness import Plan
+from edgeadapt.memory.rules import ALIGNMENT
+
+STEPS = 2
+"""How many runs are played through: after a run everything is free again, and the region is whole."""
+
+
+class Region:
+    """One region and what lies in it."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self._next: dict[int, int] = {0: size}  # of every piece: where the next begins
+        self._before: dict[int, int] = {size: 0}
+        self._free: dict[int, list[tuple[int, int]]] = {}  # by bin: (bytes, offset), sorted
+        self._place: dict[str, int] = {}
+        self._open: dict[int, int] = {}  # bytes of free pieces by offset
+        self._add(0, size)
+
+    @staticmethod
+    def _bin(size: int) -> int:
+        return min(20, max(0, (size // 256).bit_length() - 1))
+
+    def _add(self, offset: int, size: int) -> None:
+        self._open[offset] = size
+        insort(self._free.setdefault(self._bin(size), []), (size, offset))
+
+    def _remove(self, offset: int) -> int:
+        size = self._open.pop(offset)
+        self._free[self._bin(size)].remove((size, offset))
+        return size
+
+    def allocate(self, name: str, size: int) -> bool:
+        """Place a block of `size` bytes, a multiple of 256; whether there was room."""
+        for number in range(self._bin(size), 21):
+            for found, offset in self._free.get(number, ()):
+                if found >= size:
+                    self._remove(offset)
+                    if found > size:
+                        end = self._next[offset]
+                        self._next[offset], self._next[offset + size] = offset + size, end
+                        self._before[end], self._before[offset + size] = offset + size, offset
+                        self._add(offset + size, found - size)
+                    self._place[name] = offset
+                    return True
+        return False
+
+    def free(self, name: str) -> None:
+        """Give a block back and join it with free neighbours."""
+        offset = self._place.pop(name)
+        end = self._next[offset]
+        if end in self._open:
+            self._remove(end)
+            end = self._next.pop(end)
+        if (before := self._before.get(offset, -1)) in self._open:
+            self._remove(before)
+            del self._next[offset]
+            offset = before
+        self._next[offset], self._before[end] = end, offset
+        self._add(offset, end - offset)
+
+
+def fits(plan: Plan, size: int, steps: int = STEPS) -> bool:
+    """Whether `steps` runs of the plan go through in a region of `size` bytes."""
+    region = Region(size // ALIGNMENT * ALIGNMENT)
+    for _ in range(steps):
+        for event in plan.events:
+            if not all(region.allocate(name, plan.sizes[name]) for name in event.taken):
+                return False
+            if event.scratch:
+                if not region.allocate("", event.scratch):
+                    return False
+                region.free("")
+            for name in event.freed:
+                region.free(name)
+    return True
+
+
+def smallest(plan: Plan, steps: int = STEPS) -> int:
+    """A size of region that works and below which a search by halves found none that does, in bytes. What fits is not monotone in the size."""
+    low, high = plan.peak // ALIGNMENT - 1, max(plan.peak // ALIGNMENT, 1)
+    while not fits(plan, high * ALIGNMENT, steps):
+        low, high = high, high + max(high // 16, 1)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(plan, middle * ALIGNMENT, steps) else (middle, high)
+    return high * ALIGNMENT

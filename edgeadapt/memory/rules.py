@@ -1,0 +1,72 @@
+"""What stock onnxruntime's CPU provider does with memory, as measured: optimisation off, nodes in file order, no memory pattern, no buffer reuse.
+
+A tensor takes its bytes rounded up to 256, and a node's outputs are allocated before its inputs are freed; inputs, initialisers and outputs of the
+graph lie outside; views share their input's buffer; a few operators write over an input that nobody needs any more; convolutions need workspace.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from edgeadapt.memory.graph import GraphLike, NodeLike
+
+ALIGNMENT = 256
+"""Bytes that every block is rounded up to."""
+
+VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+
+IN_PLACE = {
+    "Relu": 0,
+    "Softmax": 0,
+    "LogSoftmax": 0,
+    "Clip": 0,
+    "com.microsoft.nchwc.Conv": 3,
+    "com.microsoft.FusedConv": 3,
+}
+"""Operators that write over an input of the output's shape on its last use, and which."""
+
+CONVOLUTIONS = frozenset({"Conv", "com.microsoft.FusedConv"})
+SEGMENT = 65536
+"""Bytes a thread that a convolution copies its windows through."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What of the processor the workspace depends on. threads: of one operator; arm: 64-bit Arm, else x86-64."""
+
+    threads: int = 1
+    arm: bool = False
+
+
+X86 = Machine()
+
+
+def rounded(size: int) -> int:
+    """Bytes as the arena counts them."""
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def workspace(graph: GraphLike, node: NodeLike, machine: Machine = X86) -> int:
+    """Scratch bytes of one node while it runs, rounded."""
+    if node.op in CONVOLUTIONS:
+        return rounded(_convolution(graph, node, machine))
+    if node.op == "ConvTranspose":  # one image's columns
+        weight, image = graph.values[node.inputs[1]].shape, graph.values[node.inputs[0]].shape
+        return rounded(4 * math.prod(weight[1:]) * math.prod(image[2:]))
+    return 0
+
+
+def _convolution(graph: GraphLike, node: NodeLike, machine: Machine) -> int:
+    weight, image, out = (graph.values[name].shape for name in (node.inputs[1], node.inputs[0], node.outputs[0]))
+    attributes = node.attributes
+    kernel, group = weight[2:], int(attributes.get("group", 1))
+    strides, pads = attributes.get("strides", [1]), attributes.get("pads", [0])
+    unit = all(stride == 1 for stride in strides)
+    if all(size == 1 for size in kernel) and unit and not any(pads):
+        return 0
+    if machine.arm and group == image[1] == weight[0] and list(kernel) == [3, 3] and unit and all(pad == 1 for pad in pads):
+        return 4 * (image[-1] + 2)
+    if weight[0] > math.prod(out[2:]) and group == 1:
+        return 4 * math.prod(weight[1:]) * math.prod(out[2:])
+    return SEGMENT * machine.threads
