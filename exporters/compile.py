@@ -17,10 +17,11 @@ from edgeadapt.exporters.capture import Captured, module_path
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.ir import Array, Graph
 from edgeadapt.exporters.lowering import Unsupported
+from edgeadapt.exporters.passes.rematerialise import rematerialise
 from edgeadapt.exporters.passes.simplify import simplify
 from edgeadapt.exporters.programs import Program
 from edgeadapt.exporters.tracing import declare_inputs, emit, trace
-from edgeadapt.memory import Plan, best_order
+from edgeadapt.memory import Plan, best_order, smallest
 
 
 class PlacedWeights:
@@ -37,14 +38,27 @@ class PlacedWeights:
         return WEIGHTS_OFFSET + offset, length
 
 
+ALLOWANCES = {"lean": 0.05, "least": 100.0}
+"""How much time, as a share of the step's own and roughly counted, each variant of a step may spend to save memory."""
+WORTH = 0.9
+"""A variant is kept if its peak is at most this share of the one before it."""
+
+
 @dataclass(frozen=True)
 class Compiled:
-    """A program's graph and what a bundle says about it."""
+    """A program's graph and what a bundle says about it. peak: of live tensors, bytes; region: the smallest one region that a run fits, bytes."""
 
     program: Program
     graph: Graph
     model: onnx.ModelProto
     peak: int
+    region: int
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in the bundle."""
+        return self.program.name + (f".{self.variant}" if self.variant else "")
 
     @property
     def reads(self) -> list[str]:
@@ -67,8 +81,8 @@ class Compiled:
         return [name.removeprefix("metric.") for name in self.graph.outputs if name.startswith("metric.")]
 
 
-def compile_program(program: Program, weights: PlacedWeights) -> Compiled:
-    """Make the graph of a program.
+def compile_program(program: Program, weights: PlacedWeights) -> list[Compiled]:
+    """Make the graph of a program; of a step also its variants that take less memory, the leanest last.
 
     Raises:
         ExportError: an operator of the model, or its gradient, has no form in standard ONNX operators, cannot be differentiated, or is refused
@@ -94,7 +108,18 @@ def compile_program(program: Program, weights: PlacedWeights) -> Compiled:
         used = {name for node in graph.nodes for name in node.inputs}
         graph.inputs = [name for name in graph.inputs if name in used or name == "x"]
         graph.nodes = [graph.nodes[index] for index in best_order(graph)]
-        return Compiled(program, graph, to_onnx(graph, weights), Plan(graph).peak)
+        made = [_planned(program, graph, weights)]
+        for variant, allowance in ALLOWANCES.items() if program.role in ("adapt", "learn") else ():
+            leaner = graph.copy()
+            rematerialise(leaner, allowance)
+            if Plan(leaner).peak <= WORTH * made[-1].peak:
+                made.append(_planned(program, leaner, weights, variant))
+    return made
+
+
+def _planned(program: Program, graph: Graph, weights: PlacedWeights, variant: str = "") -> Compiled:
+    plan = Plan(graph)
+    return Compiled(program, graph, to_onnx(graph, weights), plan.peak, smallest(plan), variant)
 
 
 def _called(path: str) -> str:

@@ -47,7 +47,7 @@ def describe(
         hyper=hyper,
         state=tuple(StateSpec(key, tuple(value.shape), kind) for key, (kind, value) in model.state().items()),
         batches=tuple(sorted({1, *adapted})),
-        graphs={item.program.name: _graph(item, defaults(item.hyper, item.program.batch)) for item in compiled},
+        graphs={item.name: _graph(item, defaults(item.hyper, item.program.batch)) for item in compiled},
         opset=OPSET,
         ir_version=IR_VERSION,
         warmup=warmup,
@@ -72,7 +72,7 @@ def _shape(model: Model, options: Options) -> dict[str, Any]:
 def _graph(item: Compiled, defaults: dict[str, float]) -> GraphSpec:
     program = item.program
     return GraphSpec(
-        path=f"graphs/{program.name}.onnx",
+        path=f"graphs/{item.name}.onnx",
         role=program.role,
         batch=program.batch,
         hyper=tuple(item.hyper),
@@ -81,7 +81,9 @@ def _graph(item: Compiled, defaults: dict[str, float]) -> GraphSpec:
         metrics=tuple(item.metrics),
         nodes=len(item.graph.nodes),
         peak_bytes=item.peak,
+        region_bytes=item.region,
         defaults=defaults,
+        variant=item.variant,
     )
 
 

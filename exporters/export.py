@@ -278,7 +278,7 @@ class _Export:
             model = source_model(bound, method.backbone.source_statistics()) if role == "source" else bound
             program = build(model, role, batch, x, target)
             self._defaults(program)
-            compiled.append(compile_program(program, weights))
+            compiled += compile_program(program, weights)
         self.progress("compile", len(plans), len(plans))
         return compiled, weights
 
@@ -311,7 +311,7 @@ class _Export:
         if output is None:
             return ExportReport(None, manifest.to_json(), tuple(differences), 0)
         state = {name: value.detach().numpy().astype(np.float32) for name, (_, value) in trained.state().items()}
-        graphs = {item.program.name: item.model.SerializeToString(deterministic=True) for item in compiled}
+        graphs = {item.name: item.model.SerializeToString(deterministic=True) for item in compiled}
         target = Path(output)
         try:
             with tempfile.TemporaryDirectory(prefix=atomic.temporary_prefix(target.name), dir=target.parent) as folder:

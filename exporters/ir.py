@@ -7,6 +7,7 @@ into the graph, or frozen and written once into the bundle's weights.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -62,13 +63,27 @@ class Graph:
         self.outputs: list[str] = []
         self.module = ""
         self._renamed: dict[str, str] = {}
-        self._counter = 0
+        self._counter = itertools.count(1)
         self._pool: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
+
+    def copy(self) -> Graph:
+        """The same graph, to be changed apart from this one; arrays are shared."""
+        other = Graph(self.name)
+        other.nodes = [Node(node.op, list(node.inputs), list(node.outputs), dict(node.attributes), node.module) for node in self.nodes]
+        other.values, other.constants, other._pool = dict(self.values), dict(self.constants), dict(self._pool)
+        other.inputs, other.outputs = list(self.inputs), list(self.outputs)
+        other.module, other._renamed, other._counter = self.module, dict(self._renamed), self._counter  # shared: names stay unlike
+        return other
+
+    def beside(self) -> Graph:
+        """An empty graph over the same values, constants and names: nodes made in it can be put into this one."""
+        other = Graph(self.name)
+        other.values, other.constants, other._pool, other._counter = self.values, self.constants, self._pool, self._counter
+        return other
 
     def fresh(self, stem: str) -> str:
         """A name that is not in use."""
-        self._counter += 1
-        return f"{stem}_{self._counter}"
+        return f"{stem}_{next(self._counter)}"
 
     def declare(self, name: str, shape: Sequence[int], dtype: npt.DTypeLike) -> Value:
         """Register a value under a name."""

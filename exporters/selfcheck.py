@@ -9,8 +9,9 @@ is measured, and twice as much is allowed, but never more than a tenth.
 
 from __future__ import annotations
 
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,12 +81,41 @@ def compare(compiled: Compiled) -> Difference:
     """Run both from the initial and from the disturbed state; the larger differences."""
     with named_refusals():
         session = open_session(compiled.model, compiled.graph.constants)
+    first, *more = (_compare_at(compiled, session, example) for example in _examples(compiled))
+    for result in more:
+        first = first.or_worse(result)
+    return first
+
+
+def _examples(compiled: Compiled) -> Iterator[Tensors]:
     program = compiled.program
     start = _with_margin(program, dict(program.example))
-    result = _compare_at(compiled, session, start)
+    yield start
     if compiled.writes or program.model.parameters:
-        result = result.or_worse(_compare_at(compiled, session, _with_margin(program, disturbed(program, start))))
-    return result
+        yield _with_margin(program, disturbed(program, start))
+
+
+def _run(compiled: Compiled, session: onnxruntime.InferenceSession, example: Tensors) -> dict[str, Array]:
+    feeds = {entry.name: example[entry.name].numpy() for entry in session.get_inputs()}
+    with named_refusals():
+        return dict(zip(compiled.graph.outputs, session.run(None, feeds), strict=True))
+
+
+def compare_variant(variant: Compiled, base: Compiled) -> None:
+    """See that a graph that saves memory gives what the quickest one gives, to the last bit.
+
+    Raises:
+        ExportError: it does not.
+    """
+    with named_refusals():
+        sessions = [open_session(item.model, item.graph.constants) for item in (base, variant)]
+        for example in _examples(base):
+            one, other = (_run(item, session, example) for item, session in zip((base, variant), sessions, strict=True))
+            if differing := [name for name, value in one.items() if value.tobytes() != other[name].tobytes()]:
+                raise ExportError(
+                    f"self-check of {variant.name}: {differing[0]} is not what {base.name} gives",
+                    "this is a fault of the exporter; please report it with the model",
+                )
 
 
 def disturbed(program: Program, example: Tensors) -> Tensors:
@@ -125,9 +155,7 @@ def _with_margin(program: Program, example: Tensors) -> Tensors:
 
 def _compare_at(compiled: Compiled, session: onnxruntime.InferenceSession, example: Tensors) -> Difference:
     program, kinds = compiled.program, kinds_of(compiled)
-    feeds = {entry.name: example[entry.name].numpy() for entry in session.get_inputs()}
-    with named_refusals():
-        got = dict(zip(compiled.graph.outputs, session.run(None, feeds), strict=True))
+    got = _run(compiled, session, example)
     want = {name: value.detach().numpy() for name, value in program({name: value.clone() for name, value in example.items()}).items()}
     logits = float(np.abs(got["logits"] - want["logits"]).max() / max(float(np.abs(want["logits"]).max()), 1e-6))
     trained = [name for name in compiled.writes if kinds[name] != "statistic"]
@@ -188,13 +216,20 @@ def _confidence(name: str, want: dict[str, Array]) -> Array:
 
 
 def check(compiled: Sequence[Compiled]) -> list[Difference]:
-    """Compare every graph.
+    """Compare every graph with PyTorch, and each variant with the graph it is a variant of, which stands before it.
 
     Raises:
         ExportError: a difference is over tolerance.
     """
-    results = []
+    results: list[Difference] = []
+    base = compiled[0]
     for item in compiled:
+        if item.variant:
+            with torch.no_grad():
+                compare_variant(item, base)
+            results.append(dataclasses.replace(results[-1], graph=item.name))
+            continue
+        base = item
         with torch.no_grad():
             found = compare(item)
         results.append(found)

@@ -29,7 +29,7 @@ def compiled(kind: str, role: str = "adapt") -> Compiled:
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, 3, 16, 16, generator=random), torch.randint(10, (6,), generator=random)
     program = build(Model(method, method.parameters(), values, method.statistics, method.optimiser), role, 6, x, y)
-    return compile_program(program, PlacedWeights())
+    return compile_program(program, PlacedWeights())[0]
 
 
 def scaled(graph: Graph, name: str, factor: float) -> None:

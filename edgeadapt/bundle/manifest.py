@@ -19,6 +19,7 @@ from edgeadapt.errors import BundleError
 
 FORMAT = 1
 ROLES = ("source", "predict", "adapt", "learn")
+VARIANTS = ("", "lean", "least")
 KINDS = ("parameter", "moment", "statistic")
 WEIGHTS = "weights.bin"
 STATE = "state.safetensors"
@@ -114,9 +115,11 @@ class StateSpec:
 
 @dataclass(frozen=True)
 class GraphSpec:
-    """One static graph: its member, role and batch, the names it takes and gives, and its planned peak of live tensors in bytes.
+    """One static graph: its member, role and batch, and the names it takes and gives.
 
-    `defaults` are scalars whose best value depends on the batch; they go before the manifest's own defaults.
+    nodes: their number. peak_bytes: planned peak of live tensors. region_bytes: the one region of memory in which a run goes through.
+    defaults: scalars whose best value depends on the batch; they go before the manifest's own defaults.
+    variant: "" for the quickest form of a step; "lean" and "least" compute the same, bit for bit, in less memory and more time.
     """
 
     path: str
@@ -128,7 +131,14 @@ class GraphSpec:
     metrics: tuple[str, ...] = ()
     nodes: int = 0
     peak_bytes: int = 0
+    region_bytes: int = 0
     defaults: dict[str, float] = dataclasses.field(default_factory=dict)
+    variant: str = ""
+
+    @property
+    def name(self) -> str:
+        """Its name in the bundle: "adapt.b16", "adapt.b16.lean"."""
+        return f"{self.role}.b{self.batch}" + (f".{self.variant}" if self.variant else "")
 
 
 @dataclass(frozen=True)
@@ -201,7 +211,12 @@ class Manifest:
 
     def planned(self, role: str) -> tuple[int, ...]:
         """The batch sizes that have a graph of this role, largest first."""
-        return tuple(sorted((graph.batch for graph in self.graphs.values() if graph.role == role), reverse=True))
+        return tuple(sorted({graph.batch for graph in self.graphs.values() if graph.role == role}, reverse=True))
+
+    def variants(self, role: str, batch: int) -> tuple[str, ...]:
+        """The names of the graphs of a role and batch, the quickest first, the one with the least memory last."""
+        names = (f"{role}.b{batch}" + (f".{variant}" if variant else "") for variant in VARIANTS)
+        return tuple(name for name in names if name in self.graphs)
 
 
 def _plain(value: Any) -> Any:
@@ -235,7 +250,7 @@ def _manifest(root: Node) -> Manifest:
         hyper=root.child("hyper").mapping(_hyper, r"[a-z][a-z0-9_]*"),
         state=root.child("state").items(_state),
         batches=root.child("batches").items(lambda node: node.integer(1)),
-        graphs=root.child("graphs").mapping(_graph, rf"({'|'.join(ROLES)})\.b[1-9][0-9]*"),
+        graphs=root.child("graphs").mapping(_graph, rf"({'|'.join(ROLES)})\.b[1-9][0-9]*(\.lean|\.least)?"),
         opset=root.child("opset").integer(1),
         ir_version=root.child("ir_version").integer(1),
         source=root.child("source").free() if root.has("source") else None,
@@ -311,7 +326,7 @@ def _state(node: Node) -> StateSpec:
 
 
 def _graph(node: Node) -> GraphSpec:
-    node.keys({field.name for field in dataclasses.fields(GraphSpec)})
+    node.keys({field.name for field in dataclasses.fields(GraphSpec)}, optional={"region_bytes", "variant"})
     names = {key: node.child(key).items(_name) for key in ("hyper", "reads", "writes", "metrics")}
     for key, values in names.items():
         if len(set(values)) != len(values):
@@ -322,7 +337,9 @@ def _graph(node: Node) -> GraphSpec:
         batch=node.child("batch").integer(1),
         nodes=node.child("nodes").integer(0),
         peak_bytes=node.child("peak_bytes").integer(0),
+        region_bytes=node.child("region_bytes").integer(0) if node.has("region_bytes") else 0,
         defaults=node.child("defaults").mapping(Node.number, r"[a-z][a-z0-9_]*"),
+        variant=node.child("variant").text("|".join(VARIANTS)) if node.has("variant") else "",
         **names,
     )
 
@@ -352,8 +369,10 @@ def _agree(manifest: Manifest, root: Node) -> None:
     graphs = root.child("graphs")
     for name, graph in manifest.graphs.items():
         node = graphs.child(name)
-        if name != f"{graph.role}.b{graph.batch}":
-            raise node.wrong(f"the name {graph.role}.b{graph.batch}, as its role and batch say", name)
+        if name != graph.name:
+            raise node.wrong(f"the name {graph.name}, as its role, batch and variant say", name)
+        if graph.variant and f"{graph.role}.b{graph.batch}" not in manifest.graphs:
+            raise node.wrong(f"a graph {graph.role}.b{graph.batch}, which it is a variant of", "none")
         if graph.path != f"graphs/{name}.onnx":
             raise node.child("path").wrong(f"graphs/{name}.onnx", repr(graph.path))
         if graph.batch not in manifest.batches:

@@ -1,0 +1,153 @@
+"""Less memory for more time: the same values to the last bit, a lower peak, no more time than allowed."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from edgeadapt.exporters.emit import to_onnx
+from edgeadapt.exporters.execution import open_session
+from edgeadapt.exporters.ir import Array, Graph, Value
+from edgeadapt.exporters.passes.rematerialise import rematerialise, total_seconds
+from edgeadapt.memory import Plan
+
+FLOAT = np.float32
+
+
+def run(graph: Graph) -> list[Array]:
+    """The graph's outputs on fixed inputs."""
+    random = np.random.default_rng(0)
+    feeds = {name: random.standard_normal(graph.values[name].shape).astype(FLOAT) for name in graph.inputs}
+    return [np.asarray(value) for value in open_session(to_onnx(graph), threads=1).run(None, feeds)]
+
+
+def same(one: list[Array], other: list[Array]) -> bool:
+    return all(a.tobytes() == b.tobytes() for a, b in zip(one, other, strict=True))
+
+
+def hourglass(kept: str, size: int = 4096) -> Graph:
+    """What `kept` says is made at the start and read again only at the end, with wide work in between."""
+    graph = Graph("hourglass")
+    x = graph.input("x", (size,))
+    y = graph.op("Exp", [x], x.shape)
+    if kept == "mask":
+        held = graph.op("Greater", [graph.op("Sub", [y, x], x.shape), graph.constant(1.5, FLOAT)], x.shape, np.bool_)
+        y = graph.op("Mul", [graph.op("Abs", [y], x.shape), x], x.shape)
+    elif kept == "sign":
+        held = graph.op("Sign", [graph.op("Sub", [y, graph.constant(1.0, FLOAT)], x.shape)], x.shape)
+    else:
+        held = graph.op("Abs", [x], x.shape)
+    wide = graph.op("Concat", [y, y, y], (3 * size,), axis=0)
+    for _ in range(3):
+        wide = graph.op("Tanh", [wide], wide.shape)
+    total = graph.op("ReduceSum", [wide], (1,), keepdims=1)
+    back = graph.op("Cast", [held], x.shape, FLOAT, to=np.dtype(FLOAT)) if kept == "mask" else held
+    graph.output("y", graph.op("Mul", [back, total], x.shape))
+    return graph
+
+
+def operators(graph: Graph) -> list[str]:
+    return [node.op for node in graph.nodes]
+
+
+def test_what_is_cheap_to_make_again_is_made_again() -> None:
+    graph = hourglass("abs")
+    before, peak = run(graph), Plan(graph).peak
+    spent = rematerialise(graph, 1.0)
+    assert operators(graph).count("Abs") == 1  # nobody reads the first one any more
+    assert operators(graph).index("Abs") > operators(graph).index("Tanh")
+    assert Plan(graph).peak < peak
+    assert 0 <= spent <= 1.0
+    assert same(before, run(graph))
+
+
+def test_truths_are_kept_as_bits_where_that_is_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeadapt.exporters.passes import rematerialise as module
+
+    monkeypatch.setattr(module, "_again", lambda *_: None)
+    graph = hourglass("mask")
+    before, peak = run(graph), Plan(graph).peak
+    assert not before[0].all()  # both values occur
+    rematerialise(graph, 10.0)
+    assert {"BitShift", "BitwiseAnd"} <= set(operators(graph))
+    assert Plan(graph).peak == peak - 4096 * 7 // 8
+    assert same(before, run(graph))
+
+
+def test_a_sign_is_kept_as_a_byte_where_that_is_cheaper(monkeypatch: pytest.MonkeyPatch) -> None:
+    from edgeadapt.exporters.passes import rematerialise as module
+
+    monkeypatch.setattr(module, "_again", lambda *_: None)
+    graph = hourglass("sign")
+    before, peak = run(graph), Plan(graph).peak
+    rematerialise(graph, 10.0)
+    assert graph.values[next(node.outputs[0] for node in graph.nodes if node.op == "Cast")].dtype == np.int8
+    assert Plan(graph).peak == peak - 3 * 4096
+    assert same(before, run(graph))
+
+
+def test_no_time_allowed_changes_nothing() -> None:
+    graph = hourglass("mask")
+    before = operators(graph)
+    assert rematerialise(graph, 0.0) == 0.0
+    assert operators(graph) == before
+
+
+def test_a_reached_target_ends_the_search() -> None:
+    graph = hourglass("abs")
+    peak = Plan(graph).peak
+    assert rematerialise(graph, 10.0, target=peak) == 0.0
+
+
+ELEMENTWISE = ("Exp", "Relu", "Abs", "Neg", "Sign", "Tanh", "Clip")
+
+
+@st.composite
+def graphs(draw: st.DrawFn) -> Graph:
+    """Elementwise operators, views, masks and products of tensors of 64 to 1024 elements, read near and far."""
+    graph = Graph("random")
+    size = draw(st.sampled_from([64, 256, 1024]))
+    live: list[Value] = [graph.input("x", (size,)), graph.input("z", (size,))]
+    for _ in range(draw(st.integers(4, 30))):
+        kind = draw(st.sampled_from(["one", "two", "mask", "view", "wide"]))
+        a, b = (live[draw(st.integers(0, len(live) - 1))] for _ in range(2))
+        if kind == "one":
+            live.append(graph.op(draw(st.sampled_from(ELEMENTWISE)), [a], a.shape))
+        elif kind == "two":
+            live.append(graph.op(draw(st.sampled_from(["Add", "Mul", "Sub"])), [a, b], a.shape))
+        elif kind == "mask":
+            mask = graph.op("Greater", [a, b], a.shape, np.bool_)
+            later = live[draw(st.integers(0, len(live) - 1))]
+            live.append(graph.op("Mul", [later, graph.op("Cast", [mask], a.shape, FLOAT, to=np.dtype(FLOAT))], a.shape))
+        elif kind == "view":
+            square = graph.op("Reshape", [a, graph.ints([size // 8, 8])], (size // 8, 8))
+            live.append(graph.op("Reshape", [graph.op("Relu", [square], square.shape), graph.ints([size])], (size,)))
+        else:
+            wide = graph.op("Concat", [a, b, a], (3 * size,), axis=0)
+            total = graph.op("ReduceMean", [graph.op("Tanh", [wide], wide.shape)], (1,), keepdims=1)
+            live.append(graph.op("Mul", [a, total], a.shape))
+    for index in range(draw(st.integers(1, 3))):
+        graph.output(f"y{index}", live[-1 - index])
+    return graph
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(graphs(), st.sampled_from([0.05, 0.5, 100.0]))
+def test_any_graph_gives_the_same_bits_in_no_more_memory(graph: Graph, allowance: float) -> None:
+    before, peak, whole = run(graph), Plan(graph).peak, total_seconds(graph)
+    spent = rematerialise(graph, allowance)
+    assert same(before, run(graph))
+    assert Plan(graph).peak <= peak
+    assert spent <= allowance
+    assert total_seconds(graph) <= whole * (1 + allowance) * 1.001
+
+
+def test_the_result_is_the_same_each_time() -> None:
+    orders = []
+    for _ in range(2):
+        graph = hourglass("mask")
+        rematerialise(graph, 10.0)
+        orders.append([(node.op, node.inputs, node.outputs) for node in graph.nodes])
+    assert orders[0] == orders[1]
