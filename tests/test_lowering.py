@@ -19,10 +19,10 @@ from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph
 from edgeadapt.exporters.lowering import Missing, Unsupported, registry
 from edgeadapt.exporters.methods import METHODS, Setup
-from edgeadapt.exporters.passes.schedule import schedule
 from edgeadapt.exporters.passes.simplify import simplify
 from edgeadapt.exporters.programs import Model, Program, build
 from edgeadapt.exporters.tracing import declare_inputs, emit, trace
+from edgeadapt.memory import best_order
 from tests.zoo import generated, layers, named
 from tests.zoo.calibrate import calibrate
 
@@ -54,13 +54,10 @@ def compare(model: nn.Module, x: Tensor) -> dict[str, tuple[float, float]]:
     for name, value in outputs.items():
         graph.output(f"out.{name}", value)
     simplify(graph)
-    schedule(graph)
+    graph.nodes = [graph.nodes[index] for index in best_order(graph)]
     proto = to_onnx(graph)
     assert {node.domain for node in proto.graph.node} == STANDARD
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    options.intra_op_num_threads, options.log_severity_level = 1, 3
-    session = onnxruntime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    session = open_session(proto, threads=1)
     feeds = {entry.name: example[entry.name].numpy() for entry in session.get_inputs()}
     got = dict(zip(graph.outputs, session.run(None, feeds), strict=True))
 

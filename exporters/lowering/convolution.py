@@ -17,6 +17,9 @@ from edgeadapt.exporters.lowering.arithmetic import binary
 from edgeadapt.exporters.lowering.registry import reduce, reduce_sum, reshape, rule, transpose
 from edgeadapt.exporters.lowering.shapes import cat, cut, pad
 
+PIECE = 2**22
+"""Bytes of a batch that a weight gradient takes at once; larger ones take longer, as they leave the cache."""
+
 
 def _spread(values: Any, rank: int) -> list[int]:
     values = [int(value) for value in values]
@@ -106,41 +109,47 @@ def convolution(
 def weight_gradient(
     graph: Graph, grad: Value, x: Value, shape: Sequence[int], stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int], groups: int
 ) -> Value:
-    """Gradient (C_out, C_in / groups, …) of a convolution's weight, given the output's gradient and the input."""
+    """Gradient (C_out, C_in / groups, …) of a convolution's weight, given the output's gradient and the input.
+
+    For each tap of the kernel the input is shifted and multiplied with the gradient. Large batches are taken in pieces that add up, so that what
+    is padded, shifted and turned stays small.
+    """
     batch, c_out, c_in, kernel, out = grad.shape[0], grad.shape[1], x.shape[1], list(shape[2:]), grad.shape[2:]
-    positions = int(np.prod(out))
-    padded = pad(
-        graph,
-        x,
-        {
-            axis + 2: (p, max(0, (o - 1) * s + d * (k - 1) + 1 - n - p))
-            for axis, (p, o, s, d, k, n) in enumerate(zip(padding, out, stride, dilation, kernel, x.shape[2:], strict=True))
-        },
-    )
-    depthwise = c_in == groups
-    if not depthwise:
-        columns = reshape(graph, grad, (batch * groups, c_out // groups, positions))
-        columns = transpose(graph, columns, [0, 2, 1])  # once, shared by all taps
-    taps = []
-    for tap in itertools.product(*map(range, kernel)):
-        window = padded
-        starts = [t * d for t, d in zip(tap, dilation, strict=True)]
-        ends = [start + (o - 1) * s + 1 for start, o, s in zip(starts, out, stride, strict=True)]
-        if any(start or end != n or s != 1 for start, end, n, s in zip(starts, ends, padded.shape[2:], stride, strict=True)):
-            axes = list(range(2, x.rank))
-            window = graph.op("Slice", [padded, *(graph.ints(v) for v in (starts, ends, axes, stride))], (batch, c_in, *out))
-        if depthwise:
-            multiplier = c_out // groups
-            left = reshape(graph, grad, (batch, groups, multiplier, positions))
-            right = reshape(graph, window, (batch, groups, 1, positions))
-            taps.append(reshape(graph, reduce_sum(graph, graph.op("Mul", [left, right], left.shape), [0, 3]), (1, c_out, 1)))
-            continue
-        rows = reshape(graph, window, (batch * groups, c_in // groups, positions))
-        product = graph.op("MatMul", [rows, columns], (batch * groups, c_in // groups, c_out // groups))
-        summed = reduce(graph, "ReduceSum", reshape(graph, product, (batch, groups, c_in // groups, c_out // groups)), [0], False)
-        taps.append(reshape(graph, transpose(graph, summed, [0, 2, 1]), (1, c_out, c_in // groups)))
-    stacked = cat(graph, taps, 0)  # (taps, C_out, C_in / groups)
-    return reshape(graph, transpose(graph, stacked, [1, 2, 0]), shape)
+    positions, sizes = int(np.prod(out)), zip(padding, out, stride, dilation, kernel, x.shape[2:], strict=True)
+    around = {axis + 2: (p, max(0, (o - 1) * s + d * (k - 1) + 1 - n - p)) for axis, (p, o, s, d, k, n) in enumerate(sizes)}
+    largest = max(x.nbytes, grad.nbytes)
+    pieces = next(count for count in range(1, batch + 1) if batch % count == 0 and (largest // count <= PIECE or count == batch))
+    depthwise, rows, columns, piece = c_in == groups, c_in // groups, c_out // groups, batch // pieces
+    total: Value | None = None
+    for start in range(0, batch, piece):
+        padded = pad(graph, cut(graph, x, 0, start, start + piece), around)
+        part = cut(graph, grad, 0, start, start + piece)
+        left = reshape(graph, part, (piece, groups, columns, positions)) if depthwise else reshape(graph, part, (piece * groups, columns, positions))
+        if not depthwise:
+            left = transpose(graph, left, [0, 2, 1])  # once, shared by all taps
+        taps = []
+        for tap in itertools.product(*map(range, kernel)):
+            window = _window(graph, padded, tap, out, stride, dilation)
+            if depthwise:
+                right = reshape(graph, window, (piece, groups, 1, positions))
+                taps.append(reshape(graph, reduce_sum(graph, graph.op("Mul", [left, right], left.shape), [0, 3]), (1, groups, 1, columns)))
+                continue
+            product = graph.op("MatMul", [reshape(graph, window, (piece * groups, rows, positions)), left], (piece * groups, rows, columns))
+            taps.append(reduce(graph, "ReduceSum", reshape(graph, product, (piece, groups, rows, columns)), [0], True))
+        stacked = cat(graph, taps, 0)  # (taps, groups, C_in / groups, C_out / groups)
+        total = stacked if total is None else binary(graph, "Add", total, stacked)
+    assert total is not None
+    return reshape(graph, transpose(graph, total, [1, 3, 2, 0]), shape)
+
+
+def _window(graph: Graph, padded: Value, tap: Sequence[int], out: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Value:
+    """What a tap of the kernel meets of the padded input: (N, C, *out)."""
+    starts = [t * d for t, d in zip(tap, dilation, strict=True)]
+    ends = [start + (o - 1) * s + 1 for start, o, s in zip(starts, out, stride, strict=True)]
+    if not any(start or end != n or s != 1 for start, end, n, s in zip(starts, ends, padded.shape[2:], stride, strict=True)):
+        return padded
+    axes = list(range(2, padded.rank))
+    return graph.op("Slice", [padded, *(graph.ints(v) for v in (starts, ends, axes, stride))], (*padded.shape[:2], *out))
 
 
 @rule("convolution_backward")
