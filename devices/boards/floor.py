@@ -1,0 +1,94 @@
+"""What a process holds before any bundle: Python, numpy, onnxruntime and one trivial session, looked at from outside in a process of its own.
+
+A fresh process is the only honest place to measure it, and one in which onnxruntime may crash (a wheel for another processor) without us.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+
+TRIVIAL = bytes.fromhex(
+    "080812003a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a00100d"
+)
+"""An ONNX model of one node: y = Relu(x), float32 [1], opset 13."""
+
+_CHILD = """
+import json, os, sys
+sys.path[:] = [entry for entry in sys.path if entry]
+def held():
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+told = {"python": sys.version.split()[0], "bare": held()}
+try:
+    import numpy
+    told.update(numpy=numpy.__version__, with_numpy=held())
+    import onnxruntime
+    told.update(onnxruntime=onnxruntime.__version__, with_onnxruntime=held())
+    onnxruntime.set_default_logger_severity(3)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(sys.stdin.buffer.read(), options, providers=["CPUExecutionProvider"])
+    ran = session.run(None, {"x": numpy.full(1, 2.5, numpy.float32)})[0].tolist() == [2.5]
+    told.update(floor=held(), providers=onnxruntime.get_available_providers(), error="" if ran else "a trivial model gave a wrong result")
+except Exception as reason:
+    told["error"] = f"{type(reason).__name__}: {reason}"
+print(json.dumps(told))
+"""
+
+
+@dataclass(frozen=True)
+class Floor:
+    """What the child found, bytes and versions; empty or 0 for what it did not come to.
+
+    Attributes:
+        python, numpy, onnxruntime: versions.
+        bare, with_numpy, with_onnxruntime: resident bytes after each import.
+        floor: after a trivial session ran.
+        providers: onnxruntime's execution providers.
+        error: why it did not come to its end; empty where it did.
+    """
+
+    python: str = ""
+    numpy: str = ""
+    onnxruntime: str = ""
+    bare: int = 0
+    with_numpy: int = 0
+    with_onnxruntime: int = 0
+    floor: int = 0
+    providers: tuple[str, ...] = ()
+    error: str = ""
+
+
+def look(python: str = sys.executable, timeout: float = 120.0) -> Floor:
+    """Starts a child and asks it.
+
+    Args:
+        python: the interpreter.
+        timeout: seconds after which the child is ended: a slow card needs tens of them for the first import.
+    """
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    try:
+        ended = subprocess.run([python, "-c", _CHILD], input=TRIVIAL, capture_output=True, timeout=timeout, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return Floor(error=f"onnxruntime did not load within {timeout:g} seconds")
+    except OSError as reason:
+        return Floor(error=f"{python} does not start: {reason.strerror}")
+    if ended.returncode < 0:
+        return Floor(error=f"loading onnxruntime ended the process ({_signal(-ended.returncode)}): its wheel does not fit this processor or system")
+    try:
+        told = json.loads(ended.stdout.decode().splitlines()[-1])
+    except (ValueError, IndexError):
+        return Floor(error=f"{python} ended with code {ended.returncode}: {ended.stderr.decode(errors='replace').strip()[-300:]}")
+    return Floor(**{**told, "providers": tuple(told.get("providers", ()))})
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
