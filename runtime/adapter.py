@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -16,13 +17,19 @@ from numpy.typing import NDArray
 from edgeadapt.bundle import Bundle, Manifest
 from edgeadapt.errors import InputError, UsageError
 from edgeadapt.preprocess import batch_of, convert
-from edgeadapt.runtime import checkpoint, memory
-from edgeadapt.runtime.engine import Engine, Outcome
+from edgeadapt.runtime import checkpoint, loading, memory
+from edgeadapt.runtime.choice import wanted
+from edgeadapt.runtime.engine import Outcome
 from edgeadapt.runtime.hyper import Hyper
-from edgeadapt.runtime.state import FlatState, Floats
+from edgeadapt.runtime.prepared import find
+from edgeadapt.runtime.pressure import Change, Level, Marks, Pressure, Signs
+from edgeadapt.runtime.service import Service
+from edgeadapt.runtime.state import Floats
 from edgeadapt.units import format_shape, parse_bytes
 
-_COUNTERS = ("frames", "steps", "skipped_frames", "rejected_steps", "bad_frames")
+LOG = logging.getLogger("edgeadapt")
+
+_COUNTERS = ("frames", "steps", "skipped_frames", "rejected_steps", "bad_frames", "paused_steps", "pressure_events")
 
 
 class Adapter:
@@ -32,32 +39,36 @@ class Adapter:
     then come without N. Frames with NaN or infinite values never reach a graph: their logits are NaN.
     """
 
-    def __init__(self, bundle: Bundle, budget: int | None, threads: int) -> None:
+    def __init__(self, bundle: Bundle, loaded: loading.Loaded, claim: memory.Claim | None, threads: int, pressure: Pressure | None = None) -> None:
         manifest = bundle.manifest
-        self._bundle, self._budget = bundle, budget
-        self._state = FlatState(manifest.state, manifest.graphs, bundle.initial_state())
-        self._planned = memory.planned(bundle, self._state.nbytes)
-        if budget is not None:
-            memory.check(budget, memory.resident(), self._planned)
-            memory.CLAIMS.take(self, budget)
-        try:
-            self._engine: Engine | None = Engine(bundle, self._state, threads)
-            self._engine.prepare(memory.FIRST_GRAPH)
-            if budget is not None:  # again, as only now the libraries' own pages are in
-                memory.check(budget, memory.resident(), self._planned)
-        except BaseException:
-            memory.CLAIMS.release(self)
-            raise
-        self._hyper = Hyper(manifest.hyper)
+        self._bundle, self._claim = bundle, claim
         self._counters = dict.fromkeys(_COUNTERS, 0)
+        self._service = Service(bundle, loaded, threads, pressure, self._counters)
+        self._state = loaded.state
+        self._hyper = Hyper(manifest.hyper)
         self._metrics: dict[str, float] = {}
         self._slots = checkpoint.Slots(bundle.path.with_name(bundle.path.name + ".state"), manifest)
         self._gate, self._lock, self._saving = threading.Lock(), threading.Lock(), threading.Lock()
-        self._batches = {role: manifest.planned(role) for role in ("source", "predict", "adapt", "learn")}
 
     @classmethod
-    def open(cls, path: str | os.PathLike[str], budget: str | int | None = None, threads: int = 1, verify: bool = True) -> Adapter:
+    def open(
+        cls,
+        path: str | os.PathLike[str],
+        budget: str | int | None = None,
+        threads: int = 1,
+        verify: bool = True,
+        *,
+        roles: Collection[str] | str | None = None,
+        batches: Collection[int] | None = None,
+        strict: bool = False,
+        reserve: str | int | None = None,
+        prepared: bool = True,
+    ) -> Adapter:
         """Opens a bundle at its initial state; `load` continues from a saved one.
+
+        With a budget everything is loaded now, into memory of fixed size, and nothing grows later. What does not fit is left out, `learn` first,
+        then `source`, then batches; a line in the log and `memory["missing"]` say so. Neither predicting nor, if the bundle adapts, adapting is ever
+        left out: rather the bundle is refused, and who wants to predict only says so with roles="predict".
 
         Args:
             path: the bundle.
@@ -65,21 +76,40 @@ class Adapter:
                 that have one have the same.
             threads: that one operator may use.
             verify: check every byte of the bundle first.
+            roles: what it will be used for: some of predict, adapt, source, learn. Predicting is always possible, and each of those named must
+                fit at some batch. None: predict and adapt as far as the bundle can, the others if there is room.
+            batches: numbers of frames that will be taken at a time; 1 always is. None: all that the bundle has.
+            strict: refuse if anything would be left out.
+            reserve: with a budget, the bytes that the system should have left; below that, adaptation gives way. None: a twentieth of its memory.
+
+            prepared: run what `edgeadapt prepare` made of the bundle for this machine, where there is such; False: the graphs as exported.
 
         Raises:
             BundleError: the bundle is missing, damaged, or made by a newer edgeadapt.
             BudgetError: it does not fit, or another adapter of this process has another budget.
-            UsageError: `budget` is no size, or `threads` is below 1.
+            UsageError: `budget` is no size, `threads` is below 1, or the bundle has no such role or batch.
         """
         if type(threads) is not int or threads < 1:
             raise UsageError(f"threads = {threads!r} is not a number of threads", "give 1 or more")
-        return cls(Bundle.open(path, verify), None if budget is None else parse_bytes(budget), threads)
+        limit, spare = (None if size is None else parse_bytes(size) for size in (budget, reserve))
+        bundle = Bundle.open(path, verify)
+        items = wanted(bundle.manifest, roles, batches)
+        ready = find(bundle, threads) if prepared else None
+        if limit is None:
+            return cls(bundle, loading.everything(bundle, items, threads, ready), None, threads)
+        with memory.CLAIMS.taken(limit) as claim:
+            loaded = loading.fit(bundle, items, claim, threads, strict, ready)
+            marks = Marks(reserve=spare)
+            signs = Signs(limit, claim.filled, marks)
+            if (sign := signs.read(max(0, claim.filled - memory.resident()))).grade:
+                LOG.warning("%s: memory may run short: with what is planned, %s", bundle.path.name, sign.reason)
+            return cls(bundle, loaded, claim, threads, Pressure(signs, marks))
 
     def predict(self, x: NDArray[Any], update_statistics: bool = True) -> Floats:
         """Logits of the adapted network.
 
         The frames are split over the planned batches, the largest that fits first. Normalisation statistics follow them, as they do in
-        `adapt`; parameters stay.
+        `adapt`; parameters stay. Under memory pressure it goes on, in smaller batches in the end.
 
         Args:
             x: frames.
@@ -99,7 +129,8 @@ class Adapter:
 
         The frames are split over the batches that have an adapt graph, the largest that fits first. A remainder is predicted one by one and
         not adapted on (counted as skipped_frames). A step that does not turn out finite is dropped (rejected_steps). A method whose only
-        adaptation is its statistics, or that has none, predicts.
+        adaptation is its statistics, or that has none, predicts. So does any under memory pressure: each step that is not taken for it counts
+        as paused_steps, and statistics still follow.
 
         Args:
             x: frames.
@@ -107,12 +138,18 @@ class Adapter:
 
         Raises:
             InputError: as `predict`.
-            UsageError: an unknown scalar, or one out of range.
+            UsageError: an unknown scalar, one out of range, or the bundle was opened without this role.
         """
-        return self._serve(x, "adapt" if self._batches["adapt"] else "predict", self._hyper.with_(hyper), True)
+        if not self.manifest.planned("adapt"):
+            return self._serve(x, "predict", self._hyper.with_(hyper), True)
+        self._service.require("adapt")
+        return self._serve(x, "adapt", self._hyper.with_(hyper), True)
 
     def learn(self, x: NDArray[Any], y: NDArray[Any], **hyper: float) -> Floats:
         """Adapts to labelled frames, split as in `adapt`; gives the logits before each update.
+
+        Under memory pressure the labels are passed over and the frames predicted, as by `adapt`. Whoever must not lose labels compares
+        stats["paused_steps"] before and after, and gives those frames again later.
 
         Args:
             x: frames.
@@ -122,11 +159,13 @@ class Adapter:
         Raises:
             InputError: as `predict`; labels of another shape, dtype or range.
             UsageError: the bundle has no learn graph, or as `adapt`.
+            BudgetError: its learn graphs were left out at opening, for want of room.
         """
-        if not self._batches["learn"]:
+        if not self.manifest.planned("learn"):
             raise UsageError(
                 f"this bundle ({self.manifest.method.name}) cannot learn from labels", "export with a method and a batch that have a learn graph"
             )
+        self._service.require("learn")
         return self._serve(x, "learn", self._hyper.with_(hyper), True, y)
 
     def source(self, x: NDArray[Any]) -> Floats:
@@ -134,7 +173,10 @@ class Adapter:
 
         Raises:
             InputError: as `predict`.
+            UsageError: the bundle was opened without this role.
+            BudgetError: its source graphs were left out at opening, for want of room.
         """
+        self._service.require("source")
         return self._serve(x, "source", {"mix": 0.0}, False)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
@@ -187,8 +229,20 @@ class Adapter:
     def close(self) -> None:
         """Lets go of the sessions and of the process's budget. Predicting afterwards is an error; a second close is not."""
         with self._turn():
-            self._engine = None
-        memory.CLAIMS.release(self)
+            self._service.close()
+            if self._claim is not None:
+                loading.give_back()
+                self._claim.release()
+
+    def register_cache(self, name: str, release: Callable[[], object]) -> None:
+        """Has a cache let go of its memory when memory is short, after adaptation was paused and before predictions are served one by one.
+
+        Args:
+            name: for the log; a cache of the same name is replaced.
+            release: called with the adapter's lock held, possibly several times; must not call the adapter.
+        """
+        with self._turn():
+            self._service.caches[name] = release
 
     def __enter__(self) -> Adapter:
         return self
@@ -232,6 +286,7 @@ class Adapter:
 
         frames: given to predict, adapt and learn. steps: updates of parameters that were kept. skipped_frames: the remainders of adapt and learn.
         rejected_steps: runs whose state or loss was not finite and was dropped. bad_frames: frames with NaN or infinite values.
+        paused_steps: of adapt and learn, not taken because memory was short. pressure_events: how often it was, each step down counted.
         """
         return dict(self._counters)
 
@@ -241,10 +296,36 @@ class Adapter:
         return dict(self._metrics)
 
     @property
-    def memory(self) -> dict[str, int | None]:
-        """Bytes: resident now, the process's peak so far, the budget, what was planned at opening, and the plan's lines."""
-        plan: dict[str, int | None] = {**self._planned}
-        return {"resident": memory.resident(), "peak": memory.peak(), "budget": self._budget, "planned": sum(self._planned.values()), **plan}
+    def batches(self) -> dict[str, tuple[int, ...]]:
+        """For predict, adapt, source and learn the batches that are loaded when memory is not short, the largest first."""
+        return dict(self._service.batches)
+
+    @property
+    def memory(self) -> dict[str, Any]:
+        """How memory stands.
+
+        In bytes: "resident" now, the process's "peak" so far, the "budget" or None, what was "planned" on top of the process as it was, and that
+        plan's lines by name. "level" is 0 normal, 1 adaptation paused, 2 caches released, 3 predicting only, and "reason" says why, or is "".
+        "graphs" are those in use, "missing" what was left out because it did not fit.
+        """
+        service, plan = self._service, self._service.choice.plan
+        budget = None if self._claim is None else self._claim.budget
+        return {
+            "resident": memory.resident(),
+            "peak": memory.peak(),
+            "budget": budget,
+            "planned": plan.total,
+            "level": int(service.level),
+            "reason": service.reason,
+            "graphs": service.names(),
+            "missing": service.choice.missing,
+            **plan.lines(),
+        }
+
+    @property
+    def changes(self) -> tuple[Change, ...]:
+        """The latest hundred changes of the memory's level."""
+        return self._service.changes()
 
     @contextmanager
     def _turn(self) -> Iterator[None]:
@@ -256,14 +337,6 @@ class Adapter:
         finally:
             self._lock.release()
 
-    def _plan(self, role: str, count: int) -> Iterator[tuple[str, str, int]]:
-        """(graph, its role, its batch) for that many frames: the largest batch that fits, and what no batch fits, predicted one by one."""
-        for batch in self._batches[role]:
-            while count >= batch:
-                yield f"{role}.b{batch}", role, batch
-                count -= batch
-        yield from (("predict.b1", "predict", 1) for _ in range(count))
-
     def _serve(self, x: NDArray[Any], role: str, hyper: Mapping[str, float], commit: bool, y: NDArray[Any] | None = None) -> Floats:
         """Runs frames through a role's graphs, batch by batch, in their order."""
         frames, single = batch_of(x, self.manifest.input)
@@ -272,47 +345,49 @@ class Adapter:
         logits: Floats | None = None
         if good is not None:
             with self._turn():
-                logits = np.full((len(frames), *self._live().output_shape()), np.nan, np.float32)
+                logits = np.full((len(frames), *self._service.live().output_shape()), np.nan, np.float32)
         if role != "source":
             self._counters["frames"] += len(frames)
             self._counters["bad_frames"] += 0 if good is None else len(frames) - len(good)
-        position = 0
-        for name, kind, batch in self._plan(role, len(frames) if good is None else len(good)):
-            rows: Any = slice(position, position + batch) if good is None else good[position : position + batch]
-            position += batch
+        count = len(frames) if good is None else len(good)
+        position = paused = 0  # paused: up to where the frames of a step that is not taken are predicted
+        while position < count:
             with self._turn():
-                engine = self._live()
-                convert(frames[rows], self.manifest.input, engine.frames(batch))
+                self._service.look()
+                if role in ("adapt", "learn") and paused <= position and self._service.level >= Level.PAUSED:
+                    paused = position + self._service.pass_over(role, count - position)
+                name, kind, batch = (
+                    self._service.pick("predict", paused - position) if paused > position else self._service.pick(role, count - position)
+                )
+                rows: Any = slice(position, position + batch) if good is None else good[position : position + batch]
+                convert(frames[rows], self.manifest.input, self._service.live().frames(batch))
                 if kind == "learn" and labels is not None:
-                    engine.labels(name)[...] = labels[rows]
-                outcome = engine.run(name, hyper, commit)
+                    self._service.live().labels(name)[...] = labels[rows]
+                outcome = self._service.run(name, hyper, commit)
+                if outcome is None:
+                    continue
                 if logits is None:
                     logits = np.empty((len(frames), *outcome.logits.shape[1:]), np.float32)
                 logits[rows] = outcome.logits
-                self._count(role, kind, batch, outcome)
+                self._count(kind, outcome, 0 if kind == role or position < paused else batch)
+                position += batch
         if logits is None:
             raise InputError("there are no frames in the batch", "give at least one")
         return logits[0] if single else logits
 
-    def _count(self, role: str, kind: str, batch: int, outcome: Outcome) -> None:
+    def _count(self, kind: str, outcome: Outcome, skipped: int) -> None:
         self._counters["rejected_steps"] += not outcome.finite
+        self._counters["skipped_frames"] += skipped
         if kind in ("adapt", "learn"):
             self._counters["steps"] += outcome.finite
             self._metrics = outcome.metrics
-        elif kind != role:
-            self._counters["skipped_frames"] += batch
-
-    def _live(self) -> Engine:
-        if self._engine is None:
-            raise UsageError("this adapter is closed", "open the bundle again")
-        return self._engine
 
     def _labels(self, y: NDArray[Any], count: int, single: bool) -> NDArray[Any]:
         """Labels [N,...], checked."""
         labels = np.asarray(y)
         labels = labels[None] if single else labels
         with self._turn():
-            shape = (count, *self._live().labels(f"learn.b{self._batches['learn'][0]}").shape[1:])
+            shape = (count, *self._service.live().label_shape())
         if labels.dtype.kind not in "iu" or labels.shape != shape:
             raise InputError(
                 f"labels are whole numbers of shape {format_shape(shape)}, not {labels.dtype} of shape {format_shape(labels.shape)}",

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from itertools import product
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from edgeadapt.bundle import Bundle, GraphSpec
 from edgeadapt.runtime import session as sessions
+from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.state import FlatState, Floats
 
 
@@ -52,13 +54,17 @@ class Engine:
         bundle: the bundle.
         state: its state, which runs read and, committed, swap.
         threads: onnxruntime's threads for one operator.
+        names: the graphs that will be run; None for all of the bundle.
+        prepared: graphs of it to run instead of the exported ones; None for none.
     """
 
-    def __init__(self, bundle: Bundle, state: FlatState, threads: int) -> None:
+    def __init__(self, bundle: Bundle, state: FlatState, threads: int, names: Iterable[str] | None = None, prepared: Prepared | None = None) -> None:
         self._bundle, self._state, self._threads = bundle, state, threads
-        self._weights = sessions.Weights(bundle)
+        self._prepared, own = sessions.usable(bundle, prepared)
+        self._weights = sessions.Weights(bundle, own)
         self._graphs: dict[str, _Graph] = {}
-        self._batch = max(graph.batch for graph in bundle.manifest.graphs.values())
+        graphs = bundle.manifest.graphs
+        self._batch = max(graphs[name].batch for name in (graphs if names is None else names))
         self._frames = np.zeros((self._batch, *bundle.manifest.input.shape), np.float32)
         self._logits = np.zeros((0, 0), np.float32)
         self._labels = np.zeros(0, np.int64)
@@ -77,10 +83,24 @@ class Engine:
         """
         self._graph(name)
 
+    def settle(self) -> None:
+        """Binds the graphs that are loaded to all sets of the state, so that no later run takes more memory than the first."""
+        state = self._state
+        now = tuple(state.parity)
+        for graph in self._graphs.values():
+            for parity in product(*(range(len(group.sets)) for group in state.groups)):
+                state.parity[:] = parity
+                graph.binding(state.parity)
+        state.parity[:] = now
+
     def labels(self, name: str) -> NDArray[np.int64]:
         """The memory that a learn graph takes its labels from: int64 [B], or [B,...] as the logits without their classes."""
         batch = self._graph(name).spec.batch  # first, as it makes the buffer
         return self._labels[:batch]
+
+    def label_shape(self) -> tuple[int, ...]:
+        """The shape of one frame's labels: that of its logits without their classes."""
+        return self.output_shape()[1:]
 
     def output_shape(self) -> tuple[int, ...]:
         """The shape of one frame's logits."""
@@ -118,7 +138,7 @@ class Engine:
     def _graph(self, name: str) -> _Graph:
         graph = self._graphs.get(name)
         if graph is None:
-            session = sessions.load(self._bundle, name, self._threads, self._weights)
+            session = sessions.load(self._bundle, name, self._threads, self._weights, self._prepared.get(name))
             graph = self._graphs[name] = self._assemble(session, name)
         return graph
 

@@ -27,6 +27,7 @@ class Profile:
         peak: the most that was in use, bytes; 0 where it does not tell.
         base: of that, what was in use before the first node: prepacked weights and small constants.
         shapes: shapes of each node's outputs.
+        types: and their element types, as onnxruntime names them ("float", "int64").
         seconds: each node's time.
     """
 
@@ -35,6 +36,7 @@ class Profile:
     peak: int
     base: int
     shapes: list[list[tuple[int, ...]]]
+    types: list[list[str]]
     seconds: list[float]
 
 
@@ -92,5 +94,7 @@ def _digest(events: list[dict[str, Any]], runs: int) -> Profile:
     in_use = [int(entry["mem_bytes_in_use"]) for entry in told if "mem_bytes_in_use" in entry]
     peak = max((int(entry.get("mem_in_use_peak", 0)) for entry in told), default=0)
     base = in_use[0] - int(told[0]["mem_in_use_delta"]) if in_use else 0
-    shapes = [[tuple(int(size) for size in next(iter(item.values()))) for item in entry["output_type_shape"]] for entry in told]
-    return Profile([int(entry["node_index"]) for entry in told], in_use, peak, base, shapes, [event["dur"] / 1e6 for event in last])
+    made = [[next(iter(item.items())) for item in entry["output_type_shape"]] for entry in told]
+    shapes = [[tuple(int(size) for size in sizes) for _, sizes in outputs] for outputs in made]
+    types = [[kind for kind, _ in outputs] for outputs in made]
+    return Profile([int(entry["node_index"]) for entry in told], in_use, peak, base, shapes, types, [event["dur"] / 1e6 for event in last])

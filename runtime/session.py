@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import ctypes
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import onnxruntime
 
 from edgeadapt.bundle import Bundle, Graph
+from edgeadapt.bundle.onnxwire import External
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError
 from edgeadapt.runtime import region
+from edgeadapt.runtime.prepared import LOG, OWN, Prepared, PreparedGraph
 
 _M_MMAP_THRESHOLD = -3
-_DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8", 12: "<u4", 13: "<u8"}
+DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8", 12: "<u4", 13: "<u8"}
+"""numpy's name of each TensorProto.DataType that it has."""
 
 
 def _fix_malloc() -> None:
@@ -39,66 +43,115 @@ VERSION: str = onnxruntime.__version__
 
 
 def options(threads: int) -> Any:
-    """Session options: nodes run in file order on the graph as emitted, in the process's one arena, without the planner's own reuse."""
-    region.share()
+    """Session options: nodes run in file order on the graph as emitted, in the process's region, without the planner's own reuse.
+
+    Under `region.LOCK` until the session is made.
+    """
     result = onnxruntime.SessionOptions()
     result.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     result.execution_order = onnxruntime.ExecutionOrder.PRIORITY_BASED
     result.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
     result.intra_op_num_threads = threads
     result.inter_op_num_threads = 1
-    result.enable_cpu_mem_arena = True
-    result.add_session_config_entry("session.use_env_allocators", "1")
+    region.apply(result)
     result.enable_mem_pattern = False
     if hasattr(result, "enable_mem_reuse"):
         result.enable_mem_reuse = False
-    result.log_severity_level = 3
+    result.log_severity_level = 4  # what fails is raised, with its text
     return result
 
 
 class Weights:
-    """A bundle's frozen weights, mapped once and shared by all sessions of the process.
+    """A bundle's frozen weights, and those of what was prepared from it, mapped once and shared by all sessions of the process.
 
     onnxruntime would map external data too, but anew for every session, and the operating system counts the pages of each mapping: on a
     bundle with 21 MB of weights every further session took 20.5 MB more resident memory, and takes 0.5 MB this way.
+
+    Args:
+        bundle: the bundle.
+        own: the mapped weights file of prepared graphs.
     """
 
-    def __init__(self, bundle: Bundle) -> None:
-        self._file = bundle.mapped()
-        self._values: dict[tuple[int, int, tuple[int, ...]], Any] = {}
+    def __init__(self, bundle: Bundle, own: memoryview | None = None) -> None:
+        self._files = {OWN: memoryview(b"") if own is None else own}
+        self._bundle = bundle.mapped()
+        self._values: dict[tuple[bool, int, int, tuple[int, ...]], Any] = {}
 
-    def share(self, graph: Graph, chosen: Any) -> None:
-        """Has a session with the options `chosen` take the graph's frozen tensors from here.
+    @property
+    def own_size(self) -> int:
+        """Bytes of the weights file of prepared graphs."""
+        return len(self._files[OWN])
+
+    def share(self, external: Iterable[External], chosen: Any) -> None:
+        """Has a session with the options `chosen` take a graph's large tensors from here.
 
         Tensors of subgraphs, and of types that numpy does not have, are left to onnxruntime's own mapping.
         """
-        for tensor in graph.external:
-            dtype = _DTYPES.get(tensor.kind)
+        for tensor in external:
+            dtype = DTYPES.get(tensor.kind)
             if dtype is None or not tensor.outer or not tensor.length:
                 continue
-            key = (tensor.offset, tensor.kind, tensor.shape)
+            own = tensor.location in self._files
+            key = (own, tensor.offset, tensor.kind, tensor.shape)
             if key not in self._values:
-                part = np.frombuffer(self._file[tensor.offset : tensor.offset + tensor.length], dtype).reshape(tensor.shape)
+                file = self._files.get(tensor.location, self._bundle)
+                part = np.frombuffer(file[tensor.offset : tensor.offset + tensor.length], dtype).reshape(tensor.shape)
                 self._values[key] = onnxruntime.OrtValue.ortvalue_from_numpy(part)  # a view, which it keeps alive
             chosen.add_initializer(tensor.name, self._values[key])
 
 
-def load(bundle: Bundle, name: str, threads: int, weights: Weights) -> Any:
+def usable(bundle: Bundle, prepared: Prepared | None) -> tuple[dict[str, PreparedGraph], memoryview | None]:
+    """The graphs to run instead of the exported ones, and their weights; none where the weights have gone since they were checked."""
+    if prepared is None:
+        return {}, None
+    try:
+        return dict(prepared.graphs), prepared.mapped()
+    except BundleError as reason:
+        LOG.warning("%s runs as exported: %s", bundle.path.name, reason.message)
+        return {}, None
+
+
+def load(bundle: Bundle, name: str, threads: int, weights: Weights, prepared: PreparedGraph | None = None) -> Any:
     """A session of one of the bundle's graphs, checked against what the manifest says of its inputs and outputs.
 
-    `weights` must outlive the session.
+    Args:
+        bundle: the bundle.
+        name: the graph.
+        threads: of one operator.
+        weights: they must outlive the session.
+        prepared: what to load instead of the graph as exported; if that cannot be loaded, a line in the log says so and the graph is.
 
     Raises:
         BundleError: the graph is damaged, contradicts the manifest, or this onnxruntime cannot load it.
     """
-    graph = bundle.graph(name)
-    chosen = options(threads)
-    chosen.add_session_config_entry("session.model_external_initializers_file_folder_path", bundle.folder)
-    weights.share(graph, chosen)
-    try:
-        session = onnxruntime.InferenceSession(graph.data, chosen, providers=["CPUExecutionProvider"])
-    except Exception as reason:  # onnxruntime's own types have no common base of theirs
-        raise failure(f"{bundle.path}: onnxruntime {VERSION} cannot load graph {name}", reason) from None
+    if prepared is not None:
+        try:
+            return open_graph(bundle, name, threads, weights, prepared)
+        except EdgeAdaptError as reason:
+            LOG.warning("%s: graph %s runs as exported: %s", bundle.path.name, name, reason.message)
+    return open_graph(bundle, name, threads, weights, None)
+
+
+def open_graph(bundle: Bundle, name: str, threads: int, weights: Weights, prepared: PreparedGraph | None) -> Any:
+    """As `load`, but what cannot be loaded is not replaced by anything else.
+
+    Raises:
+        EdgeAdaptError: the graph is damaged or cannot be loaded.
+    """
+    if prepared is None:
+        return _open(bundle, name, threads, weights, bundle.graph(name), bundle.folder)
+    return _open(bundle, name, threads, weights, prepared.read(bundle.weights_size, weights.own_size), prepared.folder)
+
+
+def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Graph, folder: str) -> Any:
+    with region.LOCK:
+        chosen = options(threads)
+        chosen.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
+        weights.share(graph.external, chosen)
+        try:
+            session = onnxruntime.InferenceSession(graph.data, chosen, providers=["CPUExecutionProvider"])
+        except Exception as reason:  # onnxruntime's own types have no common base of theirs
+            raise failure(f"{bundle.path}: onnxruntime {VERSION} cannot load graph {name}", reason) from None
     _check(session, bundle, name)
     return session
 

@@ -44,20 +44,24 @@ class Stream:
     Args:
         adapter: the adapter.
         adapt: adapt on whole windows; otherwise predict and leave the state alone.
-        window: frames that are taken together; None takes the largest batch the bundle has a graph for.
+        window: frames that are taken together; None takes the largest batch that is loaded.
 
     Raises:
-        UsageError: the bundle cannot take windows of that size.
+        UsageError: there is no graph for windows of that size, or the bundle adapts but was opened without.
     """
 
     def __init__(self, adapter: Adapter, adapt: bool = True, window: int | None = None) -> None:
         manifest = adapter.manifest
-        sizes = manifest.planned("adapt") if adapt and manifest.planned("adapt") else manifest.planned("predict")
-        if window is not None and window not in sizes:
+        role = "adapt" if adapt and manifest.planned("adapt") else "predict"
+        planned, sizes = manifest.planned(role), adapter.batches[role]
+        if window is not None and window not in planned:
             raise UsageError(
                 f"this bundle cannot {'adapt on' if adapt else 'predict'} {window} frames at a time",
-                f"use --batch {' or '.join(str(size) for size in reversed(sizes))}, or export with another batch",
+                f"use --batch {' or '.join(str(size) for size in reversed(planned))}, or export with another batch",
             )
+        if not sizes or (window is not None and window not in sizes):
+            at = "" if window is None else f" at batch {window}"
+            raise UsageError(f"this adapter was opened without {role}{at}", "name it when opening, or give a larger budget")
         self.window = window or sizes[0]
         self._adapter, self._adapt = adapter, adapt
         self._follows = bool(manifest.graphs[f"predict.b{self.window}"].writes) if f"predict.b{self.window}" in manifest.graphs else False

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -21,6 +22,7 @@ from edgeadapt import Adapter
 from edgeadapt.cli.main import main
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import SourceError, UsageError
+from edgeadapt.runtime.pressure import Marks, Sign, Signs
 from edgeadapt.runtime.stream import Stream, decide
 from tests.toybundle import CLASSES, SIDE, Toy
 
@@ -251,6 +253,38 @@ def test_a_report_is_written(path, stream, run, tmp_path):
     assert data["error_percent"] == pytest.approx(100 * np.mean(wrong))
     assert (data["frames"], data["steps"], data["budget_bytes"], data["adapt"]) == (COUNT, 2, 8 * 2**30, True)
     assert "budget 8 GiB" in (tmp_path / "report" / "report.html").read_text()
+
+
+def test_changes_of_the_memory_level_are_told_and_the_lines_go_on(path, stream, run, monkeypatch, caplog):
+    grades = iter([0, 1, *[0] * 100])
+    monkeypatch.setattr(Signs, "read", lambda self, more=0, relief=False: Sign(0, "") if relief else Sign(next(grades), "made up"))
+    monkeypatch.setattr(Marks.__init__, "__defaults__", (None, 10.0, 0.0, 0.0, 1000.0))
+    code, lines, said = run(path, "--source", stream, "--budget", "8GiB", "--reserve", "1MiB")
+    assert code == 0
+    assert [line["index"] for line in lines] == list(range(COUNT))
+    assert not any(line["adapted"] for line in lines)
+    assert "paused     2 steps were not taken because memory was short\n" in said
+    assert re.search(r"\nlevel      after \d+\.\d s adaptation paused: made up\n", said)
+    assert "memory: from normal to adaptation paused: made up" in caplog.text
+
+
+def test_without_adapting_only_predictions_are_loaded(path, stream, run, monkeypatch):
+    asked = []
+    real = Adapter.open
+    monkeypatch.setattr(Adapter, "open", lambda *given, **named: asked.append(real(*given, **named)) or asked[-1])
+    run(path, "--source", stream, "--budget", "8GiB", "--no-adapt", "--batch", "2")
+    run(path, "--source", stream, "--budget", "8GiB")
+    assert asked[0].batches == {"predict": (2, 1), "adapt": (), "source": (), "learn": ()}
+    assert asked[1].batches == {"predict": (4, 2, 1), "adapt": (4, 2), "source": (), "learn": ()}
+
+
+def test_a_stream_needs_what_it_was_opened_for(path):
+    with Adapter.open(path, roles="predict") as adapter, pytest.raises(UsageError, match="opened without adapt"):
+        Stream(adapter)
+    with Adapter.open(path, batches=[2]) as adapter:
+        assert Stream(adapter).window == 2
+        with pytest.raises(UsageError, match="opened without adapt at batch 4"):
+            Stream(adapter, window=4)
 
 
 @pytest.mark.parametrize(

@@ -23,11 +23,11 @@ SIDES = {
 
 
 def side_of(module: str) -> str:
-    """The preparing child process may import onnx, the serving process may not: runtime/prepare* is a side of its own."""
+    """The preparing child processes may import onnx, the serving process may not: runtime/prepare.py and prepare_*.py are a side of their own."""
     parts = module.split(".")
     if parts[1] not in ("runtime", "devices", "exporters"):
         return "core"
-    return "prepare" if parts[1] == "runtime" and any(part.startswith(("prepare", "_prepare")) for part in parts[2:]) else parts[1]
+    return "prepare" if parts[1] == "runtime" and any(part == "prepare" or part.startswith("prepare_") for part in parts[2:]) else parts[1]
 
 
 def modules_of(side: str) -> list[str]:

@@ -7,7 +7,7 @@ points into this bundle's own weights and that it uses standard operators only. 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 
 from edgeadapt.errors import BundleError
@@ -53,14 +53,19 @@ class Malformed(Exception):
     """The bytes are no ONNX file that a bundle may hold; the reason is for people."""
 
 
-def scan(data: bytes | memoryview, where: str = "the graph") -> Facts:
+def scan(data: bytes | memoryview, where: str = "the graph", domains: Collection[str] = ()) -> Facts:
     """Walks a serialised ModelProto.
 
+    Args:
+        data: the model.
+        where: what it is, for messages.
+        domains: of operators that it may use besides ONNX's own.
+
     Raises:
-        BundleError: not a well-formed model; model-local functions, training sections or sparse tensors; a node of a domain other
-            than ONNX's own; external data that is incomplete, contradicts its tensor's shape, or is used outside initialisers.
+        BundleError: not a well-formed model; model-local functions, training sections or sparse tensors; a node of another
+            domain; external data that is incomplete, contradicts its tensor's shape, or is used outside initialisers.
     """
-    walker = _Walker()
+    walker = _Walker(domains)
     try:
         walker.model(memoryview(data))
     except Malformed as reason:
@@ -122,7 +127,8 @@ def text(value: Value, what: str) -> str:
 
 
 class _Walker:
-    def __init__(self) -> None:
+    def __init__(self, domains: Collection[str]) -> None:
+        self.domains = frozenset(domains)
         self.external: list[External] = []
         self.nodes = 0
         self.operators: set[str] = set()
@@ -161,9 +167,9 @@ class _Walker:
                 domain = text(value, "a domain")
             elif field == 5:
                 self.attribute(view(value, "an attribute"), depth)
-        if domain:
+        if domain and domain not in self.domains:
             raise Malformed(f"its operator {operator!r} is of domain {domain!r}; only standard ONNX operators are allowed")
-        self.operators.add(operator)
+        self.operators.add(f"{domain}.{operator}" if domain else operator)
 
     def attribute(self, data: memoryview, depth: int) -> None:
         for field, value in fields(data):

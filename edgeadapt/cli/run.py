@@ -12,6 +12,9 @@ numpy.save writes them, one after another, each a frame or several.
 One line a frame, in their order: index, id, label, name, confidence, entropy (nats), ms (of its window, a frame), adapted, truth where it is known.
 Segmentation has shares (of pixels, by class) instead of label and name, and error instead of truth. A frame that cannot be used has index, id and
 error, and the stream goes on. Frames are taken in windows of --batch and adapted on; what is left at the end is predicted.
+
+With --budget only what fits is loaded, and a bundle that cannot adapt in it is refused: add --no-adapt to predict only. When memory runs short on the
+way, adaptation pauses first; every such change is told when it happens and again at the end, on stderr.
 """
 
 from __future__ import annotations
@@ -47,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapt", action=argparse.BooleanOptionalAction, default=True, help="adapt to the frames (default), or only predict")
     parser.add_argument("--batch", type=int, metavar="N", help="frames in a window, one of the bundle's batches (default: the largest)")
     parser.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes the process may hold resident, such as 128MiB")
+    parser.add_argument("--reserve", type=parse_bytes, metavar="SIZE", help="with --budget: give way when the system has less than this left")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of one operator (default: 1)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--state", metavar="PATH", help="begin with the state saved in that file, or in a folder of slots")
@@ -67,7 +71,10 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments.set)
     _check_report(arguments.report)
-    with Adapter.open(arguments.bundle, arguments.budget, arguments.threads) as adapter:
+    used: dict[str, Any] = {"roles": "adapt" if arguments.adapt else "predict", "reserve": arguments.reserve}
+    if arguments.budget is not None and arguments.batch is not None:
+        used["batches"] = [arguments.batch]
+    with Adapter.open(arguments.bundle, arguments.budget, arguments.threads, **used) as adapter:
         if arguments.state or arguments.resume:
             adapter.load(arguments.state)
         adapter.hyper = settings
@@ -149,6 +156,9 @@ def _close(adapter: Adapter, tally: Tally, begun: dict[str, int], source: str, a
     ended, memory = adapter.stats, adapter.memory
     steps, rejected = (ended[name] - begun[name] for name in ("steps", "rejected_steps"))
     rows = tally.rows(steps, rejected, memory["peak"] or 0, memory["budget"])
+    if paused := ended["paused_steps"] - begun["paused_steps"]:
+        rows.append(("paused", f"{paused} steps were not taken because memory was short"))
+    rows += [("" if index else "level", f"after {change}") for index, change in enumerate(adapter.changes)]
     if arguments.save is not None:
         rows.append(("state", f"saved to {adapter.save(arguments.save or None)}"))
     if arguments.report is not None:

@@ -74,7 +74,8 @@ class Plan:
                 if name and owner(name) in held:
                     held[owner(name)] -= 1
             touched = dict.fromkeys(owner(name) for name in (*node.inputs, *node.outputs) if name)
-            event.freed = [name for name in touched if held.get(name) == 0]
+            unread = {name for name in node.outputs if name and not uses.get(name)}  # onnxruntime frees them after the run
+            event.freed = [name for name in touched if held.get(name) == 0 and name not in unread]
             for name in event.freed:
                 del held[name]
             self.events.append(event)
@@ -95,6 +96,15 @@ class Plan:
         for event in self.events:
             used += sum(self.sizes[name] for name in event.taken)
             points.append(used + event.scratch)
+            used -= sum(self.sizes[name] for name in event.freed)
+        return points
+
+    def after(self) -> list[int]:
+        """Bytes in use after each node, before its inputs are freed and without scratch: what onnxruntime's profiler tells, less its base."""
+        used, points = 0, []
+        for event in self.events:
+            used += sum(self.sizes[name] for name in event.taken)
+            points.append(used)
             used -= sum(self.sizes[name] for name in event.freed)
         return points
 

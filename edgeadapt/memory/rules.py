@@ -14,17 +14,22 @@ from edgeadapt.memory.graph import GraphLike, NodeLike
 ALIGNMENT = 256
 """Bytes that every block is rounded up to."""
 
-VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze"})
+VIEWS = frozenset({"Reshape", "Flatten", "Squeeze", "Unsqueeze", "Identity"})
+
+_ACTIVATIONS = ("Relu", "LeakyRelu", "ThresholdedRelu", "Elu", "Celu", "Selu", "Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign")
 
 IN_PLACE = {
-    "Relu": 0,
+    **dict.fromkeys(_ACTIVATIONS, 0),
     "Softmax": 0,
     "LogSoftmax": 0,
     "Clip": 0,
+    "Cast": 0,  # between types of one size, such as bytes and masks
+    "Trilu": 0,
+    "ScatterElements": 0,
     "com.microsoft.nchwc.Conv": 3,
     "com.microsoft.FusedConv": 3,
 }
-"""Operators that write over an input of the output's shape on its last use, and which."""
+"""Operators that write over an input of the output's shape and size on its last use, and which. Arithmetic, Exp, Sqrt, Gelu and the like do not."""
 
 CONVOLUTIONS = frozenset({"Conv", "com.microsoft.FusedConv"})
 SEGMENT = 65536
@@ -54,6 +59,11 @@ def workspace(graph: GraphLike, node: NodeLike, machine: Machine = X86) -> int:
     if node.op == "ConvTranspose":  # one image's columns
         weight, image = graph.values[node.inputs[1]].shape, graph.values[node.inputs[0]].shape
         return rounded(4 * math.prod(weight[1:]) * math.prod(image[2:]))
+    if node.op == "Where":  # either side, chosen and else empty
+        return 2 * rounded(graph.values[node.outputs[0]].nbytes)
+    if node.op in ("Softmax", "LogSoftmax"):  # over another axis than the last: turned there and back
+        out = graph.values[node.outputs[0]]
+        return 0 if int(node.attributes.get("axis", -1)) in (-1, len(out.shape) - 1) else 2 * rounded(out.nbytes)
     return 0
 
 

@@ -1,0 +1,150 @@
+"""What a process holds besides a graph's live tensors: sessions, copies of weights, mapped pages, the state's two sets.
+
+The constants were measured by `benchmarks/memory_constants.py` on models that no figure of this project is about: chains of one operator, and a
+normalisation, a head and a few convolutions made by hand. onnxruntime 1.31.1, CPython 3.11, glibc 2.36, x86-64, 4 KiB pages. They are the same for
+every graph.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from edgeadapt.bundle import GraphSpec, StateSpec
+from edgeadapt.bundle.onnxwire import External
+from edgeadapt.memory.graph import GraphLike
+from edgeadapt.memory.liveness import Plan
+from edgeadapt.memory.region import STEPS, Region
+from edgeadapt.memory.rules import ALIGNMENT, rounded
+
+SESSION = 30_000
+"""Bytes of a session with one operator, as malloc counts them."""
+
+NODE, EDGE, ATTRIBUTE, INITIALISER = 3_900, 160, 1_030, 1_470
+"""Of a session, for each node, each of its inputs and outputs, each attribute and each initialiser: fitted to chains of 100 and 400 operators of 34
+kinds, with constants of their own and with shared ones. The fit is within 13 % for every kind."""
+
+FLOATS = {"BatchNormalization": 1, "Gemm": 2}
+"""Attributes that the reader of graphs passes over because they are not whole numbers; the exporter writes them on these operators."""
+
+CODE = 3_790_000
+"""Pages of libraries that are touched on top of a trivial session's: 1.8 MB by loading and running one operator of each of those kinds, and 2 MB by
+the error with which onnxruntime answers when it is asked how much of a region is left."""
+
+ADAPTER = 3_320_000
+"""An adapter, within a budget, of a bundle of two nodes that has run, without its session and library pages: modules of ours and of the standard
+library, buffers."""
+
+PLANNED = 1_530
+"""For each node of its largest graph: what stays of reading and planning the graphs, measured on one of 48 operators of each kind."""
+
+NAME, TENSOR, BOUND, WEIGHT = 95, 2_600, 1_650, 2_800
+"""What that grows by, for each tensor's name in each graph of the manifest, each state tensor, each graph in use that is bound to one, and each
+frozen tensor; measured on bundles with 1,500 of them."""
+
+THREAD = 65_536
+"""Bytes of each thread beyond the first: its stack, and its own heap."""
+
+READ_AHEAD = 65_536
+"""A fault on a page of a file also maps those of this window around it that are in the page cache."""
+
+MARGIN, LEAST_MARGIN = 0.05, 65_536
+"""What a region gets over the size that works by count: a share, or that many bytes where they are more."""
+
+TABLE_ENTRY = 8
+"""Bytes that onnxruntime keeps for every 256 of a region; all are written when the region is made."""
+
+
+def session_bytes(graph: GraphLike) -> int:
+    """What a loaded graph takes in the process's heap, without tensors."""
+    edges = attributes = 0
+    for node in graph.nodes:
+        edges += len(node.inputs) + len(node.outputs)
+        attributes += len(node.attributes) + FLOATS.get(node.op, 0)
+    return SESSION + NODE * len(graph.nodes) + EDGE * edges + ATTRIBUTE * attributes + INITIALISER * len(graph.constants)
+
+
+def prepacked(graph: GraphLike) -> tuple[int, int]:
+    """Bytes of the copies that loading a graph makes of its constant weights: inside the region, and beside it.
+
+    `ConvTranspose` keeps its weight transposed, in a block of the region, unless a group has one channel going in or one number coming out of it.
+    `Gemm` and `MatMul` pack a matrix in panels of 16 columns, in memory that the arena counts but takes from malloc.
+    """
+    inside = beside = 0
+    for node in graph.nodes:
+        if len(node.inputs) < 2 or node.inputs[1] not in graph.constants:
+            continue
+        weight = graph.values[node.inputs[1]]
+        if node.op == "ConvTranspose":
+            if weight.shape[0] // int(node.attributes.get("group", 1)) > 1 and math.prod(weight.shape[1:]) > 1:
+                inside += rounded(weight.nbytes)
+        elif node.op in ("Gemm", "MatMul", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul") and len(weight.shape) == 2:
+            depth, columns = reversed(weight.shape) if node.attributes.get("transB") else weight.shape
+            beside += 4 * depth * -(-columns // 16) * 16
+    return inside, beside
+
+
+def mapped_pages(tensors: Iterable[External], size: int, page: int) -> int:
+    """Bytes of a file of `size` that are mapped once these tensors in it have been read, each page once however many of them lie in it."""
+    window = max(page, READ_AHEAD)
+    end = -(-size // page) * page
+    touched: set[int] = set()
+    for tensor in tensors:
+        touched.update(range(tensor.offset // window, -(-(tensor.offset + tensor.length) // window)))
+    return sum(min(end - index * window, window) for index in touched)
+
+
+def state_bytes(specs: Iterable[StateSpec], graphs: Mapping[str, GraphSpec], names: Iterable[str]) -> int:
+    """Bytes of the state where the graphs `names` run: the current set, and the following set of what they write."""
+    written = {tensor for name in names for tensor in graphs[name].writes}
+    return sum(-(-spec.size // 16) * 64 * (2 if spec.name in written else 1) for spec in specs)
+
+
+class _Traced(Region):
+    """A region that remembers which of its bytes were ever part of a block."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.blocks: set[tuple[int, int]] = set()
+
+    def allocate(self, name: str, size: int) -> bool:
+        """As a region does."""
+        found = super().allocate(name, size)
+        if found:
+            self.blocks.add((self._place[name], self._place[name] + size))
+        return found
+
+    def clear(self) -> None:
+        """Give back what is left after a run."""
+        for name in list(self._place):
+            self.free(name)
+
+
+def touched(plans: Iterable[Plan], size: int, page: int) -> int:
+    """Bytes of the pages of one region of `size` that runs of the plans write to; no others are resident. All of it if a plan does not fit."""
+    blocks: set[tuple[int, int]] = set()
+    for plan in plans:
+        region = _Traced(size // ALIGNMENT * ALIGNMENT)
+        for _ in range(STEPS):
+            if not _run(plan, region):
+                return size
+            region.clear()
+        blocks |= region.blocks
+    total = end = 0
+    for begin, stop in sorted((begin // page * page, -(-stop // page) * page) for begin, stop in blocks):
+        total += max(stop - max(begin, end), 0)
+        end = max(end, stop)
+    return min(total, size)
+
+
+def _run(plan: Plan, region: Region) -> bool:
+    for event in plan.events:
+        if not all(region.allocate(name, plan.sizes[name]) for name in event.taken):
+            return False
+        if event.scratch:
+            if not region.allocate("", event.scratch):
+                return False
+            region.free("")
+        for name in event.freed:
+            region.free(name)
+    return True

@@ -1,0 +1,289 @@
+"""What a bundle would take on a board: does it fit, line by line, which of its configurations would, and what stands at the peak. Nothing is run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from edgeadapt.bundle import Bundle
+from edgeadapt.errors import BudgetError, UsageError
+from edgeadapt.memory import costs
+from edgeadapt.memory.curve import Curve, curve
+from edgeadapt.memory.ledger import FIRST, Ledger, Setup, layout, ledger
+from edgeadapt.units import format_bytes
+
+ROLES = ("predict", "adapt", "learn")
+
+
+class BoardLike(Protocol):
+    """What is needed of a board; `edgeadapt.devices.boards` has them."""
+
+    @property
+    def key(self) -> str:
+        """Its short name."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+        ...
+
+    @property
+    def memory(self) -> int:
+        """Bytes that one process can use."""
+        ...
+
+    @property
+    def page(self) -> int:
+        """Bytes of a page."""
+        ...
+
+    @property
+    def arm(self) -> bool:
+        """64-bit Arm, else x86-64."""
+        ...
+
+    @property
+    def floor(self) -> int:
+        """Resident bytes of Python with numpy, onnxruntime and one trivial session."""
+        ...
+
+    @property
+    def floor_known(self) -> str:
+        """How: "measured" or "estimated"."""
+        ...
+
+    @property
+    def gflops(self) -> float:
+        """1e9 float32 operations a second of one core."""
+        ...
+
+    @property
+    def gbps(self) -> float:
+        """1e9 bytes a second."""
+        ...
+
+    @property
+    def rates_known(self) -> str:
+        """How the two are known."""
+        ...
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A configuration of a bundle.
+
+    Attributes:
+        role: "predict"; "adapt" and "learn" predict too.
+        batch: frames in a step.
+        graph: the graph of a step: a lean variant has a name of its own.
+        graphs: all that are loaded for it.
+        prepacking: whether onnxruntime keeps rearranged copies of weights.
+        total: the process's peak, bytes.
+        seconds: of a step, roughly.
+        fits: whether the peak is within the limit; None without one.
+        best: the one to take among those that fit.
+    """
+
+    role: str
+    batch: int
+    graph: str
+    graphs: tuple[str, ...]
+    prepacking: bool
+    total: int
+    seconds: float
+    fits: bool | None = None
+    best: bool = False
+
+    @property
+    def per_frame(self) -> float:
+        """Seconds a frame."""
+        return self.seconds / self.batch
+
+    @property
+    def words(self) -> str:
+        """In words: "adapt at batch 16 (adapt.b16.lean, without prepacked weights)"."""
+        extra = [*([self.graph] if self.graph != f"{self.role}.b{self.batch}" else []), *([] if self.prepacking else ["without prepacked weights"])]
+        return f"{self.role} at batch {self.batch}" + (f" ({', '.join(extra)})" if extra else "")
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """The answer.
+
+    Attributes:
+        bundle, digest: the file's name and the bundle's digest.
+        board: name of the board; key its short one.
+        choice: the configuration asked about, its ledger beside it.
+        threads: of one operator.
+        budget: bytes, or None; `fits` and `margin` are None then.
+        choices: those that no other of the bundle's configurations beats in batch, memory and time a frame at once, least memory first.
+        curves: of the graphs of a step and of prediction, the step's first.
+        rates_known: how the board's rates, and so the times, are known.
+    """
+
+    bundle: str
+    digest: str
+    board: str
+    key: str
+    memory: int
+    threads: int
+    budget: int | None
+    choice: Choice
+    ledger: Ledger
+    choices: tuple[Choice, ...]
+    curves: tuple[Curve, ...]
+    rates_known: str
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether the configuration is within the budget."""
+        return self.choice.fits
+
+    @property
+    def margin(self) -> int | None:
+        """Bytes left of the budget; negative where it does not fit."""
+        return None if self.budget is None else self.budget - self.ledger.total
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            **{
+                key: getattr(self, key)
+                for key in ("bundle", "digest", "board", "key", "memory", "threads", "budget", "fits", "margin", "rates_known")
+            },
+            "choice": asdict(self.choice),
+            "ledger": self.ledger.plain(),
+            "choices": [asdict(choice) for choice in self.choices],
+            "curves": [item.plain() for item in self.curves],
+        }
+
+    def check(self) -> None:
+        """Whether it fits.
+
+        Raises:
+            BudgetError: it does not; the message has every line, the hint the nearest configurations that do.
+        """
+        if self.budget is None or self.fits:
+            return
+        total, budget = format_bytes(self.ledger.total), format_bytes(self.budget)
+        more = format_bytes(self.ledger.total - self.budget)
+        raise BudgetError(f"{self.choice.words} needs {total}, {more} more than the budget of {budget}:\n{self.ledger.table()}", self._nearest())
+
+    def _nearest(self) -> str:
+        fitting = [choice for choice in self.choices if choice.fits]
+        if not fitting:
+            least = min(self.choices, key=lambda choice: choice.total)
+            return f"nothing in this bundle fits; the least is {least.words} with {format_bytes(least.total)}"
+        near = [max((c for c in fitting if c.role == role), key=_rank, default=None) for role in (self.choice.role, *_others(self.choice.role))]
+        named = [f"{choice.words} with {format_bytes(choice.total)}" for choice in near if choice]
+        return f"what fits: {'; '.join(named)}"
+
+
+def _others(role: str) -> list[str]:
+    return [other for other in ("adapt", "predict", "learn") if other != role]
+
+
+def _rank(choice: Choice) -> tuple[int, float]:
+    return choice.batch, -choice.seconds
+
+
+def simulate(
+    bundle: Bundle, board: BoardLike, role: str | None = None, batch: int | None = None, budget: int | None = None, threads: int = 1
+) -> Simulation:
+    """What a configuration of a bundle takes on a board.
+
+    A role and batch may have several forms: leaner graphs of the same step, and onnxruntime's copies of weights left out. The quickest that fits is
+    taken, as an adapter with that budget would.
+
+    Args:
+        bundle: the bundle.
+        board: where it would run.
+        role: "predict", "adapt" or "learn"; None: adapt if the bundle can.
+        batch: None: the largest of that role.
+        budget: the most bytes that the process may hold; None: no limit.
+        threads: that one operator may use.
+
+    Raises:
+        UsageError: the bundle has no graph of that role and batch.
+        BundleError: it is damaged.
+    """
+    manifest = bundle.manifest
+    role = role or ("adapt" if manifest.planned("adapt") else "predict")
+    sizes = manifest.planned(role)
+    if role not in ROLES or not sizes:
+        raise UsageError(f"this bundle ({manifest.method.name}) has no graph to {role}", f"it can {', '.join(_roles(bundle))}")
+    if batch is not None and batch not in sizes:
+        raise UsageError(f"this bundle cannot {role} with batch {batch}", f"it has {', '.join(map(str, sorted(sizes)))}")
+    batch = batch or sizes[0]
+    base = Setup((), board.floor, board.floor_known, threads, board.page, board.arm)
+    shown = [name for name in _roles(bundle) if name != "learn" or role == "learn"]
+    found = [_limited(choice, budget) for name in shown for choice in _choices(bundle, board, base, name)]
+    forms = sorted((choice for choice in found if choice.role == role and choice.batch == batch), key=lambda choice: (choice.seconds, choice.total))
+    asked = next((choice for choice in forms if choice.fits is not False), min(forms, key=lambda choice: choice.total))
+    lines = ledger(bundle, replace(base, graphs=asked.graphs, prepacking=asked.prepacking))
+    steps = dict.fromkeys([asked.graph, *(name for name in asked.graphs if name != FIRST)])
+    curves = (curve(name, item.graph, item.plan) for name in steps for item in (layout(bundle, name, base.machine),))
+    return Simulation(
+        bundle.path.name,
+        bundle.digest,
+        board.name,
+        board.key,
+        board.memory,
+        threads,
+        budget,
+        asked,
+        lines,
+        _front(found, role),
+        tuple(curves),
+        board.rates_known,
+    )
+
+
+def _roles(bundle: Bundle) -> list[str]:
+    return [role for role in ROLES if bundle.manifest.planned(role)]
+
+
+def _choices(bundle: Bundle, board: BoardLike, base: Setup, role: str) -> Iterator[Choice]:
+    for name, spec in bundle.manifest.graphs.items():
+        if spec.role != role:
+            continue
+        beside = f"predict.b{spec.batch}"
+        graphs = tuple(dict.fromkeys((FIRST, *([beside] if beside in bundle.manifest.graphs else []), name)))
+        time = costs.seconds(layout(bundle, name, base.machine).graph, board.gflops, board.gbps, base.threads)
+        totals = [ledger(bundle, replace(base, graphs=graphs, prepacking=kept)).total for kept in (True, False)]
+        yield Choice(role, spec.batch, name, graphs, True, totals[0], time)
+        if totals[1] < (1 - WORTH) * totals[0]:
+            yield Choice(role, spec.batch, name, graphs, False, totals[1], time * UNPACKED)
+
+
+WORTH = 0.005
+"""Share of the memory that must be saved for a configuration without prepacked weights to be listed."""
+
+UNPACKED = 1.04
+"""How much longer a step takes without prepacked weights: 3 to 4 % measured on a WideResNet-40-2."""
+
+
+def format_seconds(value: float) -> str:
+    """A duration in milliseconds, or from one second on in seconds."""
+    return f"{value:.3g} s" if value >= 1 else f"{1e3 * value:.3g} ms"
+
+
+def _limited(choice: Choice, budget: int | None) -> Choice:
+    return choice if budget is None else replace(choice, fits=choice.total <= budget)
+
+
+def _front(found: Sequence[Choice], role: str) -> tuple[Choice, ...]:
+    """Those that no other of their role beats, the best of those that fit marked."""
+
+    def beats(one: Choice, other: Choice) -> bool:
+        mine, its = ((choice.total, choice.per_frame, -choice.batch) for choice in (one, other))
+        return one.role == other.role and mine != its and all(a <= b for a, b in zip(mine, its))
+
+    kept = [choice for choice in found if not any(beats(other, choice) for other in found)]
+    fitting = [choice for choice in kept if choice.fits is not False]
+    order = [role, *_others(role)]
+    best = max(fitting, key=lambda choice: (-order.index(choice.role), *_rank(choice)), default=None)
+    marked = [replace(choice, best=choice is best) for choice in kept]
+    return tuple(sorted(marked, key=lambda choice: (ROLES.index(choice.role), choice.total)))

@@ -1,0 +1,179 @@
+"""Which of a bundle's graphs fit a budget: the best that do, or a refusal that says what would."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+from typing import NamedTuple
+
+from edgeadapt.bundle import Manifest
+from edgeadapt.errors import BudgetError, UsageError
+from edgeadapt.memory.ledger import Ledger, Line
+from edgeadapt.runtime.memory import FIRST_GRAPH, Needs, Planned, planned
+from edgeadapt.units import format_bytes
+
+ROLES = ("predict", "adapt", "source", "learn")
+"""In the order in which they get what room there is."""
+
+
+class Item(NamedTuple):
+    """A role at a batch that would be good to have. needed: what is asked for, or what the bundle is for."""
+
+    role: str
+    batch: int
+    needed: bool
+
+    def __str__(self) -> str:
+        return f"{self.role} at batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is loaded.
+
+    Attributes:
+        plan: the graphs, and what they add.
+        least: the graphs that are kept under pressure, and what they add.
+        missing: what was wanted and did not fit.
+    """
+
+    plan: Planned
+    least: Planned
+    missing: tuple[str, ...]
+
+
+def wanted(manifest: Manifest, roles: Collection[str] | str | None, batches: Collection[int] | None) -> list[Item]:
+    """What to load, the most wanted first.
+
+    Args:
+        manifest: of the bundle.
+        roles: of `ROLES`; predict is always among them, and adapt means predict where a bundle has no steps. None: all that the bundle has, of
+            which predicting and adapting are needed.
+        batches: that are used; 1 is always among them. None: all.
+
+    Raises:
+        UsageError: the bundle has no such role or batch.
+    """
+    named = {roles} if isinstance(roles, str) else None if roles is None else set(roles)
+    for role in sorted((named or set()) - {"predict", "adapt"}):
+        if not manifest.planned(role):
+            present = [name for name in ROLES if manifest.planned(name)]
+            raise UsageError(f"this bundle ({manifest.method.name}) has no graph to {role!r}", f"it has {', '.join(present)}")
+    for batch in sorted(batches or ()):
+        if batch not in manifest.batches:
+            raise UsageError(f"this bundle has no graph for batch {batch}", f"it has {', '.join(map(str, manifest.batches))}")
+    items = []
+    for role in ROLES:
+        if named is None or role in named or role == "predict":
+            needed = named is not None or role in ("predict", "adapt")
+            sizes = [batch for batch in manifest.planned(role) if batches is None or batch in batches or batch == 1]
+            items += [Item(role, batch, needed) for batch in (sizes[::-1] if role == "source" else sizes)]  # a source without batch 1 is of no use
+    first = Item("predict", 1, True)
+    rest = [item for item in items if item != first]
+    adapt = [item for item in rest if item.role == "adapt"]
+    return [first, *adapt, *(item for item in rest if item.role != "adapt")]
+
+
+def everything(needs: Needs, items: Iterable[Item]) -> Choice:
+    """All of it, as quick as can be, in memory that grows as needed."""
+    manifest = needs.bundle.manifest
+    plan = planned(needs, [manifest.variants(item.role, item.batch)[0] for item in items], bounded=False)
+    return Choice(plan, plan, ())
+
+
+def choose(needs: Needs, items: list[Item], budget: int, held: int, strict: bool = False, beyond: int = 0) -> Choice:
+    """The best that fits.
+
+    Every item that still fits is taken, in their order. A step that has leaner variants is taken in the quickest that leaves room for all that is
+    needed; copies of weights that only save time are given up before that.
+
+    Args:
+        needs: the bundle's.
+        items: as `wanted` gives them.
+        budget: the most the process may hold resident, in bytes.
+        held: what it holds already, or has promised.
+        strict: everything, or nothing.
+        beyond: what loading took beyond its plan when it was tried, in bytes.
+
+    Raises:
+        BudgetError: predicting does not fit, no batch of a needed role does, or with `strict` not everything does. The message has every line,
+            the hint what would fit.
+    """
+    base = _base(items)
+    best: tuple[tuple[object, ...], Planned, list[Item]] | None = None
+    for lean, prepacking, order in product(range(3), (True, False), (items, list(dict.fromkeys([*base, *items])))):
+        plan, taken = _greedy(needs, order, budget - held - beyond, lean, prepacking)
+        if plan is None:
+            continue
+        covered = len({item.role for item in taken if item.needed})
+        needed, rest = ([item in taken for item in items if item.needed is kind] for kind in (True, False))
+        steps = [item in taken for item in _largest(items)]
+        rank = (covered, steps, lean < 2, needed, rest)  # the leanest steps are slow: worth it for a larger batch, not for more to choose from
+        if best is None or rank > best[0]:
+            best = rank, plan, taken
+        if len(taken) == len(items):
+            break
+    if best is None or best[0][0] != len({item.role for item in base}) or (strict and len(best[2]) < len(items)):
+        raise _refusal(needs, items, budget, held, strict, beyond)
+    plan, taken = best[1:]
+    least = [name for name in (FIRST_GRAPH, "source.b1") if name in plan.graphs]
+    missing = tuple(str(item) for item in items if item not in taken)
+    return Choice(plan, planned(needs, least, plan.region.prepacking), missing)
+
+
+def _largest(items: list[Item]) -> list[Item]:
+    """The largest batch of each kind of step that is needed."""
+    largest = {item.role: item for item in sorted(items) if item.needed and item.role in ("adapt", "learn")}
+    return [largest[role] for role in ROLES if role in largest]
+
+
+def _base(items: list[Item]) -> list[Item]:
+    """The smallest batch of each needed role."""
+    least = {item.role: item for item in sorted(items, key=lambda item: -item.batch) if item.needed}
+    return [least[role] for role in ROLES if role in least]
+
+
+def _greedy(needs: Needs, items: list[Item], room: int, lean: int, prepacking: bool) -> tuple[Planned | None, list[Item]]:
+    names: list[str] = []
+    taken: list[Item] = []
+    plan = None
+    for item in items:
+        fitting = planned(needs, [*names, _variant(needs, item, lean)], prepacking)
+        if fitting.total <= room:
+            plan, names = fitting, list(fitting.graphs)
+            taken.append(item)
+        elif not taken:
+            break  # without predicting one by one there is nothing
+    return plan, taken
+
+
+def _variant(needs: Needs, item: Item, lean: int = 2) -> str:
+    names = needs.bundle.manifest.variants(item.role, item.batch)
+    return names[min(lean, len(names) - 1)]
+
+
+def _refusal(needs: Needs, items: list[Item], budget: int, held: int, strict: bool, beyond: int) -> BudgetError:
+    """What does not fit line by line, and what would."""
+    known = [Line("resident now", held, "measured", "the process, before the bundle's graphs are loaded")]
+    known += [Line("beyond the plan", beyond, "measured", "taken when loading was tried")] if beyond else []
+    held += beyond
+    asked = items if strict else _base(items)
+    plan = planned(needs, [_variant(needs, item) for item in asked], False)
+    if not strict and len(asked) > 1 and held + planned(needs, [FIRST_GRAPH], False).total > budget:
+        asked, plan = asked[:1], planned(needs, [FIRST_GRAPH], False)
+    total = held + plan.total
+    ends = "".join(f"\n  {name:<17} {size:>13,} B {format_bytes(size):>9}" for name, size in (("budget", budget), ("missing", total - budget)))
+    what = "all that is asked for" if strict else "to " + " and ".join(map(str, asked))
+    table = Ledger((*known, *plan.ledger.lines)).table() + ends
+    message = f"the bundle does not fit the budget of {format_bytes(budget)}: {what} needs {format_bytes(total)}\n{table}"
+    options = [("predict only, at batch 1,", [FIRST_GRAPH])]
+    options += [(str(item), [FIRST_GRAPH, _variant(needs, item)]) for item in items if item.role in ("adapt", "learn")]
+    sizes = [f"{text} needs {_rounded(held + planned(needs, names, False).total)}" for text, names in options]
+    sizes += [f"all of it needs {_rounded(total)}"] if strict else []
+    return BudgetError(message, f"give a budget that is enough: {'; '.join(sizes)}; or export with a smaller batch")
+
+
+def _rounded(size: int) -> str:
+    return f"{ceil(size / 2**20)} MiB"

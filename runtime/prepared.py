@@ -1,0 +1,383 @@
+"""Graphs that were prepared for this machine: finding them in the cache, checking them, and having them made by a child process.
+
+An entry of the cache is a folder: `record.json` (what was decided and why, and the checksums of the rest), a graph `NAME.onnx` for each that is
+kept, `weights.bin` with the tensors that the bundle does not have as they are wanted, and an empty file that stands for the bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from edgeadapt._version import __version__
+from edgeadapt.bundle import WEIGHTS_OFFSET, Bundle, Graph, onnxwire
+from edgeadapt.bundle.digest import sha256
+from edgeadapt.bundle.reading import Node, parse
+from edgeadapt.errors import BundleError, EdgeAdaptError, UsageError
+from edgeadapt.progress import Progress, quiet
+from edgeadapt.units import format_bytes
+
+FORMAT = 1
+RECORD, OWN, BUNDLE = "record.json", "weights.bin", "bundle"
+"""Files of an entry. Graphs name `OWN` and `BUNDLE` as the places of their tensors."""
+
+DOMAINS = ("com.microsoft", "com.microsoft.nchwc")
+"""Of operators that a prepared graph may use besides the standard's."""
+
+LOG = logging.getLogger("edgeadapt")
+
+_LIMIT = 256 * 2**20  # bytes of a graph, as in a bundle
+_CHUNK = 2**20
+_FILES = r"[a-z]{1,16}(\.[a-z0-9]{1,16}){1,3}\.onnx|weights\.bin"
+_HASH = "[0-9a-f]{64}"
+_CPU = ("model name", "flags", "CPU implementer", "CPU part", "Features")
+
+
+@dataclass(frozen=True)
+class PreparedGraph:
+    """A graph to run instead of the bundle's.
+
+    Attributes:
+        model: its file.
+        folder: of its external data; `OWN` and `BUNDLE` are there.
+        level: of onnxruntime's optimisation: "extended" or "all".
+        nodes: how many it has.
+        peak_bytes: its peak of live tensors, counted.
+        region_bytes: a region for its tensors that it was seen to run in.
+        packed_bytes: of weights in another layout, which lie in the region too once it is loaded.
+        reserved_bytes: of small constants, which it takes outside the region.
+        own_bytes: of its tensors that are not the bundle's.
+        digest: SHA-256 of the file in hex.
+    """
+
+    model: Path
+    folder: str
+    level: str
+    nodes: int
+    peak_bytes: int
+    region_bytes: int
+    packed_bytes: int
+    reserved_bytes: int
+    own_bytes: int
+    digest: str
+
+    @property
+    def base_bytes(self) -> int:
+        """What it takes of onnxruntime's memory when it is loaded."""
+        return self.packed_bytes + self.reserved_bytes
+
+    def read(self, weights_size: int, own_size: int) -> Graph:
+        """The graph as onnxruntime may load it: its tensors lie inside the bundle's weights or the entry's own, its operators are known.
+
+        Args:
+            weights_size: bytes of the bundle's frozen weights.
+            own_size: bytes of the entry's weights.
+
+        Raises:
+            BundleError: the file is missing, damaged, or not what was prepared.
+        """
+        try:
+            with self.model.open("rb") as file:
+                data = file.read(_LIMIT)
+        except OSError as reason:
+            raise _unusable(self.model, f"cannot be read ({reason.strerror})") from None
+        if sha256(data).hexdigest() != self.digest:
+            raise _unusable(self.model, "is damaged (its checksum differs)")
+        facts = onnxwire.scan(data, str(self.model), DOMAINS)
+        ends = {BUNDLE: (WEIGHTS_OFFSET, WEIGHTS_OFFSET + weights_size), OWN: (0, own_size)}
+        for tensor in facts.external:
+            begin, end = ends.get(tensor.location, (0, -1))
+            if not tensor.outer or tensor.offset < begin or tensor.offset + tensor.length > end:
+                raise _unusable(self.model, f"takes tensor {tensor.name!r} from a place that is not its own")
+        return Graph(data, facts.external)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An entry of the cache, checked.
+
+    Attributes:
+        folder: the entry.
+        graphs: those to run instead of the bundle's, by name; a graph that is not here runs as exported.
+        own_bytes: size of its weights file, which is mapped when a graph is loaded.
+        record: what was decided and why: see docs/prepare.md.
+    """
+
+    folder: Path
+    graphs: dict[str, PreparedGraph]
+    own_bytes: int
+    record: dict[str, Any]
+
+    def mapped(self) -> memoryview:
+        """The weights file, mapped read-only; empty where no graph has tensors of its own.
+
+        Raises:
+            BundleError: it is not the file that was checked.
+        """
+        return _map(self.folder / OWN, self.own_bytes)
+
+
+def map_own(graph: PreparedGraph) -> memoryview:
+    """The weights file beside a graph that has no entry yet."""
+    return _map(Path(graph.folder, OWN), graph.own_bytes)
+
+
+def _map(path: Path, size: int) -> memoryview:
+    import mmap
+
+    if not size:
+        return memoryview(b"")
+    try:
+        with path.open("rb") as file:
+            if os.fstat(file.fileno()).st_size != size:
+                raise _unusable(path, "is damaged (its size differs)")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except OSError as reason:
+        raise _unusable(path, f"cannot be read ({reason.strerror})") from None
+
+
+def find(bundle: Bundle, threads: int = 1, cache: str | os.PathLike[str] | None = None) -> Prepared | None:
+    """What was prepared for this bundle, onnxruntime, CPU and number of threads, every byte of it checked; None where there is nothing sound.
+
+    Args:
+        bundle: the bundle.
+        threads: of one operator.
+        cache: the cache's folder; None for the usual places.
+    """
+    wanted = key(bundle, threads)
+    for folder in places(bundle, cache):
+        entry = folder / entry_name(wanted)
+        if entry.is_dir():
+            try:
+                return load(entry, bundle, wanted)
+            except (BundleError, OSError) as reason:
+                LOG.warning("%s is not used: %s", entry, getattr(reason, "message", reason))
+    return None
+
+
+def ensure(
+    bundle: Bundle, threads: int = 1, progress: Progress = quiet, cache: str | os.PathLike[str] | None = None, force: bool = False
+) -> Prepared | None:
+    """What was prepared, made first where there is nothing sound. It takes seconds to minutes, in a child process.
+
+    Never an error: where it cannot be made, one line in the log says why, and the graphs run as exported.
+
+    Args:
+        bundle: the bundle.
+        threads: of one operator.
+        progress: told how far it is.
+        cache: the cache's folder; None for the usual places.
+        force: make it anew.
+    """
+    try:
+        return make(bundle, threads, progress, cache, force)
+    except (EdgeAdaptError, OSError) as reason:
+        LOG.warning("%s runs as exported: %s", bundle.path.name, getattr(reason, "message", reason))
+        return None
+
+
+def make(bundle: Bundle, threads: int = 1, progress: Progress = quiet, cache: str | os.PathLike[str] | None = None, force: bool = False) -> Prepared:
+    """As `ensure`, for who wants to know why not.
+
+    Raises:
+        UsageError: there is no folder that can be written.
+        EdgeAdaptError: the child process failed.
+    """
+    found = None if force else find(bundle, threads, cache)
+    if found is not None:
+        return found
+    folder, wanted = _writable(bundle, cache).absolute(), key(bundle, threads)
+    _run_child(bundle, wanted, folder, force, progress)
+    try:
+        return load(folder / entry_name(wanted), bundle, wanted)
+    except (BundleError, OSError) as reason:
+        raise EdgeAdaptError(f"what was prepared in {folder} cannot be used: {getattr(reason, 'message', reason)}") from None
+
+
+def _run_child(bundle: Bundle, wanted: dict[str, Any], folder: Path, force: bool, progress: Progress) -> None:
+    import subprocess
+
+    command = [sys.executable, "-m", "edgeadapt.runtime.prepare", "--bundle", str(bundle.path), "--key", json.dumps(wanted)]
+    command += ["--cache", str(folder), *(["--force"] if force else [])]
+    said: list[str] = []
+    with subprocess.Popen(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment(), cwd="/"
+    ) as child:
+        try:
+            for line in child.stdout or ():
+                step = _step(line)
+                if step is None:
+                    said = [*said[-20:], line.rstrip()]
+                else:
+                    progress(*step)
+            code = child.wait()
+        except BaseException:  # interrupted: the child and its unfinished folder go too
+            child.terminate()
+            raise
+    if code:
+        why = f"it was ended by signal {-code}" if code < 0 else "\n".join(line for line in said if line) or f"exit code {code}"
+        raise EdgeAdaptError(f"preparing failed: {why}", "free memory or disk space, or serve the graphs as exported")
+
+
+def _step(line: str) -> tuple[str, int, int, str] | None:
+    """A line of progress: a JSON list."""
+    try:
+        stage, done, total, note = json.loads(line)
+    except (ValueError, TypeError):
+        return None
+    return str(stage), int(done), int(total), str(note)
+
+
+def environment() -> dict[str, str]:
+    """For a child process that finds the same packages, whatever its folder."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))}
+
+
+def places(bundle: Bundle, cache: str | os.PathLike[str] | None = None) -> list[Path]:
+    """Where entries may lie, the first choice first: `cache`; $EDGEADAPT_CACHE; the user's cache folder, then BUNDLE.prepared beside the bundle."""
+    given = cache or os.environ.get("EDGEADAPT_CACHE")
+    if given:
+        return [Path(given)]
+    home = os.environ.get("XDG_CACHE_HOME", "")
+    if not os.path.isabs(home):
+        home = os.path.expanduser("~/.cache")
+    beside = bundle.path.with_name(bundle.path.name + ".prepared")
+    return [Path(home, "edgeadapt"), beside] if os.path.isabs(home) else [beside]
+
+
+def _writable(bundle: Bundle, cache: str | os.PathLike[str] | None) -> Path:
+    tried = []
+    for folder in places(bundle, cache):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as reason:
+            tried.append(f"{folder} cannot be made ({reason.strerror})")
+            continue
+        if os.access(folder, os.W_OK | os.X_OK):
+            return folder
+        tried.append(f"{folder} is read-only")
+    raise UsageError(f"there is no place for prepared graphs: {'; '.join(tried)}", "give one with --cache or EDGEADAPT_CACHE")
+
+
+def entry_name(wanted: dict[str, Any]) -> str:
+    """The folder's name: the bundle's digest and that of all that the result depends on, as `key` says."""
+    return f"{wanted['bundle'][:16]}-{sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+def key(bundle: Bundle, threads: int) -> dict[str, Any]:
+    """What a prepared graph is good for; as plain JSON values."""
+    return {"format": FORMAT, "producer": __version__, "bundle": bundle.digest, "onnxruntime": version(), "threads": threads, "cpu": cpu()}
+
+
+def version() -> str:
+    """onnxruntime's."""
+    import onnxruntime
+
+    return str(onnxruntime.__version__)
+
+
+def cpu() -> str:
+    """A fingerprint of what this processor can do."""
+    found: set[str] = {platform.machine()}
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            found |= {line.strip() for line in file if line.split(":")[0].strip() in _CPU}
+    except OSError:
+        found.add(platform.processor())
+    return sha256("\n".join(sorted(found)).encode()).hexdigest()
+
+
+def load(entry: Path, bundle: Bundle, wanted: dict[str, Any]) -> Prepared:
+    """An entry, checked.
+
+    Args:
+        entry: the folder.
+        bundle: the bundle.
+        wanted: what it must be good for, as `key` says.
+
+    Raises:
+        BundleError: something is missing, damaged, or made for something else.
+        OSError: a file cannot be read.
+    """
+    record = parse((entry / RECORD).read_bytes(), str(entry / RECORD))
+    root = Node(record, str(entry / RECORD))
+    if root.child("key").free() != wanted:
+        raise _unusable(entry, "was made for another bundle, onnxruntime or machine")
+    files = root.child("files").mapping(_file, _FILES)
+    for name, (digest, size) in files.items():
+        if _digest(entry / name) != (digest, size):
+            raise _unusable(entry / name, "is damaged (its checksum differs)")
+    own = files.get(OWN, ("", 0))[1]
+    graphs = {}
+    for name, node in _entries(root.child("graphs"), bundle):
+        if node.child("runs").text() == "emitted":
+            continue
+        digest = files.get(f"{name}.onnx", ("", 0))[0]
+        graph = graphs[name] = _graph(entry, name, node, digest)
+        graph.read(bundle.weights_size, own)
+    return Prepared(entry, graphs, own, root.free())
+
+
+def _entries(graphs: Node, bundle: Bundle) -> Iterator[tuple[str, Node]]:
+    for name in bundle.manifest.graphs:
+        yield name, graphs.child(name)
+
+
+def _graph(entry: Path, name: str, node: Node, digest: str) -> PreparedGraph:
+    level = node.child("runs").text("extended|all")
+    facts = node.child("versions").child(level)
+    sizes = {key: facts.child(key).integer(0) for key in ("peak_bytes", "region_bytes", "packed_bytes", "reserved_bytes", "own_bytes")}
+    return PreparedGraph(entry / f"{name}.onnx", str(entry), level, facts.child("nodes").integer(1), digest=digest, **sizes)
+
+
+def _file(node: Node) -> tuple[str, int]:
+    return node.child("sha256").text(_HASH), node.child("size").integer(0)
+
+
+def _digest(path: Path) -> tuple[str, int]:
+    digest, size = sha256(), 0
+    with path.open("rb") as file:
+        while piece := file.read(_CHUNK):
+            digest.update(piece)
+            size += len(piece)
+    return digest.hexdigest(), size
+
+
+def table(record: dict[str, Any]) -> str:
+    """What was decided and why, as text."""
+    rows = [("graph", "runs", "nodes", "peak", "was", "region", "at load", "own", "ms", "was", "time")]
+    reasons = []
+    for name, graph in record["graphs"].items():
+        was, now = graph["versions"].get("emitted", {}), graph["versions"].get(graph["runs"], {})
+        cells = [_bytes(now.get("peak_bytes")), _bytes(graph["planned_bytes"]), _bytes(now.get("region_bytes")), _bytes(now.get("base_bytes"))]
+        times = [f"{version['milliseconds']:.3g}" if "milliseconds" in version else "–" for version in (now, was)]
+        ratio = f"{now['time_ratio']:.2f}" if "time_ratio" in now else "–"
+        rows.append((name, graph["runs"], str(now.get("nodes", "–")), *cells, _bytes(now.get("own_bytes")), *times, ratio))
+        reasons.append(f"  {name}: {graph['why']}")
+    widths = [max(len(row[index]) for row in rows) for index in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) if index < 2 else cell.rjust(width) for index, (cell, width) in enumerate(zip(row, widths))) for row in rows]
+    closing = (
+        f"in {record['seconds']:.0f} s, at most {format_bytes(record['peak_of_preparing'])} held; own weights {format_bytes(record['own_bytes'])}"
+    )
+    return "\n".join([*(f"  {line}".rstrip() for line in lines), "", *reasons, "", closing])
+
+
+def _bytes(size: int | None) -> str:
+    return "–" if size is None else format_bytes(size)
+
+
+def describe(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Checksums and sizes of files, as the record has them."""
+    found = {name: _digest(folder / name) for name in names}
+    return {name: {"sha256": digest, "size": size} for name, (digest, size) in found.items()}
+
+
+def _unusable(path: Path, why: str) -> BundleError:
+    return BundleError(f"{path} {why}", "prepare the bundle again")

@@ -1,0 +1,170 @@
+"""The graphs in use, and how they give way when memory is short."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+
+from edgeadapt.bundle import Bundle, Manifest
+from edgeadapt.errors import BudgetError, EdgeAdaptError, UsageError
+from edgeadapt.runtime import loading
+from edgeadapt.runtime.choice import ROLES
+from edgeadapt.runtime.engine import Engine, Outcome
+from edgeadapt.runtime.memory import FIRST_GRAPH, Planned, resident
+from edgeadapt.runtime.pressure import Change, Level, Pressure
+
+LOG = logging.getLogger("edgeadapt")
+
+
+class Service:
+    """Runs an adapter's graphs. Not thread-safe: called under the adapter's lock.
+
+    Args:
+        bundle: the bundle.
+        loaded: its graphs over their state.
+        threads: onnxruntime's threads for one operator.
+        pressure: says when to give way; None: never.
+        counters: "paused_steps" and "pressure_events" are counted there.
+
+    Attributes:
+        choice: what is loaded while memory is not short, and why.
+        batches: of each role, the largest first, at that time.
+        caches: what lets go of each cache's memory, by the cache's name.
+    """
+
+    def __init__(self, bundle: Bundle, loaded: loading.Loaded, threads: int, pressure: Pressure | None, counters: dict[str, int]) -> None:
+        self.choice, self.caches = loaded.choice, dict[str, Callable[[], object]]()
+        self._bundle, self._state, self._prepared = bundle, loaded.state, loaded.prepared
+        self._threads, self._pressure, self._counters = threads, pressure, counters
+        self._engine: Engine | None = loaded.engine
+        self._closed, self._regain = False, 0
+        self._graphs = _by_role(bundle.manifest, loaded.choice.plan.graphs)
+        self.batches = {role: tuple(sizes) for role, sizes in self._graphs.items()}
+
+    @property
+    def level(self) -> Level:
+        """How far it gives way at present."""
+        return Level.NORMAL if self._pressure is None else self._pressure.level
+
+    @property
+    def reason(self) -> str:
+        """Why; "" where it does not."""
+        return "" if self._pressure is None else self._pressure.reason
+
+    def changes(self) -> tuple[Change, ...]:
+        """The latest changes of the level."""
+        return () if self._pressure is None else tuple(self._pressure.changes)
+
+    def names(self) -> tuple[str, ...]:
+        """The graphs in use at present."""
+        return tuple(name for sizes in self._graphs.values() for name in sizes.values())
+
+    def require(self, role: str) -> None:
+        """Refuses a role that nothing was loaded for.
+
+        Raises:
+            BudgetError: for want of room.
+            UsageError: it was not asked for.
+        """
+        if self.batches[role]:
+            return
+        if any(text.startswith(role) for text in self.choice.missing):
+            raise BudgetError(f"there was no room for the {role} graphs in the budget", f"give more, or open with roles={role!r}")
+        raise UsageError(f"this adapter was opened without {role}", "name it in roles, or give none: they say what is loaded")
+
+    def live(self) -> Engine:
+        """The engine.
+
+        Raises:
+            UsageError: closed.
+            BudgetError: its graphs were let go of for want of memory, and there is not even enough to load the least.
+        """
+        if self._closed:
+            raise UsageError("this adapter is closed", "open the bundle again")
+        if self._engine is None:
+            self._engine = self._made(self.choice.least)
+        return self._engine
+
+    def close(self) -> None:
+        """Lets go of the graphs, for good."""
+        self._engine, self._closed = None, True
+
+    def look(self) -> None:
+        """Follows the state of memory by one level, if it is time to look. No engine of before may be held any longer."""
+        if self._pressure is not None and (level := self._pressure.look(self._regain)) is not None:
+            self._go(level)
+
+    def pick(self, role: str, count: int) -> tuple[str, str, int]:
+        """(graph, its role, its batch) for the next of that many frames: the largest batch that fits; what no batch fits is predicted one by one."""
+        for batch, name in self._graphs[role].items():
+            if batch <= count:
+                return name, role, batch
+        return FIRST_GRAPH, "predict", 1
+
+    def pass_over(self, role: str, count: int) -> int:
+        """Counts a step that is not taken; its number of frames, or 0 where none would have been taken."""
+        batch = next((size for size in self.batches[role] if size <= count), 0)
+        self._counters["paused_steps"] += batch > 0
+        return batch
+
+    def run(self, name: str, hyper: Mapping[str, float], commit: bool) -> Outcome | None:
+        """A run; None if memory was refused, the state is as it was, and the level went down for it, so that it is worth trying again.
+
+        Raises:
+            BudgetError: memory was refused, and there is nothing left to let go of.
+            BundleError: the graph cannot be run.
+        """
+        try:
+            return self.live().run(name, hyper, commit)
+        except BudgetError as refusal:
+            reason = refusal.message.split(" (")[0]
+        if self._pressure is None or (level := self._pressure.failed(reason)) is None:
+            raise BudgetError(f"memory ran out: {reason}", "raise the budget, or export with a smaller batch")
+        self._go(level)
+        return None
+
+    def _go(self, level: Level) -> None:
+        """Goes one level down or up. The state stays as it is."""
+        if self._pressure is None:
+            return
+        if Level.PREDICT in (level, self._pressure.level) and not self._exchange(level):
+            return
+        if level == Level.SHED > self._pressure.level:
+            for name, release in self.caches.items():
+                try:
+                    release()
+                except Exception:  # whatever a cache does, predictions go on
+                    LOG.exception("the cache %s could not be released", name)
+        self._counters["pressure_events"] += level > self._pressure.level
+        self._pressure.go(level)
+
+    def _exchange(self, level: Level) -> bool:
+        """Exchanges all graphs for the least, or back; False if there is no memory for all."""
+        before = resident()
+        try:
+            self._load(self.choice.least if level == Level.PREDICT else self.choice.plan)
+        except EdgeAdaptError as refusal:
+            reason = refusal.message.splitlines()[0]
+            LOG.warning("memory: %s", reason)
+            self._engine, self._graphs = None, _by_role(self._bundle.manifest, self.choice.least.graphs)
+            if level < Level.PREDICT and self._pressure is not None:
+                self._pressure.stay(reason)
+            return level == Level.PREDICT  # `live` tries again
+        if level == Level.PREDICT:
+            self._regain = max(0, before - resident())
+        return True
+
+    def _made(self, plan: Planned) -> Engine:
+        return loading.load(self._bundle, self._state, self._threads, plan, self._prepared)
+
+    def _load(self, plan: Planned) -> None:
+        self._engine = None
+        loading.give_back()
+        self._engine = self._made(plan)
+        self._graphs = _by_role(self._bundle.manifest, plan.graphs)
+
+
+def _by_role(manifest: Manifest, names: Iterable[str]) -> dict[str, dict[int, str]]:
+    """For each role the graphs by their batch, the largest first."""
+    found = sorted(((manifest.graphs[name].batch, name) for name in names), reverse=True)
+    return {role: {batch: name for batch, name in found if manifest.graphs[name].role == role} for role in ROLES}
