@@ -107,6 +107,19 @@ def test_every_scaling_moves_before_its_expansion_in_one_pass() -> None:
         np.testing.assert_array_equal(old, new)
 
 
+def test_places_of_maxima_that_nobody_reads_are_not_asked_for() -> None:
+    graph = Graph("g")
+    x = graph.input("x", (1, 2, 4, 4))
+    shapes = [((1, 2, 2, 2), np.dtype(FLOAT)), ((1, 2, 2, 2), np.dtype(np.int64))]
+    for index in range(2):
+        y, places = graph.add("MaxPool", [x], shapes, kernel_shape=[2, 2], strides=[2, 2])
+        graph.output(f"y{index}", graph.op("Exp", [y], y.shape))
+    graph.output("places", places)
+    drop_unread(graph)
+    assert [len(node.outputs) for node in graph.nodes if node.op == "MaxPool"] == [1, 2]
+    values(graph)
+
+
 def test_views_of_views_and_transposes_are_absorbed() -> None:
     graph = Graph("g")
     x, w = graph.input("x", (2, 3, 4)), graph.input("w", (5, 12))

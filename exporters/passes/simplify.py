@@ -48,6 +48,8 @@ def drop_unread(graph: Graph) -> bool:
     for node in reversed(graph.nodes):
         if any(out in needed for out in node.outputs):
             needed.update(node.inputs)
+            if node.op == "MaxPool":
+                node.outputs = [out for position, out in enumerate(node.outputs) if not position or out in needed]  # the places are optional
             kept.append(node)
     changed = len(kept) != len(graph.nodes)
     graph.nodes = kept[::-1]
