@@ -40,6 +40,8 @@ class PlacedWeights:
 
 ALLOWANCES = {"lean": 0.05, "least": 100.0}
 """How much time, as a share of the step's own and roughly counted, each variant of a step may spend to save memory."""
+EFFORT = 0.3
+"""How much work the order of a graph's nodes is worth, against what the search would do by itself."""
 WORTH = 0.9
 """A variant is kept if its peak is at most this share of the one before it."""
 
@@ -107,7 +109,6 @@ def compile_program(program: Program, weights: PlacedWeights) -> list[Compiled]:
         simplify(graph)
         used = {name for node in graph.nodes for name in node.inputs}
         graph.inputs = [name for name in graph.inputs if name in used or name == "x"]
-        graph.nodes = [graph.nodes[index] for index in best_order(graph)]
         made = [_planned(program, graph, weights)]
         for variant, allowance in ALLOWANCES.items() if program.role in ("adapt", "learn") else ():
             leaner = graph.copy()
@@ -118,6 +119,7 @@ def compile_program(program: Program, weights: PlacedWeights) -> list[Compiled]:
 
 
 def _planned(program: Program, graph: Graph, weights: PlacedWeights, variant: str = "") -> Compiled:
+    graph.nodes = [graph.nodes[index] for index in best_order(graph, effort=EFFORT)]
     plan = Plan(graph)
     return Compiled(program, graph, to_onnx(graph, weights), plan.peak, smallest(plan), variant)
 

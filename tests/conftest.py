@@ -18,6 +18,9 @@ from typing import TypeVar
 import hypothesis
 import pytest
 
+from edgeadapt.memory import schedule
+from tests.child import MODEST
+
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 CACHES = pytest.StashKey[Path]()
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
@@ -38,6 +41,8 @@ def pytest_configure(config: pytest.Config) -> None:
     caches = config.stash[CACHES] = Path(tempfile.mkdtemp(prefix="edgeadapt-tests-"))
     for kind in ("CACHE", "STATE", "CONFIG", "DATA"):
         os.environ[f"XDG_{kind}_HOME"] = str(caches / kind.lower())
+    schedule.VISITS //= MODEST  # exports by the hundred: their orders need not be the very best
+    schedule.LAYOUTS //= MODEST
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

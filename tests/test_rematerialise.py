@@ -84,7 +84,7 @@ def test_a_sign_is_kept_as_a_byte_where_that_is_cheaper(monkeypatch: pytest.Monk
     before, peak = run(graph), Plan(graph).peak
     rematerialise(graph, 10.0)
     assert graph.values[next(node.outputs[0] for node in graph.nodes if node.op == "Cast")].dtype == np.int8
-    assert Plan(graph).peak == peak - 3 * 4096
+    assert Plan(graph).peak <= peak - 3 * 4096
     assert same(before, run(graph))
 
 

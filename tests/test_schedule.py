@@ -12,19 +12,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, smallest
+from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, schedule, smallest
 from edgeadapt.memory.ordering import Budget, Problem
 from edgeadapt.memory.ordering_cuts import least
 from edgeadapt.memory.ordering_exact import exact
 from edgeadapt.memory.ordering_lists import numbered, ranks, runs
 from edgeadapt.memory.ordering_search import Search
 from edgeadapt.memory.rules import X86
-from edgeadapt.memory.schedule import VISITS, greedy
-from tests.child import ROOT, environment
+from edgeadapt.memory.schedule import greedy
+from tests.child import MODEST, ROOT, environment
 
 pytestmark = pytest.mark.device
 
+VISITS, LAYOUTS = schedule.VISITS * MODEST, schedule.LAYOUTS * MODEST
 SIZES = (1, 64, 100, 700, 5000)
+
+
+@pytest.fixture(autouse=True)
+def the_whole_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other tests search less."""
+    monkeypatch.setattr(schedule, "VISITS", VISITS)
+    monkeypatch.setattr(schedule, "LAYOUTS", LAYOUTS)
 
 
 def random_graph(seed: int, count: int, reach: int = 8) -> Graph:

@@ -21,6 +21,12 @@ from edgeadapt.memory.rules import VIEWS
 ROUNDS = 400
 """At most this many choices."""
 
+PASSES = 4
+"""At most this many times the nodes are ordered anew."""
+
+EFFORT = 0.15
+"""How much work each of these orders is worth; the last one is the caller's affair."""
+
 SMALL = 0.004
 """Tensors below this share of the peak are left alone."""
 
@@ -213,7 +219,7 @@ def _apply(graph: Graph, choice: _Choice) -> None:
 
 
 def rematerialise(graph: Graph, allowance: float, target: int = 0) -> float:
-    """Lower the peak in place; the order of the nodes is kept where it is, with what is added put in between.
+    """Lower the peak in place: what stands idle at the peak is done without, then the nodes are ordered anew, and again while that helps.
 
     Args:
         graph: the graph, scheduled.
@@ -224,6 +230,18 @@ def rematerialise(graph: Graph, allowance: float, target: int = 0) -> float:
         the rough time spent, as a share of the graph's own.
     """
     whole = total_seconds(graph)
+    spent, peak = 0.0, Plan(graph).peak
+    for _ in range(PASSES):
+        spent += _lower(graph, allowance * whole - spent, target)
+        graph.nodes = [graph.nodes[index] for index in best_order(graph, effort=EFFORT)]
+        before, peak = peak, Plan(graph).peak
+        if peak >= before or peak <= target:
+            break
+    return spent / whole if whole else 0.0
+
+
+def _lower(graph: Graph, seconds_left: float, target: int) -> float:
+    """Do without one tensor after the other, in the order of the nodes as it is; the rough seconds spent."""
     spent = 0.0
     banned: set[tuple[str, str]] = set()
     for _ in range(ROUNDS):
@@ -240,7 +258,7 @@ def rematerialise(graph: Graph, allowance: float, target: int = 0) -> float:
                 choice = way(state, block, at)
                 if choice is not None and (best is None or choice.cost / choice.gain < best.cost / best.gain):
                     best = choice
-        if best is None or spent + best.cost > allowance * whole:
+        if best is None or spent + best.cost > seconds_left:
             break
         before = graph.nodes
         _apply(graph, best)
@@ -251,6 +269,4 @@ def rematerialise(graph: Graph, allowance: float, target: int = 0) -> float:
             banned.add((best.block, before[best.at].outputs[0]))
             continue
         spent += best.cost
-    order = best_order(graph)
-    graph.nodes = [graph.nodes[index] for index in order]
-    return spent / whole if whole else 0.0
+    return spent
