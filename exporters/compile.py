@@ -40,8 +40,6 @@ class PlacedWeights:
 
 ALLOWANCES = {"lean": 0.05, "least": 100.0}
 """How much time, as a share of the step's own and roughly counted, each variant of a step may spend to save memory."""
-EFFORT = 0.3
-"""How much work the order of a graph's nodes is worth, against what the search would do by itself."""
 WORTH = 0.9
 """A variant is kept if its peak is at most this share of the one before it."""
 
@@ -119,7 +117,7 @@ def compile_program(program: Program, weights: PlacedWeights) -> list[Compiled]:
 
 
 def _planned(program: Program, graph: Graph, weights: PlacedWeights, variant: str = "") -> Compiled:
-    graph.nodes = [graph.nodes[index] for index in best_order(graph, effort=EFFORT)]
+    graph.nodes = [graph.nodes[index] for index in best_order(graph)]
     plan = Plan(graph)
     return Compiled(program, graph, to_onnx(graph, weights), plan.peak, smallest(plan), variant)
 

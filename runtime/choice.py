@@ -161,8 +161,9 @@ def _refusal(needs: Needs, items: list[Item], budget: int, held: int, strict: bo
     held += beyond
     asked = items if strict else _base(items)
     plan = planned(needs, [_variant(needs, item) for item in asked], False)
-    if not strict and len(asked) > 1 and held + planned(needs, [FIRST_GRAPH], False).total > budget:
-        asked, plan = asked[:1], planned(needs, [FIRST_GRAPH], False)
+    alone = planned(needs, [FIRST_GRAPH], False)
+    if not strict and len(asked) > 1 and held + alone.total > budget:
+        asked, plan = asked[:1], alone
     total = held + plan.total
     ends = "".join(f"\n  {name:<17} {size:>13,} B {format_bytes(size):>9}" for name, size in (("budget", budget), ("missing", total - budget)))
     what = "all that is asked for" if strict else "to " + " and ".join(map(str, asked))
@@ -172,7 +173,8 @@ def _refusal(needs: Needs, items: list[Item], budget: int, held: int, strict: bo
     options += [(str(item), [FIRST_GRAPH, _variant(needs, item)]) for item in items if item.role in ("adapt", "learn")]
     sizes = [f"{text} needs {_rounded(held + planned(needs, names, False).total)}" for text, names in options]
     sizes += [f"all of it needs {_rounded(total)}"] if strict else []
-    return BudgetError(message, f"give a budget that is enough: {'; '.join(sizes)}; or export with a smaller batch")
+    otherwise = "export with a smaller batch" if held + alone.total > budget else 'only predict, with roles="predict" or --no-adapt'
+    return BudgetError(message, f"give a budget that is enough: {'; '.join(sizes)}; or {otherwise}")
 
 
 def _rounded(size: int) -> str:

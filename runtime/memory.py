@@ -9,6 +9,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import onnxruntime
+
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError
 from edgeadapt.memory import Graph, Machine, Plan, fits, footprint, read, smallest
@@ -28,6 +30,8 @@ _NODE = 6144  # a session's structures, a node, where the graph is not read
 _CODE = 2_000_000  # less than the ledger's: a session and an error of onnxruntime were there already
 _ALLOWANCE = 2**20  # found resident at most, on three bundles, beyond the other lines: 0.6 MiB
 _TRIES = 16
+_PACKS_INSIDE = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 28)
+"""Packed matrices lie in the region, as seen with 1.23; beside it with 1.31. In between there is room in both places."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -112,6 +116,8 @@ class Needs:
             return Need(spec.peak_bytes, 0, 0, _NODE * spec.nodes, False)
         graph, ready = self.graph(name), self._prepared.get(name)
         inside, beside = footprint.prepacked(graph)
+        if _PACKS_INSIDE:
+            inside += beside
         structures = footprint.session_bytes(graph)
         if ready is not None:
             return Need(ready.region_bytes, ready.packed_bytes, ready.reserved_bytes, structures, True)

@@ -1,4 +1,4 @@
-"""Processes that tests start, and what they share."""
+"""Processes that tests start."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
-MODEST = 20
-"""How much less the search for an order of nodes does in tests, but for its own."""
 
 
 def environment() -> dict[str, str]:

@@ -19,10 +19,10 @@ import hypothesis
 import pytest
 
 from edgeadapt.memory import schedule
-from tests.child import MODEST
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 CACHES = pytest.StashKey[Path]()
+SEARCH = pytest.StashKey[tuple[int, int]]()
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 # Read when the libraries load, hence here and not in a fixture; child processes inherit them.
@@ -41,8 +41,16 @@ def pytest_configure(config: pytest.Config) -> None:
     caches = config.stash[CACHES] = Path(tempfile.mkdtemp(prefix="edgeadapt-tests-"))
     for kind in ("CACHE", "STATE", "CONFIG", "DATA"):
         os.environ[f"XDG_{kind}_HOME"] = str(caches / kind.lower())
-    schedule.VISITS //= MODEST  # exports by the hundred: their orders need not be the very best
-    schedule.LAYOUTS //= MODEST
+    config.stash[SEARCH] = schedule.VISITS, schedule.LAYOUTS
+    schedule.VISITS //= 20  # exports by the hundred: their orders need not be the very best
+    schedule.LAYOUTS //= 20
+
+
+@pytest.fixture
+def whole_search(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The search for an order of nodes does all the work that it does for users."""
+    for name, value in zip(("VISITS", "LAYOUTS"), request.config.stash[SEARCH]):
+        monkeypatch.setattr(schedule, name, value)
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

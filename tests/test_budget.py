@@ -23,6 +23,7 @@ from edgeadapt.runtime import loading, memory, region
 from edgeadapt.runtime.choice import Item, choose, wanted
 from edgeadapt.runtime.engine import Engine
 from edgeadapt.runtime.memory import Need, Needs, planned
+from edgeadapt.runtime.prepared import make
 from edgeadapt.runtime.pressure import Level, Marks, Pressure, Sign, Signs
 from edgeadapt.runtime.region import Region
 from edgeadapt.runtime.state import FlatState
@@ -129,7 +130,7 @@ def test_loading_makes_more_room_for_what_sessions_keep(path):
 
 def test_each_session_keeps_the_region_it_was_made_in(path):
     bundle, needs = Bundle.open(path), Needs(Bundle.open(path), 1)
-    small = engine_in(Region(needs["predict.b4"].region, 65536), bundle, "predict.b4", "adapt.b16")
+    small = engine_in(Region(needs["predict.b4"].region + 65536, 65536), bundle, "predict.b4", "adapt.b16")
     large = engine_in(Region(4 * MIB, 65536), bundle, "adapt.b16")
     for _ in range(3):
         with pytest.raises(BudgetError, match="there is not enough memory"):
@@ -140,7 +141,7 @@ def test_each_session_keeps_the_region_it_was_made_in(path):
 
 def test_after_a_refusal_the_next_run_gives_the_same_as_ever(path):
     bundle, needs = Bundle.open(path), Needs(Bundle.open(path), 1)
-    engine = engine_in(Region(needs["predict.b4"].region, 65536), bundle, "predict.b4", "adapt.b16")
+    engine = engine_in(Region(needs["predict.b4"].region + 65536, 65536), bundle, "predict.b4", "adapt.b16")
     engine.frames(4)[...] = frames(4)
     first = engine.run("predict.b4", {}, False).logits.copy()
     for _ in range(3):
@@ -239,13 +240,14 @@ def test_a_bundle_that_cannot_adapt_in_its_budget_is_refused_unless_only_predict
         loaded(path, 9)
     assert re.fullmatch(
         r"give a budget that is enough: predict only, at batch 1, needs \d+ MiB; adapt at batch 16 needs \d+ MiB; adapt at batch 4 needs \d+ MiB; "
-        r"learn at batch 16 needs \d+ MiB; learn at batch 4 needs \d+ MiB; or export with a smaller batch",
+        r"learn at batch 16 needs \d+ MiB; learn at batch 4 needs \d+ MiB; or only predict, with roles=\"predict\" or --no-adapt",
         caught.value.hint,
     )
     assert loaded(path, 9, "predict") == {"predict.b1", "predict.b4", "predict.b16"}
     assert loaded(path, 5, "predict") == {"predict.b1", "predict.b4"}
-    with pytest.raises(BudgetError, match="to predict at batch 1 needs"):
+    with pytest.raises(BudgetError, match="to predict at batch 1 needs") as caught:
         loaded(path, 0, "predict")
+    assert "or export with a smaller batch" in caught.value.hint
 
 
 def test_each_role_that_is_named_is_loaded_at_some_batch(path):
@@ -638,6 +640,24 @@ def test_the_process_follows_its_own_signs(path, tmp_path, caplog):
     with caplog.at_level(logging.WARNING, "edgeadapt"):
         Adapter.open(path, ENOUGH, reserve=2**60).close()
     assert "memory may run short: with what is planned, the system has" in caplog.text
+
+
+def test_prepared_graphs_lie_in_a_region_of_their_own_size(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEADAPT_CACHE", str(tmp_path))
+    norm = shaped(Toy(width=48, method="norm", batches=(1, 4))).write(tmp_path / "norm.edgeadapt")
+    found = make(Bundle.open(norm))
+    with Adapter.open(norm, ENOUGH) as one, Adapter.open(norm, ENOUGH, prepared=False) as other:
+        assert one._service._prepared is not None
+        assert other._service._prepared is None
+        assert one._service.choice.plan.lines()["weights"] == other._service.choice.plan.lines()["weights"] + found.own_bytes
+        for seed in range(3):
+            assert np.allclose(one.adapt(frames(9, seed)), other.adapt(frames(9, seed)), atol=1e-4)
+        one._service._pressure = pressure = Clocked()
+        pressure.signs.grade = 2
+        for _ in range(4):
+            one.predict(frames(1))
+        assert one.memory["level"] == Level.PREDICT
+        assert one.memory["graphs"] == ("predict.b1", "source.b1")
 
 
 # ------------------------------------------------------------------------------------------------- whole processes

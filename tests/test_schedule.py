@@ -20,19 +20,11 @@ from edgeadapt.memory.ordering_lists import numbered, ranks, runs
 from edgeadapt.memory.ordering_search import Search
 from edgeadapt.memory.rules import X86
 from edgeadapt.memory.schedule import greedy
-from tests.child import MODEST, ROOT, environment
+from tests.child import ROOT, environment
 
-pytestmark = pytest.mark.device
+pytestmark = [pytest.mark.device, pytest.mark.usefixtures("whole_search")]
 
-VISITS, LAYOUTS = schedule.VISITS * MODEST, schedule.LAYOUTS * MODEST
 SIZES = (1, 64, 100, 700, 5000)
-
-
-@pytest.fixture(autouse=True)
-def the_whole_search(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Other tests search less."""
-    monkeypatch.setattr(schedule, "VISITS", VISITS)
-    monkeypatch.setattr(schedule, "LAYOUTS", LAYOUTS)
 
 
 def random_graph(seed: int, count: int, reach: int = 8) -> Graph:
@@ -206,7 +198,7 @@ def test_of_orders_of_one_peak_the_region_is_made_smaller() -> None:
     gained = []
     for seed in range(3):
         graph = shuffled(random_graph(seed, 60, 15), seed)
-        search = Search(numbered(graph, X86), int(VISITS * 0.05))
+        search = Search(numbered(graph, X86), int(schedule.VISITS * 0.05))
         search.run()
         first, order = Plan(graph, [search.problem.index[node] for node in search.order]), Plan(graph, best_order(graph, effort=0.05))
         assert order.peak == first.peak < Plan(graph).peak

@@ -24,7 +24,7 @@ ROUNDS = 400
 PASSES = 4
 """At most this many times the nodes are ordered anew."""
 
-EFFORT = 0.15
+EFFORT = 0.3
 """How much work each of these orders is worth; the last one is the caller's affair."""
 
 SMALL = 0.004
