@@ -326,7 +326,7 @@ def _state(node: Node) -> StateSpec:
 
 
 def _graph(node: Node) -> GraphSpec:
-    node.keys({field.name for field in dataclasses.fields(GraphSpec)}, optional={"region_bytes", "variant"})
+    node.keys({field.name for field in dataclasses.fields(GraphSpec)})
     names = {key: node.child(key).items(_name) for key in ("hyper", "reads", "writes", "metrics")}
     for key, values in names.items():
         if len(set(values)) != len(values):
@@ -337,9 +337,9 @@ def _graph(node: Node) -> GraphSpec:
         batch=node.child("batch").integer(1),
         nodes=node.child("nodes").integer(0),
         peak_bytes=node.child("peak_bytes").integer(0),
-        region_bytes=node.child("region_bytes").integer(0) if node.has("region_bytes") else 0,
+        region_bytes=node.child("region_bytes").integer(0),
         defaults=node.child("defaults").mapping(Node.number, r"[a-z][a-z0-9_]*"),
-        variant=node.child("variant").text("|".join(VARIANTS)) if node.has("variant") else "",
+        variant=node.child("variant").text("|".join(VARIANTS)),
         **names,
     )
 

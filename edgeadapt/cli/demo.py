@@ -45,7 +45,7 @@ def run(arguments: argparse.Namespace) -> int:
     from edgeadapt.terminal import is_live, style_of
 
     images, labels = digits.testing()
-    with Adapter.open(digits.BUNDLE, arguments.budget) as adapter:
+    with Adapter.open(digits.BUNDLE, arguments.budget, roles=("adapt", "source"), batches=[16]) as adapter:
         batch = adapter.manifest.planned("adapt")[0]
         windows = plan(arguments.frames or (FAST if arguments.fast else FRAMES), batch, len(images))
         tally = Tally(arguments.budget, len(windows) * batch)
