@@ -80,8 +80,11 @@ def plain_side(model: Any, setting: dict[str, Any], role: str, **options: Any) -
     return plain.to(memory_format=torch.channels_last) if "channels-last" in setting["kind"] else plain
 
 
-def measure(script: Path, folder: Path, setting: dict[str, Any], kinds: Sequence[str], count: int) -> dict[str, Any]:
-    """Times, peaks and floors of the bundle and of some kinds of PyTorch at one setting, and how far apart the first kind and the bundle end."""
+def measure(script: Path, folder: Path, setting: dict[str, Any], kinds: Sequence[str], count: int, budgets: Sequence[str] = ()) -> dict[str, Any]:
+    """Times, peaks and floors of the bundle and of some kinds of PyTorch at one setting, and how far apart the first kind and the bundle end.
+
+    With budgets the bundle is also run inside each of them.
+    """
     trivial = folder / "trivial.onnx"
     trivial_model(str(trivial))
     floors = {}
@@ -89,8 +92,10 @@ def measure(script: Path, folder: Path, setting: dict[str, Any], kinds: Sequence
         with Worker(f"floor of {library}", [sys.executable, str(script.with_name("_floors.py")), *command], setting["threads"]) as floor:
             floors[library] = floor.peak
     workers = []
-    for kind in (*kinds, "bundle"):
-        workers.append(Worker(kind, [sys.executable, str(script), "--setting", json.dumps({**setting, "kind": kind})], setting["threads"]))
+    sides = [(kind, kind, None) for kind in kinds] + [(f"bundle in {budget}", "bundle", budget) for budget in budgets] + [("bundle", "bundle", None)]
+    for name, kind, budget in sides:
+        chosen = json.dumps({**setting, "kind": kind, "budget": budget})
+        workers.append(Worker(name, [sys.executable, str(script), "--setting", chosen], setting["threads"]))
     with ExitStack() as stack:
         for worker in workers:
             stack.enter_context(worker)
@@ -99,7 +104,7 @@ def measure(script: Path, folder: Path, setting: dict[str, Any], kinds: Sequence
         apart = agreement(folder, workers[0], workers[-1], Path(setting["state"]))
     rows = {}
     for worker, peak in zip(workers, peaks):
-        floor = floors["onnxruntime" if worker.name == "bundle" else "torch"]
+        floor = floors["onnxruntime" if worker.name.startswith("bundle") else "torch"]
         times = {"seconds": worker.median, "all": worker.seconds, "time_ratio": paired_ratio(worker, workers[0])}
         rows[worker.name] = {**times, "peak": peak, "floor": floor}
     return {"threads": setting["threads"], "rows": rows, "apart": apart}

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -36,10 +38,21 @@ def torch_child(setting: dict[str, Any]) -> None:
 
 def bundle_child(setting: dict[str, Any]) -> None:
     """The bundle, without torch in the process."""
+    import numpy.random  # noqa: F401 - makes the frames; what it takes must be there before the budget is divided
+
     from edgeadapt.runtime.adapter import Adapter
 
-    adapter = Adapter.open(setting["bundle"], threads=setting["threads"])
+    budget = setting.get("budget")
+    chosen = {"roles": ("adapt",), "batches": [setting["batch"]]} if budget else {}
+    adapter = Adapter.open(setting["bundle"], budget, setting["threads"], **chosen)
     turns(adapter.adapt, lambda: dict(adapter.state), setting["batch"])
+
+
+def prepare(bundle: Path, threads: int, wanted: bool) -> None:
+    """Have the bundle's graphs optimised for this machine, in child processes and a cache beside the bundle."""
+    if wanted:
+        os.environ["EDGEADAPT_CACHE"] = str(bundle.parent / "cache")
+        subprocess.run([sys.executable, "-m", "edgeadapt", "prepare", str(bundle), "--threads", str(threads)], check=True)
 
 
 def main() -> None:
@@ -52,6 +65,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--torch", nargs="+", default=["plain", "lean-channels-last"], choices=TORCH, help="ways to write the PyTorch side")
+    parser.add_argument("--budget", nargs="+", default=[], help="also run the bundle inside these budgets, such as 170MB")
+    parser.add_argument("--prepare", action="store_true", help="prepare the bundle for this machine before")
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     choices = parser.parse_args()
     if choices.setting:
@@ -65,7 +80,8 @@ def main() -> None:
             bundle, state = make_bundle(folder, choices.model, choices.method, [batch], choices.parts)
             for threads in choices.threads:
                 setting = settings_of(bundle, state, choices.model, choices.method, batch, threads)
-                found = measure(HERE, folder, setting, choices.torch, choices.rounds)
+                prepare(bundle, threads, choices.prepare)
+                found = measure(HERE, folder, setting, choices.torch, choices.rounds, choices.budget)
                 parts = f", {choices.parts} parts" if choices.method == "ecotta" else ""
                 title = f"{choices.model}, {choices.method}{parts}, a step at batch {batch}"
                 results.append({"title": title, "batch": batch, "per": 1, "unit": "ms a step", **found})
