@@ -32,6 +32,9 @@ ROOM, UNCERTAIN = 2.0, 0.1
 NOTHING = 1e-3
 """An update whose elements are this small against the largest tensor's is rounding, as before a layer that cancels it."""
 
+Run = tuple[Tensors, dict[str, Array]]
+"""Inputs of a program, and what onnxruntime made of them."""
+
 
 @dataclass(frozen=True)
 class Difference:
@@ -77,14 +80,15 @@ def kinds_of(compiled: Compiled) -> dict[str, str]:
     return {name: kind for name, (kind, _) in compiled.program.model.state().items()}
 
 
-def compare(compiled: Compiled) -> Difference:
-    """Run both from the initial and from the disturbed state; the larger differences."""
+def compare(compiled: Compiled) -> tuple[Difference, list[Run]]:
+    """Run both from the initial and from the disturbed state; the larger differences, and onnxruntime's runs."""
     with named_refusals():
         session = open_session(compiled.model, compiled.graph.constants)
-    first, *more = (_compare_at(compiled, session, example) for example in _examples(compiled))
+    runs = [(example, _run(compiled, session, example)) for example in _examples(compiled)]
+    first, *more = (_compare_at(compiled, *run) for run in runs)
     for result in more:
         first = first.or_worse(result)
-    return first
+    return first, runs
 
 
 def _examples(compiled: Compiled) -> Iterator[Tensors]:
@@ -101,21 +105,21 @@ def _run(compiled: Compiled, session: onnxruntime.InferenceSession, example: Ten
         return dict(zip(compiled.graph.outputs, session.run(None, feeds), strict=True))
 
 
-def compare_variant(variant: Compiled, base: Compiled) -> None:
-    """See that a graph that saves memory gives what the quickest one gives, to the last bit.
+def compare_variant(variant: Compiled, base: str, runs: Sequence[Run]) -> None:
+    """See that a graph that saves memory gives what the quickest one, `base`, gave in its runs, to the last bit.
 
     Raises:
         ExportError: it does not.
     """
     with named_refusals():
-        sessions = [open_session(item.model, item.graph.constants) for item in (base, variant)]
-        for example in _examples(base):
-            one, other = (_run(item, session, example) for item, session in zip((base, variant), sessions, strict=True))
-            if differing := [name for name, value in one.items() if value.tobytes() != other[name].tobytes()]:
-                raise ExportError(
-                    f"self-check of {variant.name}: {differing[0]} is not what {base.name} gives",
-                    "this is a fault of the exporter; please report it with the model",
-                )
+        session = open_session(variant.model, variant.graph.constants)
+    for example, wanted in runs:
+        found = _run(variant, session, example)
+        if differing := [name for name, value in wanted.items() if value.tobytes() != found[name].tobytes()]:
+            raise ExportError(
+                f"self-check of {variant.name}: {differing[0]} is not what {base} gives",
+                "this is a fault of the exporter; please report it with the model",
+            )
 
 
 def disturbed(program: Program, example: Tensors) -> Tensors:
@@ -153,9 +157,8 @@ def _with_margin(program: Program, example: Tensors) -> Tensors:
     return {**example, "hyper.margin": (levels[at] + levels[at + 1]) / 2}
 
 
-def _compare_at(compiled: Compiled, session: onnxruntime.InferenceSession, example: Tensors) -> Difference:
+def _compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> Difference:
     program, kinds = compiled.program, kinds_of(compiled)
-    got = _run(compiled, session, example)
     want = {name: value.detach().numpy() for name, value in program({name: value.clone() for name, value in example.items()}).items()}
     logits = float(np.abs(got["logits"] - want["logits"]).max() / max(float(np.abs(want["logits"]).max()), 1e-6))
     trained = [name for name in compiled.writes if kinds[name] != "statistic"]
@@ -222,16 +225,14 @@ def check(compiled: Sequence[Compiled]) -> list[Difference]:
         ExportError: a difference is over tolerance.
     """
     results: list[Difference] = []
-    base = compiled[0]
+    runs: list[Run] = []
     for item in compiled:
         if item.variant:
-            with torch.no_grad():
-                compare_variant(item, base)
+            compare_variant(item, item.program.name, runs)
             results.append(dataclasses.replace(results[-1], graph=item.name))
             continue
-        base = item
         with torch.no_grad():
-            found = compare(item)
+            found, runs = compare(item)
         results.append(found)
         limits = (
             ("logits", found.logits, LOGITS),

@@ -22,6 +22,16 @@ from tests.zoo.calibrate import calibrate
 
 
 def compiled(kind: str, role: str = "adapt") -> Compiled:
+    """The quickest graph of a role."""
+    return every(kind, role)[0]
+
+
+def steps() -> list[Compiled]:
+    """A step and its lean variant."""
+    return every("ecotta", "adapt")[:2]
+
+
+def every(kind: str, role: str) -> list[Compiled]:
     model = named.resnet_cifar(8)
     calibrate(model, (3, 16, 16), 0)
     method = METHODS[kind](capture(model, (3, 16, 16), 6), Setup(10, 2))
@@ -29,7 +39,7 @@ def compiled(kind: str, role: str = "adapt") -> Compiled:
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, 3, 16, 16, generator=random), torch.randint(10, (6,), generator=random)
     program = build(Model(method, method.parameters(), values, method.statistics, method.optimiser), role, 6, x, y)
-    return compile_program(program, PlacedWeights())[0]
+    return compile_program(program, PlacedWeights())
 
 
 def scaled(graph: Graph, name: str, factor: float) -> None:
@@ -117,3 +127,11 @@ def test_what_single_precision_leaves_uncertain_is_allowed_for_and_no_more(monke
     scaled(item.graph, "new.first.bn1.weight", 1.05)
     with pytest.raises(ExportError, match="updates differ from PyTorch"):
         selfcheck.check([dataclasses.replace(item, model=to_onnx(item.graph, PlacedWeights()))])
+
+
+def test_a_variant_that_gives_other_bits_does_not_pass() -> None:
+    base, variant = steps()
+    selfcheck.check([base, variant])
+    scaled(variant.graph, "new.momentum.meta.0.conv.weight", 1.0 + 2.0**-23)
+    with pytest.raises(ExportError, match=r"adapt\.b6\.lean: new\.momentum\.meta\.0\.conv\.weight is not what adapt\.b6 gives"):
+        selfcheck.check([base, dataclasses.replace(variant, model=to_onnx(variant.graph, PlacedWeights()))])
