@@ -6,10 +6,13 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
+TELLS = tuple(map(int, version("onnxruntime").split(".")[:2])) >= (1, 28)
+"""Whether onnxruntime's profiler tells memory."""
 
 
 def environment() -> dict[str, str]:

@@ -10,19 +10,16 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
 from edgeadapt.errors import BundleError
 from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, fits, read, smallest
 from edgeadapt.memory.region import Region
-from tests.child import run_json
+from tests.child import TELLS, run_json
 
 pytestmark = pytest.mark.device
 
-TELLS = tuple(map(int, onnxruntime.__version__.split(".")[:2])) >= (1, 28)
-"""Whether onnxruntime's profiler tells memory."""
 
 
 def chain(*operators: str, sizes: int = 64) -> Graph:
