@@ -184,7 +184,8 @@ def test_a_sessions_structures_are_about_what_malloc_gave_out(bundle, tmp_path) 
     graph = helper.make_graph(nodes, "g", ends[:1], ends[1:], [constant], value_info=values[:-1])
     path = tmp_path / "model.onnx"
     path.write_bytes(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9).SerializeToString())
-    assert footprint.session_bytes(read(path.read_bytes())) == pytest.approx(run_json([sys.executable, "-c", HELD, str(path)]), rel=1 / 6 if TELLS else 1 / 4)
+    taken = run_json([sys.executable, "-c", HELD, str(path)])
+    assert footprint.session_bytes(read(path.read_bytes())) == pytest.approx(taken, rel=1 / 6 if TELLS else 1 / 4)  # measured on the newer one
 
 
 def test_operations_and_bytes_of_products_by_hand() -> None:

@@ -25,8 +25,7 @@ from edgeadapt.memory import Plan, read
 from edgeadapt.runtime import prepare, prepare_compare, prepare_graph, prepared
 from edgeadapt.runtime.engine import Engine
 from edgeadapt.runtime.state import FlatState
-from tests.child import ROOT, environment, run_json
-from tests.test_memory import TELLS
+from tests.child import ROOT, TELLS, environment, run_json
 from tests.toybundle import SIDE, Toy
 
 pytestmark = pytest.mark.device
