@@ -18,7 +18,7 @@ def parse_bytes(text: str | int) -> int:
     if isinstance(text, int) and not isinstance(text, bool):
         size = text
     else:
-        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", str(text))
+        match = re.fullmatch(r"\s*([0-9]{1,15}(?:\.[0-9]{1,15})?)\s*([A-Za-z]*)\s*", str(text))
         if not match or match[2].lower() not in _UNITS:
             raise UsageError(f"{text!r} is not a size in bytes", "write a number and a unit: 96MiB, 1.5GB or 100663296")
         size = int(float(match[1]) * _UNITS[match[2].lower()])

@@ -31,6 +31,9 @@ LOG = logging.getLogger("edgeadapt")
 
 _COUNTERS = ("frames", "steps", "skipped_frames", "rejected_steps", "bad_frames", "paused_steps", "pressure_events")
 
+_MOST_THREADS = 1024
+_OPENING = threading.Lock()  # one after the other: each looks at what is held, and promises more
+
 
 class Adapter:
     """Made by `Adapter.open`. Safe to use from several threads: runs never overlap, and a call that waits gets its turn between two runs.
@@ -89,15 +92,15 @@ class Adapter:
             BudgetError: it does not fit, or another adapter of this process has another budget.
             UsageError: `budget` is no size, `threads` is below 1, or the bundle has no such role or batch.
         """
-        if type(threads) is not int or threads < 1:
-            raise UsageError(f"threads = {threads!r} is not a number of threads", "give 1 or more")
+        if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+            raise UsageError(f"threads = {threads!r} is not a number of threads", f"give 1 to {_MOST_THREADS}, at most the cores there are")
         limit, spare = (None if size is None else parse_bytes(size) for size in (budget, reserve))
         bundle = Bundle.open(path, verify)
         items = wanted(bundle.manifest, roles, batches)
         ready = find(bundle, threads) if prepared else None
         if limit is None:
             return cls(bundle, loading.everything(bundle, items, threads, ready), None, threads)
-        with memory.CLAIMS.taken(limit) as claim:
+        with _OPENING, memory.CLAIMS.taken(limit) as claim:
             loaded = loading.fit(bundle, items, claim, threads, strict, ready)
             marks = Marks(reserve=spare)
             signs = Signs(limit, claim.filled, marks)

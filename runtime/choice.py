@@ -178,4 +178,4 @@ def _refusal(needs: Needs, items: list[Item], budget: int, held: int, strict: bo
 
 
 def _rounded(size: int) -> str:
-    return f"{ceil(size / 2**20)} MiB"
+    return f"{ceil(size / 2**20) + 1} MiB"  # what is held before differs a little from process to process

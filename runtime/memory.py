@@ -129,8 +129,13 @@ class Needs:
 
     def graph(self, name: str) -> Graph:
         """A graph as it will run."""
-        ready = self._prepared.get(name)
-        return read(self.bundle.graph_bytes(name) if ready is None else ready.model.read_bytes(), f"{self.bundle.path.name}: {name}")
+        where = f"{self.bundle.path.name}: {name}"
+        if (ready := self._prepared.get(name)) is not None:
+            try:
+                return read(ready.model.read_bytes(), where)
+            except OSError as reason:
+                raise BudgetError(f"{ready.model}: the prepared graph has gone ({reason.strerror})", "open the bundle again") from None
+        return read(self.bundle.graph_bytes(name), where)
 
     def layout(self, graph: Graph) -> Plan:
         """What it does to memory on this machine."""

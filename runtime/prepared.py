@@ -10,8 +10,9 @@ import json
 import logging
 import os
 import platform
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -154,7 +155,7 @@ def find(bundle: Bundle, threads: int = 1, cache: str | os.PathLike[str] | None 
     wanted = key(bundle, threads)
     for folder in places(bundle, cache):
         entry = folder / entry_name(wanted)
-        if entry.is_dir():
+        if os.path.isdir(entry):  # false also where the folder may not be entered
             try:
                 return load(entry, bundle, wanted)
             except (BundleError, OSError) as reason:
@@ -244,7 +245,7 @@ def places(bundle: Bundle, cache: str | os.PathLike[str] | None = None) -> list[
     """Where entries may lie, the first choice first: `cache`; $EDGEADAPT_CACHE; the user's cache folder, then BUNDLE.prepared beside the bundle."""
     given = cache or os.environ.get("EDGEADAPT_CACHE")
     if given:
-        return [Path(given)]
+        return [Path(given).absolute()]
     home = os.environ.get("XDG_CACHE_HOME", "")
     if not os.path.isabs(home):
         home = os.path.expanduser("~/.cache")
@@ -306,12 +307,15 @@ def load(entry: Path, bundle: Bundle, wanted: dict[str, Any]) -> Prepared:
         BundleError: something is missing, damaged, or made for something else.
         OSError: a file cannot be read.
     """
+    _trusted(entry, stat.S_ISDIR)
+    _trusted(entry / RECORD, stat.S_ISREG)
     record = parse((entry / RECORD).read_bytes(), str(entry / RECORD))
     root = Node(record, str(entry / RECORD))
     if root.child("key").free() != wanted:
         raise _unusable(entry, "was made for another bundle, onnxruntime or machine")
     files = root.child("files").mapping(_file, _FILES)
     for name, (digest, size) in files.items():
+        _trusted(entry / name, stat.S_ISREG)
         if _digest(entry / name) != (digest, size):
             raise _unusable(entry / name, "is damaged (its checksum differs)")
     own = files.get(OWN, ("", 0))[1]
@@ -323,6 +327,13 @@ def load(entry: Path, bundle: Bundle, wanted: dict[str, Any]) -> Prepared:
         graph = graphs[name] = _graph(entry, name, node, digest)
         graph.read(bundle.weights_size, own)
     return Prepared(entry, graphs, own, root.free())
+
+
+def _trusted(path: Path, kind: Callable[[int], bool]) -> None:
+    """Refuses what somebody else could have put there: checksums that lie beside the files prove nothing."""
+    found = os.lstat(path)
+    if not kind(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o002:
+        raise _unusable(path, "belongs to another user, or others may write to it")
 
 
 def _entries(graphs: Node, bundle: Bundle) -> Iterator[tuple[str, Node]]:

@@ -86,7 +86,7 @@ class _Group:
     limits: list[str]
     used: str
     statistics: str
-    cache: bytes
+    kind: bytes
     events: str
     hits: tuple[int, int] | None = None
 
@@ -96,7 +96,7 @@ class Signs:
 
     Args:
         budget: the most this process may hold resident, in bytes; None: no matter.
-        planned: what it comes to hold by plan. Near the budget is less than half as far from it.
+        planned: what it comes to hold by plan. All is well again where less than half of what that leaves is taken.
         marks: when memory is short.
         root: the folder that `proc` and `sys` lie in.
     """
@@ -114,18 +114,20 @@ class Signs:
             relief: ask whether all is well again, which takes a quarter more than not being short, at most 64 MiB.
         """
         found = WELL
-        for sign in (self._own(more), self._system(more, relief), self._stall(relief), *(self._group(group, more, relief) for group in self._groups)):
+        groups = (self._group(group, more, relief) for group in self._groups)
+        for sign in (self._own(more, relief), self._system(more, relief), self._stall(relief), *groups):
             if sign.grade > found.grade:
                 found = sign
         return found
 
-    def _own(self, more: int) -> Sign:
+    def _own(self, more: int, relief: bool) -> Sign:
         if self._budget is None:
             return WELL
         held = resident(self._root) + more
-        if held <= self._near:
+        if held <= (self._near if relief else self._budget):
             return WELL
-        return Sign(1 + (held > self._budget), f"the process holds {format_bytes(held)} of its budget of {format_bytes(self._budget)}")
+        grade = 1 + (held > self._budget + self._budget // 32)
+        return Sign(grade, f"the process holds {format_bytes(held)} of its budget of {format_bytes(self._budget)}")
 
     def _system(self, more: int, relief: bool) -> Sign:
         text = _bytes(self._root, "proc/meminfo")
@@ -152,8 +154,8 @@ class Signs:
         used = _number(group.used)
         if limit >= 2**60 or used is None:  # "max", or the largest number there is
             return WELL
-        cache = re.search(rb"^%s (\d+)" % group.cache, _bytes(group.statistics), re.MULTILINE)
-        left = limit - used + (int(cache[1]) if cache else 0)
+        cache = re.findall(rb"^%s(?:in)?active_file (\d+)" % group.kind, _bytes(group.statistics), re.MULTILINE)
+        left = limit - used + sum(map(int, cache))
         hits, kills = _hits(_bytes(group.events))
         before, group.hits = group.hits or (hits, kills), (hits, kills)
         if kills > before[1]:
@@ -200,10 +202,10 @@ def _groups(root: str) -> Iterator[_Group]:
             for folder in _upwards(os.path.join(root, mount), path):
                 place = folder + "/memory."
                 if not kinds and os.path.exists(place + "max"):
-                    yield _Group([place + "max", place + "high"], place + "current", place + "stat", b"inactive_file", place + "events")
+                    yield _Group([place + "max", place + "high"], place + "current", place + "stat", b"", place + "events")
                 elif kinds and os.path.exists(place + "limit_in_bytes"):
-                    used, cache = place + "usage_in_bytes", b"total_inactive_file"
-                    yield _Group([place + "limit_in_bytes"], used, place + "stat", cache, place + "failcnt")
+                    used, kind = place + "usage_in_bytes", b"total_"
+                    yield _Group([place + "limit_in_bytes"], used, place + "stat", kind, place + "failcnt")
 
 
 def _upwards(mount: str, path: str) -> Iterator[str]:

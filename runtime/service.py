@@ -141,17 +141,18 @@ class Service:
     def _exchange(self, level: Level) -> bool:
         """Exchanges all graphs for the least, or back; False if there is no memory for all."""
         before = resident()
+        most = self.choice.plan.total - self.choice.least.total  # what a program let go of meanwhile need not come back
         try:
             self._load(self.choice.least if level == Level.PREDICT else self.choice.plan)
-        except EdgeAdaptError as refusal:
-            reason = refusal.message.splitlines()[0]
+        except (EdgeAdaptError, MemoryError, OSError, RuntimeError) as refusal:
+            reason = next(iter(str(refusal).splitlines()), "") or type(refusal).__name__
             LOG.warning("memory: %s", reason)
             self._engine, self._graphs = None, _by_role(self._bundle.manifest, self.choice.least.graphs)
             if level < Level.PREDICT and self._pressure is not None:
                 self._pressure.stay(reason)
             return level == Level.PREDICT  # `live` tries again
         if level == Level.PREDICT:
-            self._regain = max(0, before - resident())
+            self._regain = max(0, min(before - resident(), most))
         return True
 
     def _made(self, plan: Planned) -> Engine:

@@ -310,6 +310,18 @@ def test_a_damaged_entry_is_not_used_and_is_made_anew(bundle, copy, damage, capl
     assert [path for path in copy.iterdir() if path.is_dir()] == [entry]
 
 
+@pytest.mark.parametrize("fault", ["anyone may write", "a link"])
+def test_an_entry_that_others_could_have_made_is_not_used(bundle, copy, fault, caplog):
+    graph = next(entry_of(copy).glob("*.onnx"))
+    if fault == "a link":
+        graph.rename(copy / "elsewhere.onnx")
+        graph.symlink_to(copy / "elsewhere.onnx")
+    else:
+        graph.chmod(0o666)
+    assert prepared.find(bundle, cache=copy) is None
+    assert "belongs to another user, or others may write to it" in caplog.text
+
+
 def test_a_graph_that_goes_after_it_was_checked_runs_as_exported(bundle, copy, caplog):
     found = prepared.find(bundle, cache=copy)
     for graph in found.graphs.values():

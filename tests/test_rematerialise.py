@@ -144,6 +144,40 @@ def test_any_graph_gives_the_same_bits_in_no_more_memory(graph: Graph, allowance
     assert total_seconds(graph) <= whole * (1 + allowance) * 1.001
 
 
+def test_maxima_and_their_places_read_late_stay_sound() -> None:
+    graph = Graph("pools")
+    x = graph.input("x", (1, 4, 64, 64))
+    kept = []
+    for size in (32, 16, 8):
+        shapes = [((1, 4, size, size), np.dtype(FLOAT)), ((1, 4, size, size), np.dtype(np.int64))]
+        x, places = graph.add("MaxPool", [x], shapes, kernel_shape=[2, 2], strides=[2, 2])
+        kept.append(places)
+        wide = graph.op("Concat", [x] * 9, (9, 4, size, size), axis=0)
+        x = graph.op("Add", [x, graph.op("ReduceMean", [graph.op("Tanh", [wide], wide.shape), graph.ints([0])], x.shape, keepdims=1)], x.shape)
+    for index, places in enumerate(reversed(kept)):
+        graph.output(f"y{index}", graph.op("Cast", [places], places.shape, FLOAT, to=np.dtype(FLOAT)))
+    graph.output("y", x)
+    before, peak = run(graph), Plan(graph).peak
+    rematerialise(graph, 100.0)
+    assert same(before, run(graph))
+    assert Plan(graph).peak <= peak
+
+
+def test_many_small_tensors_are_done_without_too() -> None:
+    graph = Graph("deep")
+    x = graph.input("x", (4096,))
+    kept = []
+    for _ in range(300):
+        x = graph.op("Exp", [x], x.shape)
+        kept.append(graph.op("Greater", [x, graph.constant(0.5, FLOAT)], x.shape, np.bool_))
+    for mask in reversed(kept):
+        x = graph.op("Mul", [x, graph.op("Cast", [mask], x.shape, FLOAT, to=np.dtype(FLOAT))], x.shape)
+    graph.output("y", x)
+    peak = Plan(graph).peak
+    rematerialise(graph, 100.0)
+    assert Plan(graph).peak < 0.7 * peak
+
+
 def test_the_result_is_the_same_each_time() -> None:
     orders = []
     for _ in range(2):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import pwd
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,11 @@ from edgeadapt.errors import EdgeAdaptError, InputError
 def cache_folder() -> Path:
     """The user's cache folder for edgeadapt: $EDGEADAPT_CACHE, $XDG_CACHE_HOME/edgeadapt, or ~/.cache/edgeadapt. It need not exist."""
     if os.environ.get("EDGEADAPT_CACHE"):
-        return Path(os.environ["EDGEADAPT_CACHE"])
+        return Path(os.environ["EDGEADAPT_CACHE"]).absolute()
     given = os.environ.get("XDG_CACHE_HOME", "")
     if os.path.isabs(given):  # the XDG specification has relative ones ignored
         return Path(given, "edgeadapt")
-    home = os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
-    return Path(home, ".cache", "edgeadapt")
+    return Path(os.path.expanduser("~"), ".cache", "edgeadapt")
 
 
 def place(machine: Machine, cache: str | os.PathLike[str] | None = None) -> Path:
@@ -37,7 +35,7 @@ def saved(machine: Machine, cache: str | os.PathLike[str] | None = None) -> Prof
         InputError: there is one, but it is damaged or belongs to another machine.
     """
     path = place(machine, cache)
-    if not path.exists():
+    if not os.path.exists(path):  # also where the folder may not be entered
         return None
     profile = read(path)
     if profile.calibration is None or profile.calibration.machine != machine.fingerprint:

@@ -27,8 +27,11 @@ PASSES = 4
 EFFORT = 0.3
 """How much work each of these orders is worth; the last one is the caller's affair."""
 
-SMALL = 0.004
-"""Tensors below this share of the peak are left alone."""
+SMALL = 0.02
+"""Tensors below this share of the largest one that stands idle are left alone."""
+
+TINY = 0.0005
+"""Tensors below this share of the peak are simply kept longer where something else is computed from them again."""
 
 DEPTH = 24
 """At most this many nodes are repeated for one tensor."""
@@ -80,7 +83,7 @@ class _Graph:
         self.graph = graph
         self.plan = Plan(graph)
         self.curve = self.plan.curve()
-        self.limit = int(SMALL * max(self.curve, default=0) / 8)
+        self.limit = int(TINY * max(self.curve, default=0))
         self.producer = {out: index for index, node in enumerate(graph.nodes) for out in node.outputs if out}
         self.readers = graph.readers()
         self.tensors: dict[str, list[str]] = {}
@@ -251,8 +254,10 @@ def _lower(graph: Graph, seconds_left: float, target: int) -> float:
             break
         position = state.curve.index(peak)
         best: _Choice | None = None
-        for block, at in state.idle(position):
-            if state.plan.sizes[block] < SMALL * peak or (block, graph.nodes[at].outputs[0]) in banned:
+        idle = list(state.idle(position))
+        least = SMALL * max((state.plan.sizes[block] for block, _ in idle), default=0)
+        for block, at in idle:
+            if state.plan.sizes[block] < least or (block, graph.nodes[at].outputs[0]) in banned:
                 continue
             for way in (_again, _bits, _byte):
                 choice = way(state, block, at)

@@ -43,15 +43,17 @@ def fold_constants(graph: Graph) -> bool:
 
 def drop_unread(graph: Graph) -> bool:
     """Remove nodes whose outputs nothing reads."""
-    needed = set(graph.outputs)
+    needed, trimmed = set(graph.outputs), False
     kept = []
     for node in reversed(graph.nodes):
         if any(out in needed for out in node.outputs):
             needed.update(node.inputs)
-            if node.op == "MaxPool":
-                node.outputs = [out for position, out in enumerate(node.outputs) if not position or out in needed]  # the places are optional
+            wanted = [out for position, out in enumerate(node.outputs) if not position or out in needed]
+            if node.op == "MaxPool" and len(wanted) < len(node.outputs):  # the places are optional
+                node = Node(node.op, node.inputs, wanted, node.attributes, node.module)
+                trimmed = True
             kept.append(node)
-    changed = len(kept) != len(graph.nodes)
+    changed = trimmed or len(kept) != len(graph.nodes)
     graph.nodes = kept[::-1]
     return changed
 
