@@ -97,7 +97,7 @@ class Needs:
         self.bundle, self.threads, self._counted = bundle, threads, counted
         self._prepared = {} if prepared is None else prepared.graphs
         self.weights = bundle.weights_size + (0 if prepared is None else prepared.own_bytes)
-        self._machine = Machine(threads, os.uname().machine in ("aarch64", "arm64"))
+        self._machine = Machine.here(threads)
         self._found: dict[str, Need] = {}
 
     def __getitem__(self, name: str) -> Need:

@@ -19,7 +19,7 @@ import onnxruntime
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, EdgeAdaptError
-from edgeadapt.memory import Graph, Plan, read, smallest
+from edgeadapt.memory import Graph, Machine, Plan, read, smallest
 from edgeadapt.memory.rules import ALIGNMENT
 from edgeadapt.runtime import memory, prepare_compare, prepare_optimise, profiling, region
 from edgeadapt.runtime import session as sessions
@@ -98,7 +98,7 @@ def _emitted(bundle: Bundle, name: str, threads: int) -> dict[str, Any]:
         chosen = sessions.options(threads)
         weights.share(graph.external, chosen)
         profile = profiling.memory_of(graph.data, bundle.folder, threads, options=chosen)
-    plan = Plan(read(graph.data), machine=prepare_optimise.machine_here(threads))
+    plan = Plan(read(graph.data), machine=Machine.here(threads))
     return facts(plan, len(plan.order), 0, *prepare_optimise.told(profile, plan))
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import heapq
 import json
 import mmap
-import platform
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +81,7 @@ def optimise(bundle: Bundle, name: str, level: str, folder: Path, threads: int) 
         EdgeAdaptError: onnxruntime cannot load or run it.
         OSError: the folder cannot be written.
     """
-    machine = machine_here(threads)
+    machine = Machine.here(threads)
     saved, raw = folder / "saved.onnx", folder / "saved.weights"
     _save(bundle, name, level, saved, raw, threads)
     model = onnx.load(str(saved), load_external_data=False)
@@ -123,11 +122,6 @@ def adopt(chosen: PreparedGraph, folder: Path) -> None:
                 point(tensor, OWN, known[key], place.length)
     index.write_text(json.dumps(known))
     (folder / chosen.model.name).write_bytes(model.SerializeToString())
-
-
-def machine_here(threads: int) -> Machine:
-    """What the count of memory depends on here."""
-    return Machine(threads, platform.machine() == "aarch64")
 
 
 def _write(model: onnx.ModelProto, name: str, level: str, folder: Path, own: int, peak: int) -> PreparedGraph:

@@ -21,6 +21,7 @@ from edgeadapt._version import __version__
 from edgeadapt.bundle import WEIGHTS_OFFSET, Bundle, Graph, onnxwire
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.reading import Node, parse
+from edgeadapt.cache import cache_folder
 from edgeadapt.errors import BundleError, EdgeAdaptError, UsageError
 from edgeadapt.progress import Progress, quiet
 from edgeadapt.units import format_bytes
@@ -243,14 +244,13 @@ def environment() -> dict[str, str]:
 
 def places(bundle: Bundle, cache: str | os.PathLike[str] | None = None) -> list[Path]:
     """Where entries may lie, the first choice first: `cache`; $EDGEADAPT_CACHE; the user's cache folder, then BUNDLE.prepared beside the bundle."""
-    given = cache or os.environ.get("EDGEADAPT_CACHE")
-    if given:
-        return [Path(given).absolute()]
-    home = os.environ.get("XDG_CACHE_HOME", "")
-    if not os.path.isabs(home):
-        home = os.path.expanduser("~/.cache")
+    if cache:
+        return [Path(cache).absolute()]
+    users = cache_folder()
+    if os.environ.get("EDGEADAPT_CACHE"):
+        return [users]
     beside = bundle.path.with_name(bundle.path.name + ".prepared")
-    return [Path(home, "edgeadapt"), beside] if os.path.isabs(home) else [beside]
+    return [users, beside] if users.is_absolute() else [beside]
 
 
 def _writable(bundle: Bundle, cache: str | os.PathLike[str] | None) -> Path:

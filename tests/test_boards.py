@@ -14,6 +14,7 @@ import onnx
 import pytest
 
 from edgeadapt.bundle import atomic
+from edgeadapt.cache import cache_folder
 from edgeadapt.devices import boards
 from edgeadapt.devices.boards import calibration, floor, probe
 from edgeadapt.errors import EdgeAdaptError, InputError, UsageError
@@ -406,15 +407,15 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_measured(tmp
 
 def test_where_calibrations_are_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("EDGEADAPT_CACHE", str(tmp_path / "own"))
-    assert calibration.cache_folder() == tmp_path / "own"
+    assert cache_folder() == tmp_path / "own"
     monkeypatch.delenv("EDGEADAPT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert calibration.cache_folder() == tmp_path / "edgeadapt"
+    assert cache_folder() == tmp_path / "edgeadapt"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     monkeypatch.setenv("HOME", "/home/somebody")
-    assert calibration.cache_folder() == Path("/home/somebody/.cache/edgeadapt")
+    assert cache_folder() == Path("/home/somebody/.cache/edgeadapt")
     monkeypatch.delenv("HOME")
-    assert calibration.cache_folder().parts[-2:] == (".cache", "edgeadapt")
+    assert cache_folder().parts[-2:] == (".cache", "edgeadapt")
 
 
 def test_storage(tmp_path):

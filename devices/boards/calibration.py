@@ -8,19 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from edgeadapt.cache import cache_folder
 from edgeadapt.devices.boards.board import Board, Calibration, Profile, read
 from edgeadapt.devices.boards.probe import Machine
 from edgeadapt.errors import EdgeAdaptError, InputError
-
-
-def cache_folder() -> Path:
-    """The user's cache folder for edgeadapt: $EDGEADAPT_CACHE, $XDG_CACHE_HOME/edgeadapt, or ~/.cache/edgeadapt. It need not exist."""
-    if os.environ.get("EDGEADAPT_CACHE"):
-        return Path(os.environ["EDGEADAPT_CACHE"]).absolute()
-    given = os.environ.get("XDG_CACHE_HOME", "")
-    if os.path.isabs(given):  # the XDG specification has relative ones ignored
-        return Path(given, "edgeadapt")
-    return Path(os.path.expanduser("~"), ".cache", "edgeadapt")
 
 
 def place(machine: Machine, cache: str | os.PathLike[str] | None = None) -> Path:

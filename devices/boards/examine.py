@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass
 
 from edgeadapt._version import __version__
+from edgeadapt.cache import cache_folder
 from edgeadapt.devices.boards import Board, Profile, calibration, floor, here, probe
 from edgeadapt.devices.boards.floor import Floor
 from edgeadapt.devices.boards.probe import Machine, Storage
@@ -84,7 +85,7 @@ def look(root: str | os.PathLike[str] = "/", cache: str | os.PathLike[str] | Non
     """
     machine = probe.look(root)
     found = floor.look() if loaded is None else loaded
-    storage = probe.storage(cache or calibration.cache_folder())
+    storage = probe.storage(cache or cache_folder())
     software = {
         "edgeadapt": __version__,
         "python": found.python or sys.version.split()[0],

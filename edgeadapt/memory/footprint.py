@@ -114,37 +114,17 @@ class _Traced(Region):
             self.blocks.add((self._place[name], self._place[name] + size))
         return found
 
-    def clear(self) -> None:
-        """Give back what is left after a run."""
-        for name in list(self._place):
-            self.free(name)
-
 
 def touched(plans: Iterable[Plan], size: int, page: int) -> int:
     """Bytes of the pages of one region of `size` that runs of the plans write to; no others are resident. All of it if a plan does not fit."""
     blocks: set[tuple[int, int]] = set()
     for plan in plans:
         region = _Traced(size // ALIGNMENT * ALIGNMENT)
-        for _ in range(STEPS):
-            if not _run(plan, region):
-                return size
-            region.clear()
+        if not all(region.run(plan) for _ in range(STEPS)):
+            return size
         blocks |= region.blocks
     total = end = 0
     for begin, stop in sorted((begin // page * page, -(-stop // page) * page) for begin, stop in blocks):
         total += max(stop - max(begin, end), 0)
         end = max(end, stop)
     return min(total, size)
-
-
-def _run(plan: Plan, region: Region) -> bool:
-    for event in plan.events:
-        if not all(region.allocate(name, plan.sizes[name]) for name in event.taken):
-            return False
-        if event.scratch:
-            if not region.allocate("", event.scratch):
-                return False
-            region.free("")
-        for name in event.freed:
-            region.free(name)
-    return True

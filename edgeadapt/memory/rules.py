@@ -7,6 +7,7 @@ graph lie outside; views share their input's buffer; a few operators write over 
 from __future__ import annotations
 
 import math
+import os
 from dataclasses import dataclass
 
 from edgeadapt.memory.graph import GraphLike, NodeLike
@@ -42,6 +43,11 @@ class Machine:
 
     threads: int = 1
     arm: bool = False
+
+    @classmethod
+    def here(cls, threads: int) -> Machine:
+        """The one that this runs on."""
+        return cls(threads, os.uname().machine in ("aarch64", "arm64"))
 
 
 X86 = Machine()

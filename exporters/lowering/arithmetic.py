@@ -87,13 +87,19 @@ def _against(graph: Graph, rest: Value, divisor: Value) -> Value:
     return cast(graph, graph.op("And", [some, differ], rest.shape, BOOL), rest.dtype)
 
 
-@rule("floor_divide")
-def floor_divide(graph: Graph, a: Any, b: Any) -> Value:
-    """A / b rounded down, by way of the exact remainder, as torch: 1 // 0.1 is 9 although 1 / 0.1 rounds to 10."""
+def _divided(graph: Graph, a: Any, b: Any) -> tuple[Value, Value, Value]:
+    """Both as numbers of one kind, and Mod of them: of integers with the divisor's sign, of floats with the dividend's."""
     kind = promote(a, b)
     kind = INT if kind == BOOL else kind
     a, b = typed(graph, a, kind), typed(graph, b, kind)
-    rest = graph.op("Mod", [a, b], broadcast(a.shape, b.shape), fmod=int(kind.kind == "f"))
+    return a, b, graph.op("Mod", [a, b], broadcast(a.shape, b.shape), fmod=int(kind.kind == "f"))
+
+
+@rule("floor_divide")
+def floor_divide(graph: Graph, a: Any, b: Any) -> Value:
+    """A / b rounded down, by way of the exact remainder, as torch: 1 // 0.1 is 9 although 1 / 0.1 rounds to 10."""
+    a, b, rest = _divided(graph, a, b)
+    kind = rest.dtype
     quotient = binary(graph, "Div", binary(graph, "Sub", a, rest), b)
     if kind.kind != "f":
         return quotient  # the integer remainder has the divisor's sign
@@ -108,11 +114,8 @@ def floor_divide(graph: Graph, a: Any, b: Any) -> Value:
 @rule("remainder")
 def remainder(graph: Graph, a: Any, b: Any) -> Value:
     """Remainder with the divisor's sign."""
-    kind = promote(a, b)
-    kind = INT if kind == BOOL else kind
-    a, b = typed(graph, a, kind), typed(graph, b, kind)
-    rest = graph.op("Mod", [a, b], broadcast(a.shape, b.shape), fmod=int(kind.kind == "f"))
-    return rest if kind.kind != "f" else binary(graph, "Add", rest, binary(graph, "Mul", _against(graph, rest, b), b))
+    _, b, rest = _divided(graph, a, b)
+    return rest if rest.dtype.kind != "f" else binary(graph, "Add", rest, binary(graph, "Mul", _against(graph, rest, b), b))
 
 
 @rule("fmod")

@@ -247,8 +247,8 @@ def _lower(graph: Graph, seconds_left: float, target: int) -> float:
     """Do without one tensor after the other, in the order of the nodes as it is; the rough seconds spent."""
     spent = 0.0
     banned: set[tuple[str, str]] = set()
+    state = _Graph(graph)
     for _ in range(ROUNDS):
-        state = _Graph(graph)
         peak = max(state.curve)
         if peak <= target:
             break
@@ -268,10 +268,12 @@ def _lower(graph: Graph, seconds_left: float, target: int) -> float:
         before = graph.nodes
         _apply(graph, best)
         drop_unread(graph)
-        after = Plan(graph).curve()
+        following = _Graph(graph)
+        after = following.curve
         if max(after) > peak or (max(after) == peak and after.count(peak) >= state.curve.count(peak)):
             graph.nodes = before
             banned.add((best.block, before[best.at].outputs[0]))
             continue
+        state = following
         spent += best.cost
     return spent
