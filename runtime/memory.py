@@ -15,15 +15,13 @@ from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError
 from edgeadapt.memory import Graph, Machine, Plan, fits, footprint, read, smallest
 from edgeadapt.memory.ledger import Ledger, Line
+from edgeadapt.memory.rules import SEGMENT
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
 from edgeadapt.units import format_bytes
 
 FIRST_GRAPH = "predict.b1"
 """The graph that is loaded at opening, because every adapter needs it."""
-
-MARGIN, LEAST_MARGIN = 0.05, 65536
-"""What a region gets over the size that the count says works: a share, or that many bytes where they are more."""
 
 _SMALL = 8192  # bytes of a session's small constants and of rounding in what it keeps: 1 to 3 KiB measured
 _NODE = 6144  # a session's structures, a node, where the graph is not read
@@ -65,16 +63,25 @@ class Need:
 
     Attributes:
         region: the smallest one region that a run goes through.
+        room: that with a margin.
         inside, beside: copies of its weights that are made while it loads, in the region and besides.
         structures: of its session.
         exact: whether `region` was counted; else it is the manifest's word, and nothing bounds it.
+        places: windows of the bundle's file and of the prepared graphs' that its weights lie in, as `footprint.windows` has them; None: unknown.
     """
 
     region: int
+    room: int
     inside: int
     beside: int
     structures: int
     exact: bool
+    places: tuple[int, int] | None = None
+
+
+def margined(region: int) -> int:
+    """A region with a margin over the size that the count says works."""
+    return region + max(int(footprint.MARGIN * region), footprint.LEAST_MARGIN)
 
 
 class Needs:
@@ -89,14 +96,13 @@ class Needs:
         counted: False takes the manifest's word, which costs nothing and bounds nothing.
 
     Attributes:
-        bundle, threads: as given.
-        weights: bytes of all files of weights.
+        bundle, threads, prepared: as given.
     """
 
     def __init__(self, bundle: Bundle, threads: int, prepared: Prepared | None = None, counted: bool = True) -> None:
-        self.bundle, self.threads, self._counted = bundle, threads, counted
+        self.bundle, self.threads, self.prepared, self._counted = bundle, threads, prepared, counted
         self._prepared = {} if prepared is None else prepared.graphs
-        self.weights = bundle.weights_size + (0 if prepared is None else prepared.own_bytes)
+        self._sizes = (bundle.path.stat().st_size, 0 if prepared is None else prepared.own_bytes)
         self._machine = Machine.here(threads)
         self._found: dict[str, Need] = {}
 
@@ -113,19 +119,32 @@ class Needs:
     def _read(self, name: str) -> Need:
         spec = self.bundle.manifest.graphs[name]
         if not self._counted:
-            return Need(spec.peak_bytes, 0, 0, _NODE * spec.nodes, False)
+            return Need(spec.peak_bytes, margined(spec.peak_bytes), 0, 0, _NODE * spec.nodes, False)
         graph, ready = self.graph(name), self._prepared.get(name)
+        places = footprint.places(graph, ready is not None, _PAGE)
+        structures = footprint.session_bytes(graph)
+        told = spec.region_bytes + (self.threads - 1) * SEGMENT if spec.region_bytes else 0  # a convolution's workspace, for each thread
+        if ready is not None:  # it was seen to run in its region, and was kept because that is within what was planned for the exported graph
+            region = ready.region_bytes
+            room = max(region, min(margined(region), margined(told) if told else margined(region)))
+            return Need(region, room, ready.packed_bytes, ready.reserved_bytes, structures, True, places)
         inside, beside = footprint.prepacked(graph)
         if _PACKS_INSIDE:
             inside += beside
-        structures = footprint.session_bytes(graph)
-        if ready is not None:
-            return Need(ready.region_bytes, ready.packed_bytes, ready.reserved_bytes, structures, True)
         if graph.unknown():
-            return Need(spec.peak_bytes, inside, beside, structures, False)
-        more = (self.threads - 1) * LEAST_MARGIN  # the workspace of a convolution, for each thread
-        region = spec.region_bytes + more if spec.region_bytes else smallest(self.layout(graph))
-        return Need(region, inside, beside, structures, True)
+            return Need(spec.peak_bytes, margined(spec.peak_bytes), inside, beside, structures, False, places)
+        region = told or smallest(self.layout(graph))
+        return Need(region, margined(region), inside, beside, structures, True, places)
+
+    def weights(self, names: Iterable[str]) -> int:
+        """Bytes of the files of weights that are mapped once these graphs have run."""
+        masks = [0, 0]
+        for name in names:
+            found = self[name].places
+            if found is None:
+                return sum(self._sizes)
+            masks = [mask | more for mask, more in zip(masks, found)]
+        return sum(footprint.mapped_pages(mask, size, _PAGE) for mask, size in zip(masks, self._sizes))
 
     def graph(self, name: str) -> Graph:
         """A graph as it will run."""
@@ -143,7 +162,8 @@ class Needs:
 
     def correct(self, name: str) -> None:
         """Counts a graph's region anew, where what the bundle says has turned out too small."""
-        self._found[name] = replace(self[name], region=smallest(self.layout(self.graph(name))))
+        region = smallest(self.layout(self.graph(name)))
+        self._found[name] = replace(self[name], region=region, room=margined(region))
 
 
 @dataclass(frozen=True)
@@ -184,8 +204,8 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
     manifest = bundle.manifest
     inside = sum(need.inside for need in found) if prepacking else 0
     beside = sum(need.beside for need in found) if prepacking else 0
-    top = max(need.region for need in found)
-    margin = max(int(MARGIN * top), LEAST_MARGIN) + more
+    largest = max(found, key=lambda need: need.room)
+    top, margin = largest.region, largest.room - largest.region + more
     fixed = bounded and all(need.exact for need in found)
     region = Region(_up(top + margin + inside), _up(beside + _SMALL * len(names)), prepacking) if fixed else Region()
     bound = sum(len(manifest.graphs[name].reads) + len(manifest.graphs[name].writes) for name in names)
@@ -193,7 +213,7 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         Line("region", top + margin, "counted", f"tensors and workspace, with a margin of {format_bytes(margin)}"),
         Line("region's table", (top + margin + inside) // 256 * footprint.TABLE_ENTRY, "counted", "onnxruntime's own list of its pieces"),
         Line("prepacked weights", inside + beside, "counted", "copies that onnxruntime keeps" if prepacking else "switched off"),
-        Line("weights", needs.weights, "counted", "mapped from the bundle once for all graphs"),
+        Line("weights", needs.weights(names), "counted", "mapped once for all graphs"),
         Line("graph structures", sum(need.structures for need in found), "measured", f"of {len(names)} graphs"),
         Line("code", _CODE, "measured", "pages of the libraries that only real graphs reach"),
         Line("adapter", footprint.TENSOR * len(manifest.state) + footprint.BOUND * bound, "measured", "views and bindings"),

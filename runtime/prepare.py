@@ -23,33 +23,35 @@ from edgeadapt.bundle import Bundle, atomic
 from edgeadapt.errors import BundleError, EdgeAdaptError
 from edgeadapt.runtime import prepared
 
-_LEFT = ("weights.json",)  # of the making, not of the entry
-
-
-def prepare(bundle: Bundle, wanted: dict[str, Any], cache: Path, force: bool) -> None:
+def prepare(bundle: Bundle, wanted: dict[str, Any], cache: Path, force: bool, names: Sequence[str]) -> None:
     """Makes an entry of the cache, whole or not at all. Others that want the same wait for it, and then use it.
+
+    A sound entry that lacks some of the graphs is copied, and those are added.
 
     Args:
         bundle: the bundle.
         wanted: what the entry is for, as `prepared.key` says.
         cache: the folder of entries.
-        force: make it even if there is a sound one.
+        force: make all of it anew even if there is a sound one.
+        names: of the graphs.
 
     Raises:
         EdgeAdaptError: the cache cannot be written.
     """
     name = prepared.entry_name(wanted)
     with _alone(cache / f"{name}.lock"):
+        before: prepared.Prepared | None = None
         if not force:
             with suppress(BundleError, OSError):
-                prepared.load(cache / name, bundle, wanted)
+                before = prepared.load(cache / name, bundle, wanted)
+            if before is not None and not before.lacks(names):
                 return
         for stale in cache.glob(f".{name}.*"):  # of makers that were killed
             shutil.rmtree(stale, ignore_errors=True)
         folder = cache / f".{name}.{os.urandom(6).hex()}"
         folder.mkdir()
         try:
-            _fill(bundle, wanted, folder)
+            _fill(bundle, wanted, folder, before, names)
             _publish(folder, cache / name)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
@@ -67,9 +69,14 @@ def _alone(lock: Path) -> Iterator[None]:
         yield
 
 
-def _fill(bundle: Bundle, wanted: dict[str, Any], folder: Path) -> None:
-    begun, names = time.monotonic(), list(bundle.manifest.graphs)
-    _need_room(folder / "room", 4 * bundle.weights_size + 16 * 2**20)
+def _fill(bundle: Bundle, wanted: dict[str, Any], folder: Path, before: prepared.Prepared | None, names: Sequence[str]) -> None:
+    begun = time.monotonic()
+    kept: dict[str, Any] = {} if before is None else before.record["graphs"]
+    names = [name for name in names if name not in kept]
+    _need_room(folder / "room", 4 * bundle.weights_size + 16 * 2**20 + (0 if before is None else before.own_bytes))
+    if before is not None:
+        for file in before.record["files"]:
+            shutil.copyfile(before.folder / file, folder / file)
     (folder / prepared.OWN).touch()
     (folder / prepared.BUNDLE).touch()
     results: dict[str, Any] = {}
@@ -77,17 +84,17 @@ def _fill(bundle: Bundle, wanted: dict[str, Any], folder: Path) -> None:
         _say("preparing", index, len(names), name)
         results[name] = _graph(bundle, name, folder, wanted["threads"])
     _say("preparing", len(names), len(names))
-    for left in _LEFT:
-        (folder / left).unlink(missing_ok=True)
     files = sorted(path.name for path in folder.iterdir() if path.name != prepared.BUNDLE)
+    peak = max((result.pop("peak_of_preparing", 0) for result in results.values()), default=0)
+    earlier: dict[str, Any] = {"seconds": 0.0, "peak_of_preparing": 0} if before is None else before.record
     record = {
         "format": prepared.FORMAT,
         "key": wanted,
         "bundle": bundle.path.name,
-        "seconds": round(time.monotonic() - begun, 1),
-        "peak_of_preparing": max((result.pop("peak_of_preparing", 0) for result in results.values()), default=0),
+        "seconds": round(time.monotonic() - begun + earlier["seconds"], 1),
+        "peak_of_preparing": max(peak, earlier["peak_of_preparing"]),
         "own_bytes": (folder / prepared.OWN).stat().st_size,
-        "graphs": results,
+        "graphs": {**kept, **results},
         "files": prepared.describe(folder, files),
     }
     (folder / prepared.RECORD).write_text(json.dumps(record, indent=1))
@@ -143,10 +150,16 @@ def _say(stage: str, done: int, total: int, note: str = "") -> None:
     print(json.dumps([stage, done, total, note]), flush=True)
 
 
+def _give_way() -> None:
+    """Where memory runs out, the system ends this process and its children before those that serve."""
+    with suppress(OSError):
+        Path("/proc/self/oom_score_adj").write_text("800", encoding="ascii")
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The child process."""
     parser = argparse.ArgumentParser()
-    for option in ("bundle", "key", "cache"):
+    for option in ("bundle", "key", "cache", "graphs"):
         parser.add_argument(f"--{option}", required=True)
     parser.add_argument("--force", action="store_true")
     given = parser.parse_args(arguments)
@@ -155,7 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         bundle, wanted = Bundle.open(given.bundle, verify=False), json.loads(given.key)
         if bundle.digest != wanted["bundle"]:
             raise BundleError(f"{given.bundle} was replaced", "open it again")
-        prepare(bundle, wanted, Path(given.cache), given.force)
+        _give_way()
+        prepare(bundle, wanted, Path(given.cache), given.force, given.graphs.split(","))
     except EdgeAdaptError as error:
         print(error.message)
         return error.exit_code

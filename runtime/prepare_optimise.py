@@ -17,21 +17,23 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from edgeadapt.bundle import Bundle
+from edgeadapt.bundle import Bundle, GraphSpec
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.onnxwire import BITS, External
-from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, read
+from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, fits, read
+from edgeadapt.memory.rules import SEGMENT
 from edgeadapt.runtime import profiling, region
 from edgeadapt.runtime import session as sessions
-from edgeadapt.runtime.prepared import BUNDLE, OWN, PreparedGraph, map_own
+from edgeadapt.runtime.memory import margined
+from edgeadapt.runtime.prepared import BUNDLE, INDEX, OWN, PreparedGraph, map_own
 
 LEVELS = {"extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
 """What onnxruntime is asked for, mildest first: fusions; and the blocked layout of convolutions besides."""
 
-_UNWANTED = ["CommonSubexpressionElimination"]  # what is computed twice is so to save memory
-INDEX = "weights.json"
-"""Beside a weights file in the making: what it holds already, by hash."""
+EFFORT = 0.3
+"""How much work the search for an order is worth: the one it begins with is nearly the exported graph's, which was searched with all of it."""
 
+_UNWANTED = ["CommonSubexpressionElimination"]  # what is computed twice is so to save memory
 ALIGNMENT = 64  # bytes, of tensors in a weights file
 _SMALL = 1024  # initialisers of fewer bytes stay in the graph's file
 _KINDS = {"float": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "double": 11}
@@ -68,7 +70,8 @@ def told(profile: profiling.Profile, plan: Plan) -> tuple[int | None, int | None
 def optimise(bundle: Bundle, name: str, level: str, folder: Path, threads: int) -> Version:
     """Has onnxruntime optimise a graph of the bundle, and orders the result.
 
-    The result is run twice: nearly in the exported graph's order, to learn the true shapes, and in its own, to compare the count.
+    The result is run nearly in the exported graph's order, to learn the true shapes. If that order keeps within what is planned it stays, else one
+    of less memory is searched, and run once more to compare the count.
 
     Args:
         bundle: the bundle.
@@ -92,14 +95,25 @@ def optimise(bundle: Bundle, name: str, level: str, folder: Path, threads: int) 
     graph = read(model.SerializeToString())
     emitted = read(bundle.graph_bytes(name))
     _reorder(model, graph, _as_emitted(graph, emitted))
-    _learn_shapes(graph, model, _profile(bundle, _write(model, name, level, folder, own, 0), threads))
-    _reorder(model, graph, best_order(graph, machine))
+    profile = _profile(bundle, _write(model, name, level, folder, own, 0), threads)
+    _learn_shapes(graph, model, profile)
+    plan = Plan(graph, machine=machine)
+    searched = not _within(plan, bundle.manifest.graphs[name], machine)
+    if searched:
+        _reorder(model, graph, best_order(graph, machine, EFFORT))
+        plan = Plan(graph, machine=machine)
     _name(model, graph, emitted)
     _declare(model, graph)
-    plan = Plan(graph, machine=machine)
     prepared = _write(model, name, level, folder, own, plan.peak)
-    profile = _profile(bundle, prepared, threads)
+    if searched:
+        profile = _profile(bundle, prepared, threads)
     return Version(prepared, plan, *told(profile, plan))
+
+
+def _within(plan: Plan, spec: GraphSpec, machine: Machine) -> bool:
+    """Whether the exported graph's plan has room for this one."""
+    more = (machine.threads - 1) * SEGMENT
+    return plan.peak <= spec.peak_bytes + more and fits(plan, margined(spec.region_bytes + more))
 
 
 def adopt(chosen: PreparedGraph, folder: Path) -> None:

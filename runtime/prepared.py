@@ -1,7 +1,8 @@
-"""Graphs that were prepared for this machine: finding them in the cache, checking them, and having them made by a child process.
+"""Graphs that were prepared for this machine: finding them in the cache and checking them; `preparing` has them made.
 
 An entry of the cache is a folder: `record.json` (what was decided and why, and the checksums of the rest), a graph `NAME.onnx` for each that is
-kept, `weights.bin` with the tensors that the bundle does not have as they are wanted, and an empty file that stands for the bundle.
+kept, `weights.bin` with the tensors that the bundle does not have as they are wanted, `weights.json` which says where each lies, by its hash, and an
+empty file that stands for the bundle. An entry need not know all graphs of its bundle: what was not yet looked at is added when it is wanted.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import logging
 import os
 import platform
 import stat
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,12 @@ from edgeadapt.bundle import WEIGHTS_OFFSET, Bundle, Graph, onnxwire
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.cache import cache_folder
-from edgeadapt.errors import BundleError, EdgeAdaptError, UsageError
-from edgeadapt.progress import Progress, quiet
+from edgeadapt.errors import BundleError
+from edgeadapt.memory.graph import OWN
 from edgeadapt.units import format_bytes
 
-FORMAT = 1
-RECORD, OWN, BUNDLE = "record.json", "weights.bin", "bundle"
+FORMAT = 2
+RECORD, BUNDLE, INDEX = "record.json", "bundle", "weights.json"
 """Files of an entry. Graphs name `OWN` and `BUNDLE` as the places of their tensors."""
 
 DOMAINS = ("com.microsoft", "com.microsoft.nchwc")
@@ -37,7 +37,7 @@ LOG = logging.getLogger("edgeadapt")
 
 _LIMIT = 256 * 2**20  # bytes of a graph, as in a bundle
 _CHUNK = 2**20
-_FILES = r"[a-z]{1,16}(\.[a-z0-9]{1,16}){1,3}\.onnx|weights\.bin"
+_FILES = r"[a-z_]{1,24}(\.[a-z0-9]{1,16}){1,3}\.onnx|weights\.(bin|json)"
 _HASH = "[0-9a-f]{64}"
 _CPU = ("model name", "flags", "CPU implementer", "CPU part", "Features")
 
@@ -109,13 +109,19 @@ class Prepared:
         folder: the entry.
         graphs: those to run instead of the bundle's, by name; a graph that is not here runs as exported.
         own_bytes: size of its weights file, which is mapped when a graph is loaded.
+        seconds: of a run of each graph that was looked at, in the form that runs.
         record: what was decided and why: see docs/prepare.md.
     """
 
     folder: Path
     graphs: dict[str, PreparedGraph]
     own_bytes: int
+    seconds: dict[str, float]
     record: dict[str, Any]
+
+    def lacks(self, names: Iterable[str]) -> list[str]:
+        """Those of a bundle's graphs that were not looked at yet."""
+        return [name for name in names if name not in self.record["graphs"]]
 
     def mapped(self) -> memoryview:
         """The weights file, mapped read-only; empty where no graph has tensors of its own.
@@ -164,84 +170,6 @@ def find(bundle: Bundle, threads: int = 1, cache: str | os.PathLike[str] | None 
     return None
 
 
-def ensure(
-    bundle: Bundle, threads: int = 1, progress: Progress = quiet, cache: str | os.PathLike[str] | None = None, force: bool = False
-) -> Prepared | None:
-    """What was prepared, made first where there is nothing sound. It takes seconds to minutes, in a child process.
-
-    Never an error: where it cannot be made, one line in the log says why, and the graphs run as exported.
-
-    Args:
-        bundle: the bundle.
-        threads: of one operator.
-        progress: told how far it is.
-        cache: the cache's folder; None for the usual places.
-        force: make it anew.
-    """
-    try:
-        return make(bundle, threads, progress, cache, force)
-    except (EdgeAdaptError, OSError) as reason:
-        LOG.warning("%s runs as exported: %s", bundle.path.name, getattr(reason, "message", reason))
-        return None
-
-
-def make(bundle: Bundle, threads: int = 1, progress: Progress = quiet, cache: str | os.PathLike[str] | None = None, force: bool = False) -> Prepared:
-    """As `ensure`, for who wants to know why not.
-
-    Raises:
-        UsageError: there is no folder that can be written.
-        EdgeAdaptError: the child process failed.
-    """
-    found = None if force else find(bundle, threads, cache)
-    if found is not None:
-        return found
-    folder, wanted = _writable(bundle, cache).absolute(), key(bundle, threads)
-    _run_child(bundle, wanted, folder, force, progress)
-    try:
-        return load(folder / entry_name(wanted), bundle, wanted)
-    except (BundleError, OSError) as reason:
-        raise EdgeAdaptError(f"what was prepared in {folder} cannot be used: {getattr(reason, 'message', reason)}") from None
-
-
-def _run_child(bundle: Bundle, wanted: dict[str, Any], folder: Path, force: bool, progress: Progress) -> None:
-    import subprocess
-
-    command = [sys.executable, "-m", "edgeadapt.runtime.prepare", "--bundle", str(bundle.path), "--key", json.dumps(wanted)]
-    command += ["--cache", str(folder), *(["--force"] if force else [])]
-    said: list[str] = []
-    with subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment(), cwd="/"
-    ) as child:
-        try:
-            for line in child.stdout or ():
-                step = _step(line)
-                if step is None:
-                    said = [*said[-20:], line.rstrip()]
-                else:
-                    progress(*step)
-            code = child.wait()
-        except BaseException:  # interrupted: the child and its unfinished folder go too
-            child.terminate()
-            raise
-    if code:
-        why = f"it was ended by signal {-code}" if code < 0 else "\n".join(line for line in said if line) or f"exit code {code}"
-        raise EdgeAdaptError(f"preparing failed: {why}", "free memory or disk space, or serve the graphs as exported")
-
-
-def _step(line: str) -> tuple[str, int, int, str] | None:
-    """A line of progress: a JSON list."""
-    try:
-        stage, done, total, note = json.loads(line)
-    except (ValueError, TypeError):
-        return None
-    return str(stage), int(done), int(total), str(note)
-
-
-def environment() -> dict[str, str]:
-    """For a child process that finds the same packages, whatever its folder."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(os.path.abspath(path) for path in sys.path))}
-
-
 def places(bundle: Bundle, cache: str | os.PathLike[str] | None = None) -> list[Path]:
     """Where entries may lie, the first choice first: `cache`; $EDGEADAPT_CACHE; the user's cache folder, then BUNDLE.prepared beside the bundle."""
     if cache:
@@ -251,20 +179,6 @@ def places(bundle: Bundle, cache: str | os.PathLike[str] | None = None) -> list[
         return [users]
     beside = bundle.path.with_name(bundle.path.name + ".prepared")
     return [users, beside] if users.is_absolute() else [beside]
-
-
-def _writable(bundle: Bundle, cache: str | os.PathLike[str] | None) -> Path:
-    tried = []
-    for folder in places(bundle, cache):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as reason:
-            tried.append(f"{folder} cannot be made ({reason.strerror})")
-            continue
-        if os.access(folder, os.W_OK | os.X_OK):
-            return folder
-        tried.append(f"{folder} is read-only")
-    raise UsageError(f"there is no place for prepared graphs: {'; '.join(tried)}", "give one with --cache or EDGEADAPT_CACHE")
 
 
 def entry_name(wanted: dict[str, Any]) -> str:
@@ -319,14 +233,17 @@ def load(entry: Path, bundle: Bundle, wanted: dict[str, Any]) -> Prepared:
         if _digest(entry / name) != (digest, size):
             raise _unusable(entry / name, "is damaged (its checksum differs)")
     own = files.get(OWN, ("", 0))[1]
-    graphs = {}
+    graphs, seconds = {}, {}
     for name, node in _entries(root.child("graphs"), bundle):
-        if node.child("runs").text() == "emitted":
+        runs = node.child("runs").text("emitted|extended|all")
+        if (version := node.child("versions")).has(runs) and (facts := version.child(runs)).has("milliseconds"):
+            seconds[name] = facts.child("milliseconds").number() / 1e3
+        if runs == "emitted":
             continue
         digest = files.get(f"{name}.onnx", ("", 0))[0]
         graph = graphs[name] = _graph(entry, name, node, digest)
         graph.read(bundle.weights_size, own)
-    return Prepared(entry, graphs, own, root.free())
+    return Prepared(entry, graphs, own, seconds, root.free())
 
 
 def _trusted(path: Path, kind: Callable[[int], bool]) -> None:
@@ -338,7 +255,8 @@ def _trusted(path: Path, kind: Callable[[int], bool]) -> None:
 
 def _entries(graphs: Node, bundle: Bundle) -> Iterator[tuple[str, Node]]:
     for name in bundle.manifest.graphs:
-        yield name, graphs.child(name)
+        if graphs.has(name):
+            yield name, graphs.child(name)
 
 
 def _graph(entry: Path, name: str, node: Node, digest: str) -> PreparedGraph:

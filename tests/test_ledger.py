@@ -105,10 +105,10 @@ def test_pages_of_weights_count_once_in_windows_that_end_with_the_file() -> None
         return External("w", 1, (length // 4,), "", offset, length, True)
 
     window = footprint.READ_AHEAD
-    assert footprint.mapped_pages([tensor(4096, 100), tensor(8192, 100)], 10 * window, 4096) == window
-    assert footprint.mapped_pages([tensor(window - 4, 8)], 10 * window, 4096) == 2 * window
-    assert footprint.mapped_pages([tensor(window, 100)], window + 5000, 4096) == 8192
-    assert footprint.mapped_pages([], window, 4096) == 0
+    assert footprint.mapped_pages(footprint.windows([tensor(4096, 100), tensor(8192, 100)], 4096), 10 * window, 4096) == window
+    assert footprint.mapped_pages(footprint.windows([tensor(window - 4, 8)], 4096), 10 * window, 4096) == 2 * window
+    assert footprint.mapped_pages(footprint.windows([tensor(window, 100)], 4096), window + 5000, 4096) == 8192
+    assert footprint.mapped_pages(footprint.windows([], 4096), window, 4096) == 0
 
 
 def test_of_a_region_only_what_was_ever_used_counts() -> None:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from edgeadapt.bundle import PLACEHOLDER, WEIGHTS_OFFSET, Bundle, GraphSpec, Hyp
 from edgeadapt.cli.main import main
 from edgeadapt.errors import BundleError, EdgeAdaptError, UsageError
 from edgeadapt.memory import Plan, read
-from edgeadapt.runtime import prepare, prepare_compare, prepare_graph, prepared
+from edgeadapt.runtime import prepare, prepare_compare, prepare_graph, prepared, preparing
 from edgeadapt.runtime.engine import Engine
 from edgeadapt.runtime.state import FlatState
 from tests.child import ROOT, TELLS, environment, run_json
@@ -54,7 +55,7 @@ def cache(bundle, tmp_path_factory) -> Path:
     return filled(bundle, tmp_path_factory.mktemp("cache"))
 
 
-def filled(bundle: Bundle, folder: Path) -> Path:
+def filled(bundle: Bundle, folder: Path, names: Sequence[str] = ()) -> Path:
     """An entry with every graph that fits, in this process and however long its runs take: on a toy, times are noise."""
 
     def made(given: Bundle, name: str, place: Path, threads: int) -> dict[str, Any]:
@@ -64,7 +65,7 @@ def filled(bundle: Bundle, folder: Path) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prepare_compare, "ratio", lambda one, other: 1.0 if one is other else 0.5)
         patch.setattr(prepare, "_graph", made)
-        prepare.prepare(bundle, prepared.key(bundle, 1), folder, force=False)
+        prepare.prepare(bundle, prepared.key(bundle, 1), folder, force=False, names=list(names or bundle.manifest.graphs))
     return folder
 
 
@@ -247,7 +248,7 @@ def test_the_count_of_a_prepared_network_is_the_profilers_to_the_byte(tmp_path, 
 
 
 def test_what_needs_more_than_the_plan_is_not_kept(tmp_path):
-    found = prepared.make(network(tmp_path / "tight.edgeadapt", room=0.5), cache=tmp_path / "cache")
+    found = preparing.make(network(tmp_path / "tight.edgeadapt", room=0.5), cache=tmp_path / "cache")
     assert found.graphs == {}
     assert all("over the plan" in graph["why"] for graph in found.record["graphs"].values())
 
@@ -306,7 +307,7 @@ def test_a_damaged_entry_is_not_used_and_is_made_anew(bundle, copy, damage, capl
         record.write_text(json.dumps(found))
     assert prepared.find(bundle, cache=copy) is None
     assert "is not used" in caplog.text
-    assert prepared.ensure(bundle, cache=copy) is not None
+    assert preparing.ensure(bundle, cache=copy) is not None
     assert [path for path in copy.iterdir() if path.is_dir()] == [entry]
 
 
@@ -366,11 +367,11 @@ def test_a_graph_that_reaches_elsewhere_is_refused_whatever_its_checksum(bundle,
 def test_a_cache_that_cannot_be_written_is_a_line_in_the_log(bundle, tmp_path, caplog):
     blocked = tmp_path / "file"
     blocked.write_text("not a folder")
-    assert prepared.ensure(bundle, cache=blocked / "cache") is None
+    assert preparing.ensure(bundle, cache=blocked / "cache") is None
     assert len(caplog.records) == 1
     assert "runs as exported" in caplog.text
     with pytest.raises(UsageError, match="cannot be made"):
-        prepared.make(bundle, cache=blocked / "cache")
+        preparing.make(bundle, cache=blocked / "cache")
 
 
 LIMITED = """
@@ -389,7 +390,7 @@ def test_a_full_disk_is_a_line_in_the_log_and_leaves_nothing(bundle, tmp_path, c
     python.write_text(f'#!/bin/sh\nexec {sys.executable} {limited} "$@"\n')
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    assert prepared.ensure(bundle, cache=tmp_path / "cache") is None
+    assert preparing.ensure(bundle, cache=tmp_path / "cache") is None
     assert "cannot be written" in caplog.text or "too large" in caplog.text
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
@@ -409,7 +410,7 @@ def test_the_places_of_the_cache(bundle, monkeypatch, tmp_path):
 def start(bundle: Bundle, folder: Path) -> subprocess.Popen[str]:
     folder.mkdir(exist_ok=True)
     command = [sys.executable, "-m", "edgeadapt.runtime.prepare", "--bundle", str(bundle.path), "--cache", str(folder)]
-    command += ["--key", json.dumps(prepared.key(bundle, 1))]
+    command += ["--key", json.dumps(prepared.key(bundle, 1)), "--graphs", ",".join(bundle.manifest.graphs)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT, env=environment(), start_new_session=True)
 
 
@@ -422,7 +423,7 @@ def test_a_child_that_is_killed_leaves_nothing_that_is_used(bundle, tmp_path):
         os.killpg(child.pid, signal.SIGKILL)
     assert any(path.is_dir() for path in folder.iterdir())
     assert prepared.find(bundle, cache=folder) is None
-    assert prepared.ensure(bundle, cache=folder) is not None
+    assert preparing.ensure(bundle, cache=folder) is not None
     assert len([path for path in folder.iterdir() if path.is_dir()]) == 1  # what was left over has gone
 
 
@@ -449,10 +450,10 @@ def test_a_crash_of_the_child_is_a_line_in_the_log(bundle, tmp_path, caplog, mon
     python.write_text("#!/bin/sh\nkill -9 $$\n")
     python.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(python))
-    assert prepared.ensure(bundle, cache=tmp_path / "cache") is None
+    assert preparing.ensure(bundle, cache=tmp_path / "cache") is None
     assert "signal 9" in caplog.text
     with pytest.raises(EdgeAdaptError, match="signal 9"):
-        prepared.make(bundle, cache=tmp_path / "cache")
+        preparing.make(bundle, cache=tmp_path / "cache")
 
 
 # ------------------------------------------------------------------------------------------------------ comparison
@@ -500,11 +501,11 @@ def test_serving_prepared_graphs_loads_no_onnx(bundle, cache):
     code = f"""
 import sys
 from edgeadapt.bundle import Bundle
-from edgeadapt.runtime import prepared
+from edgeadapt.runtime import preparing
 from edgeadapt.runtime.engine import Engine
 from edgeadapt.runtime.state import FlatState
 bundle = Bundle.open({str(bundle.path)!r})
-found = prepared.ensure(bundle, cache={str(cache)!r})
+found = preparing.ensure(bundle, cache={str(cache)!r})
 engine = Engine(bundle, FlatState(bundle.manifest.state, bundle.manifest.graphs, bundle.initial_state()), 1, prepared=found)
 engine.run("predict.b1", {{}})
 print(int("onnx" in sys.modules or "subprocess" in sys.modules or not found.graphs))

@@ -193,7 +193,7 @@ class _Walker:
             elif field == 2:
                 kind = value if isinstance(value, int) else 0
             elif field == 13:
-                entries.append(_entry(view(value, "external data")))
+                entries.append(entry(view(value, "external data")))
             elif field == 14:
                 stored = stored or value != 0
         if not entries and not stored:
@@ -222,7 +222,8 @@ def numbers(value: Value) -> list[int]:
     return result
 
 
-def _entry(data: memoryview) -> tuple[str, str]:
+def entry(data: memoryview) -> tuple[str, str]:
+    """Key and value of a StringStringEntryProto."""
     texts = {1: "", 2: ""}
     for field, value in fields(data):
         if field in texts:

@@ -32,14 +32,14 @@ def run(arguments: argparse.Namespace) -> int:
     from edgeadapt.bundle import Bundle
     from edgeadapt.errors import UsageError
     from edgeadapt.progress import Bars, Progress, quiet
-    from edgeadapt.runtime import prepared
+    from edgeadapt.runtime import prepared, preparing
 
     if arguments.threads < 1:
         raise UsageError(f"--threads {arguments.threads} is not a number of threads", "give 1 or more")
     bundle = Bundle.open(arguments.bundle)
     with Bars() as bars:
         progress: Progress = quiet if arguments.quiet else bars
-        found = prepared.make(bundle, arguments.threads, progress, arguments.cache, arguments.force)
+        found = preparing.make(bundle, arguments.threads, progress, arguments.cache, arguments.force)
     if arguments.json:
         json.dump({"path": str(found.folder), **found.record}, sys.stdout, indent=1)
         print()

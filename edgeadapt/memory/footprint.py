@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 
 from edgeadapt.bundle import GraphSpec, StateSpec
 from edgeadapt.bundle.onnxwire import External
-from edgeadapt.memory.graph import GraphLike
+from edgeadapt.memory.graph import OWN, Graph, GraphLike
 from edgeadapt.memory.liveness import Plan
 from edgeadapt.memory.region import STEPS, Region
 from edgeadapt.memory.rules import ALIGNMENT, rounded
@@ -84,14 +84,28 @@ def prepacked(graph: GraphLike) -> tuple[int, int]:
     return inside, beside
 
 
-def mapped_pages(tensors: Iterable[External], size: int, page: int) -> int:
-    """Bytes of a file of `size` that are mapped once these tensors in it have been read, each page once however many of them lie in it."""
-    window = max(page, READ_AHEAD)
-    end = -(-size // page) * page
-    touched: set[int] = set()
+def windows(tensors: Iterable[External], page: int) -> int:
+    """Which windows of a file are mapped once these tensors in it have been read: a bit for each, so that sets of graphs are joined by `|`."""
+    window, found = max(page, READ_AHEAD), 0
     for tensor in tensors:
-        touched.update(range(tensor.offset // window, -(-(tensor.offset + tensor.length) // window)))
-    return sum(min(end - index * window, window) for index in touched)
+        first, last = tensor.offset // window, -(-(tensor.offset + tensor.length) // window)
+        found |= (1 << last) - (1 << first)
+    return found
+
+
+def places(graph: Graph, prepared: bool, page: int) -> tuple[int, int]:
+    """The windows of the bundle's file and of that of its prepared graphs that a graph's tensors lie in, as `windows` gives them."""
+    own = [prepared and tensor.location == OWN for tensor in graph.external]
+    files = ([tensor for tensor, mine in zip(graph.external, own) if mine is kind] for kind in (False, True))
+    bundle, others = (windows(tensors, page) for tensors in files)
+    return bundle, others
+
+
+def mapped_pages(found: int, size: int, page: int) -> int:
+    """Bytes of those windows of a file of `size`, as `windows` gives them."""
+    window, end = max(page, READ_AHEAD), -(-size // page) * page
+    whole, last = divmod(end, window)
+    return (found & ((1 << whole) - 1)).bit_count() * window + (last if found >> whole & 1 else 0)
 
 
 def state_bytes(specs: Iterable[StateSpec], graphs: Mapping[str, GraphSpec], names: Iterable[str]) -> int:

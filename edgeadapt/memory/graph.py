@@ -11,6 +11,10 @@ from edgeadapt.bundle import onnxwire
 from edgeadapt.errors import BundleError
 
 
+OWN = "weights.bin"
+"""Where a prepared graph says that those of its tensors lie which its bundle does not have as they are wanted."""
+
+
 class TensorLike(Protocol):
     """A tensor of static shape."""
 
@@ -114,13 +118,14 @@ class Node:
 
 @dataclass
 class Graph:
-    """A graph that was read; see `GraphLike`. constants: each initialiser's bytes."""
+    """A graph that was read; see `GraphLike`. constants: each initialiser's bytes; external: those that lie in another file."""
 
     nodes: list[Node] = field(default_factory=list)
     values: dict[str, Tensor] = field(default_factory=dict)
     constants: dict[str, int] = field(default_factory=dict)
     inputs: list[str] = field(default_factory=list)
     outputs: list[str] = field(default_factory=list)
+    external: list[onnxwire.External] = field(default_factory=list)
 
     def unknown(self) -> list[str]:
         """Tensors that nodes name and whose shape the file does not state."""
@@ -149,9 +154,11 @@ def _graph(data: memoryview) -> Graph:
         if number == 1:
             graph.nodes.append(_node(onnxwire.view(value, "a node")))
         elif number == 5:
-            name, tensor = _initialiser(onnxwire.view(value, "an initialiser"))
+            name, tensor, place = _initialiser(onnxwire.view(value, "an initialiser"))
             graph.values[name] = tensor
             graph.constants[name] = tensor.nbytes
+            if place is not None:
+                graph.external.append(place)
         elif number in (11, 12, 13):
             name, known = _declared(onnxwire.view(value, "a value"))
             if known is not None:
@@ -206,9 +213,10 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _initialiser(data: memoryview) -> tuple[str, Tensor]:
+def _initialiser(data: memoryview) -> tuple[str, Tensor, onnxwire.External | None]:
     name, kind = "", 1
     sizes: list[int] = []
+    entries: dict[str, str] = {}
     for number, value in onnxwire.fields(data):
         if number == 1:
             sizes += onnxwire.numbers(value)
@@ -216,7 +224,15 @@ def _initialiser(data: memoryview) -> tuple[str, Tensor]:
             kind = value
         elif number == 8:
             name = onnxwire.text(value, "a tensor's name")
-    return name, Tensor(tuple(sizes), onnxwire.BITS.get(kind, 8))
+        elif number == 13:
+            entries.update([onnxwire.entry(onnxwire.view(value, "external data"))])
+    tensor = Tensor(tuple(sizes), onnxwire.BITS.get(kind, 8))
+    if not entries:
+        return name, tensor, None
+    offset = entries.get("offset", "0")
+    if not (offset.isascii() and offset.isdigit()):
+        raise onnxwire.Malformed(f"the external data of {name!r} has no offset in bytes")
+    return name, tensor, onnxwire.External(name, kind, tensor.shape, entries.get("location", ""), int(offset), tensor.nbytes, True)
 
 
 def _declared(data: memoryview) -> tuple[str, Tensor | None]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 from edgeadapt.bundle import Bundle
-from edgeadapt.bundle.onnxwire import External
 from edgeadapt.errors import BundleError, UsageError
 from edgeadapt.memory import footprint
 from edgeadapt.memory.graph import Graph, read
@@ -72,6 +72,49 @@ class Ledger:
         return "\n".join(shown)
 
 
+class PreparedGraphLike(Protocol):
+    """A graph that runs instead of the bundle's; `edgeadapt.runtime.prepared` makes them."""
+
+    @property
+    def model(self) -> Path:
+        """Its file."""
+        ...
+
+    @property
+    def region_bytes(self) -> int:
+        """The region that its tensors were seen to run in."""
+        ...
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of weights in another layout, which lie in the region too."""
+        ...
+
+    @property
+    def reserved_bytes(self) -> int:
+        """Of small constants, which lie beside it."""
+        ...
+
+
+class PreparedLike(Protocol):
+    """What was prepared of a bundle for one machine and number of threads."""
+
+    @property
+    def graphs(self) -> Mapping[str, PreparedGraphLike]:
+        """Those that run instead of the bundle's, by name."""
+        ...
+
+    @property
+    def own_bytes(self) -> int:
+        """Size of the file with the tensors that the bundle does not have."""
+        ...
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Of a run of each graph that was looked at, as it was measured there."""
+        ...
+
+
 @dataclass(frozen=True)
 class Setup:
     """What is done with a bundle, and where.
@@ -85,6 +128,7 @@ class Setup:
         arm: 64-bit Arm, else x86-64.
         prepacking: whether onnxruntime keeps rearranged copies of constant weights.
         region: bytes of the one region of memory for tensors; 0 takes what the graphs need, with a margin.
+        prepared: what runs instead of the bundle's graphs; None: they run as exported.
     """
 
     graphs: tuple[str, ...]
@@ -95,6 +139,7 @@ class Setup:
     arm: bool = False
     prepacking: bool = True
     region: int = 0
+    prepared: PreparedLike | None = None
 
     @property
     def machine(self) -> Machine:
@@ -110,18 +155,21 @@ class Layout:
         graph, plan: itself.
         peak: position in the order at which most bytes are in use.
         region: the smallest one region that a run goes through, bytes.
-        external: its frozen tensors in the bundle's file.
+        inside, beside: bytes of the copies of its weights that are made while it loads, in the region and besides.
+        prepared: whether it is not the bundle's own.
     """
 
     graph: Graph
     plan: Plan
     peak: int
     region: int
-    external: tuple[External, ...]
+    inside: int
+    beside: int
+    prepared: bool = False
 
 
-def layout(bundle: Bundle, name: str, machine: Machine) -> Layout:
-    """The plan of one graph; kept for the next call.
+def layout(bundle: Bundle, name: str, machine: Machine, prepared: PreparedLike | None = None) -> Layout:
+    """The plan of one graph as it will run; kept for the next call.
 
     Raises:
         UsageError: there is no such graph.
@@ -129,13 +177,16 @@ def layout(bundle: Bundle, name: str, machine: Machine) -> Layout:
     """
     if name not in bundle.manifest.graphs:
         raise UsageError(f"{bundle.path.name} has no graph {name}", f"it has {', '.join(bundle.manifest.graphs)}")
-    return _layout(bundle, bundle.digest, name, machine)
+    return _layout(bundle, bundle.digest, name, machine, None if prepared is None else prepared.graphs.get(name))
 
 
 @lru_cache(maxsize=32)
-def _layout(bundle: Bundle, digest: str, name: str, machine: Machine) -> Layout:
-    data, external = bundle.graph(name)
-    graph = read(data, f"{bundle.path.name}: {name}")
+def _layout(bundle: Bundle, digest: str, name: str, machine: Machine, prepared: PreparedGraphLike | None) -> Layout:
+    where = f"{bundle.path.name}: {name}"
+    try:
+        graph = read(bundle.graph(name).data if prepared is None else prepared.model.read_bytes(), where)
+    except OSError as reason:
+        raise BundleError(f"{where}: the prepared graph cannot be read ({reason.strerror})", "prepare the bundle again, or leave it out") from None
     if unknown := graph.unknown():
         raise BundleError(
             f"{bundle.path.name}: graph {name} does not state the shapes of {len(unknown)} tensors, of {unknown[0]!r} first",
@@ -144,7 +195,9 @@ def _layout(bundle: Bundle, digest: str, name: str, machine: Machine) -> Layout:
     plan = Plan(graph, machine=machine)
     curve = plan.curve()
     peak = max(range(len(curve)), key=curve.__getitem__, default=0)
-    return Layout(graph, plan, peak, smallest(plan), external)
+    if prepared is not None:
+        return Layout(graph, plan, peak, prepared.region_bytes, prepared.packed_bytes, prepared.reserved_bytes, True)
+    return Layout(graph, plan, peak, smallest(plan), *footprint.prepacked(graph))
 
 
 def used(graphs: Sequence[str]) -> tuple[str, ...]:
@@ -163,15 +216,15 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
         BundleError: the bundle is damaged.
     """
     names = used(setup.graphs)
-    found = {name: layout(bundle, name, setup.machine) for name in names}
+    found = {name: layout(bundle, name, setup.machine, setup.prepared) for name in names}
     largest = max(found, key=lambda name: found[name].region)
     top = found[largest]
     scratch = top.plan.events[top.peak].scratch if top.plan.events else 0
-    inside, beside = (sum(parts) for parts in zip(*(footprint.prepacked(item.graph) if setup.prepacking else (0, 0) for item in found.values())))
+    inside, beside = ((sum(item.inside for item in found.values()), sum(item.beside for item in found.values())) if setup.prepacking else (0, 0))
     region = setup.region or top.region + max(int(footprint.MARGIN * top.region), footprint.LEAST_MARGIN)
     touched = footprint.touched((item.plan for item in found.values()), region, setup.page)
-    frozen = {(tensor.offset, tensor.shape): tensor for item in found.values() for tensor in item.external}
-    mapped = footprint.mapped_pages(frozen.values(), bundle.path.stat().st_size, setup.page)
+    frozen = {(tensor.location, tensor.offset, tensor.shape) for item in found.values() for tensor in item.graph.external}
+    mapped = _mapped(bundle, found.values(), setup)
     nodes = sum(len(item.graph.nodes) for item in found.values())
     lines = [
         Line("Python and libraries", setup.floor, setup.floor_known, "with numpy, onnxruntime and one trivial session"),
@@ -182,7 +235,7 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
             "measured",
             f"Python's side of {len(names)} graphs and {len(bundle.manifest.state)} state tensors",
         ),
-        Line("weights", mapped, "counted", "mapped from the bundle once for all graphs"),
+        Line("weights", mapped, "counted", "mapped once for all graphs"),
         Line("prepacked weights", inside + beside, "counted", "copies that onnxruntime keeps of them" if setup.prepacking else "switched off"),
         Line("graph structures", sum(footprint.session_bytes(item.graph) for item in found.values()), "measured", f"{nodes:,} nodes"),
         Line("activations", top.plan.peak - scratch, "counted", f"live tensors at the peak of {largest}"),
@@ -202,6 +255,16 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
     spread = math.ceil(ALLOWANCE * sum(line.bytes for line in lines)) // setup.page * setup.page
     lines.append(Line("allowance", spread, "estimated", f"{ALLOWANCE:.1%}, for what differs from run to run"))
     return Ledger(tuple(lines))
+
+
+def _mapped(bundle: Bundle, found: Iterable[Layout], setup: Setup) -> int:
+    """Bytes that are mapped of the bundle's file, and of the file of its prepared graphs, once these graphs have run."""
+    sizes = (bundle.path.stat().st_size, 0 if setup.prepared is None else setup.prepared.own_bytes)
+    masks = [0, 0]
+    for item in found:
+        for index, mask in enumerate(footprint.places(item.graph, item.prepared, setup.page)):
+            masks[index] |= mask
+    return sum(footprint.mapped_pages(mask, size, setup.page) for mask, size in zip(masks, sizes))
 
 
 def _adapter(bundle: Bundle, found: Mapping[str, Layout], frozen: int) -> int:
