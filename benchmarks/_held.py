@@ -65,12 +65,13 @@ def floor(path: str) -> dict[str, Any]:
 
 def session_of(path: str, threads: int = 1, prepacking: bool = True, runs: int = 2) -> list[Any]:
     """A session with an adapter's options, run on ones, every output bound."""
+    from edgeadapt.bundle.onnxwire import without_declarations
     from edgeadapt.runtime import session as sessions
 
     options = sessions.options(threads)
     if not prepacking:
         options.add_session_config_entry("session.disable_prepacking", "1")
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(without_declarations(Path(path).read_bytes()), options, providers=["CPUExecutionProvider"])
     binding = session.io_binding()
     arrays = []
     for nodes, bind in ((session.get_inputs(), binding.bind_ortvalue_input), (session.get_outputs(), binding.bind_ortvalue_output)):
@@ -101,6 +102,16 @@ def kernels(path: str, *paths: str) -> dict[str, Any]:
     result = {"code": code()}
     del kept
     return result
+
+
+def optimised(path: str, target: str) -> dict[str, Any]:
+    """Writes what onnxruntime makes of a graph for this processor."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    options.optimized_model_filepath = target
+    options.log_severity_level = 3
+    onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    return {}
 
 
 def adapter(path: str, batches: str) -> dict[str, Any]:
@@ -154,7 +165,7 @@ def threads(path: str, count: str) -> dict[str, Any]:
     return result
 
 
-PARTS: Mapping[str, Any] = {part.__name__: part for part in (floor, heap, kernels, adapter, reading, region, threads)}
+PARTS: Mapping[str, Any] = {part.__name__: part for part in (floor, heap, kernels, optimised, adapter, reading, region, threads)}
 
 if __name__ == "__main__":
     print(json.dumps(PARTS[sys.argv[1]](*sys.argv[2:])))

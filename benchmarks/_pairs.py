@@ -38,13 +38,16 @@ def turns(run: Callable[[np.ndarray], np.ndarray], state: Callable[[], dict[str,
 
 
 def make_bundle(folder: Path, model: str, method: str, sizes: Sequence[int], parts: int) -> tuple[Path, Path]:
-    """Export random weights without warm-up; the bundle, and its initial state as .npz."""
+    """Export random weights without warm-up, unless it is in the folder; the bundle, and its initial state as .npz."""
     from benchmarks._networks import NETWORKS, SHAPE
     from edgeadapt.bundle import Bundle, InputSpec
     from edgeadapt.exporters.data import Samples
     from edgeadapt.exporters.export import export
 
-    path, state = folder / f"{model}-{method}.edgeadapt", folder / f"{model}-{method}.npz"
+    stem = f"{model}-{method}-{parts}-{'-'.join(map(str, sizes))}"
+    path, state = folder / f"{stem}.edgeadapt", folder / f"{stem}.npz"
+    if path.exists() and state.exists():
+        return path, state
     data = Samples(np.concatenate(batches(8, 32)), np.arange(256) % 10, InputSpec(SHAPE))
     options: dict[str, Any] = {"method": method, "batches": tuple(sizes), "allow_drop": True, "threads": 1}
     options |= {} if method in ("source", "norm") else {"rate": 5e-3}  # a rate whose steps stand out from rounding, for the comparison

@@ -82,6 +82,39 @@ def chain(op: str, count: int, own: bool) -> bytes:
     return data
 
 
+def fusible() -> bytes:
+    """A graph in which onnxruntime makes every kind of operator that preparing brings: fused and blocked convolutions, fused products."""
+    from onnx import helper, numpy_helper
+
+    random = np.random.default_rng(0)
+    tensors = {f"w{index}": random.standard_normal((16, 16, 3, 3)).astype(np.float32) for index in range(3)}
+    tensors |= {"m": random.standard_normal((8, 8)).astype(np.float32), "c": np.ones(8, np.float32), "two": np.full((), 2, np.float32)}
+    tensors |= {"rows": np.array([-1, 8])}
+    pads: dict[str, Any] = {"pads": [1] * 4}
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["a"], **pads),
+        helper.make_node("Relu", ["a"], ["b"]),
+        helper.make_node("Conv", ["b", "w1"], ["d"], **pads),
+        helper.make_node("Add", ["d", "b"], ["e"]),
+        helper.make_node("Relu", ["e"], ["f"]),
+        helper.make_node("MaxPool", ["f"], ["g"], kernel_shape=[1, 1]),
+        helper.make_node("Erf", ["g"], ["h"]),
+        helper.make_node("Conv", ["h", "w2"], ["i"], **pads),
+        helper.make_node("Sigmoid", ["i"], ["j"]),
+        helper.make_node("Reshape", ["j", "rows"], ["k"]),
+        helper.make_node("Gemm", ["k", "m", "c"], ["l"]),
+        helper.make_node("Relu", ["l"], ["n"]),
+        helper.make_node("Transpose", ["n"], ["o"], perm=[1, 0]),
+        helper.make_node("MatMul", ["o", "n"], ["p"]),
+        helper.make_node("Mul", ["p", "two"], ["y"]),
+    ]
+    value = helper.make_tensor_value_info
+    given = [numpy_helper.from_array(array, name) for name, array in tensors.items()]
+    graph = helper.make_graph(nodes, "fusible", [value("x", 1, [1, 16, 8, 8])], [value("y", 1, [8, 8])], given)
+    data: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9).SerializeToString()
+    return data
+
+
 def mixture(count: int) -> bytes:
     """A graph of so many operators of each kind, each with constants and results of its own; to be read only, as its parts do not join."""
     import onnx
@@ -225,7 +258,11 @@ def measure(folder: Path) -> dict[str, Any]:
     found = sessions(folder)
     (folder / "mixture.onnx").write_bytes(mixture(48))
     base = child("floor", str(trivial))
-    pages = child("kernels", str(trivial), *(str(folder / f"{op}-1-False.onnx") for op in KINDS))["code"]
+    plain = [str(folder / f"{op}-1-False.onnx") for op in KINDS]
+    pages = child("kernels", str(trivial), *plain)["code"]
+    (folder / "fusible.onnx").write_bytes(fusible())
+    child("optimised", str(folder / "fusible.onnx"), str(folder / "fused.onnx"))
+    fused = child("kernels", str(trivial), *plain, str(folder / "fused.onnx"))["code"]
     bundles: dict[str, tuple[dict[str, Any], str]] = {
         "few": ({}, "1"),
         "tensors": ({"tensors": MANY}, "1"),
@@ -242,6 +279,7 @@ def measure(folder: Path) -> dict[str, Any]:
     return {
         **found,
         "CODE": pages - base["code"],
+        "FUSED_CODE": fused - pages,
         "ADAPTER": own["few"] - base["resident"] + base["code"],
         "NAME": name_each,
         "BOUND": bound,

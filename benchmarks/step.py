@@ -66,6 +66,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--torch", nargs="+", default=["plain", "lean-channels-last"], choices=TORCH, help="ways to write the PyTorch side")
     parser.add_argument("--budget", nargs="+", default=[], help="also run the bundle inside these budgets, such as 170MB")
+    parser.add_argument("--folder", type=Path, help="keep bundles and what is prepared of them here, and use those that are here")
     parser.add_argument("--prepare", action="store_true", help="prepare the bundle for this machine before")
     parser.add_argument("--setting", help=argparse.SUPPRESS)
     choices = parser.parse_args()
@@ -75,7 +76,8 @@ def main() -> None:
         return
     results = []
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+        folder = choices.folder or Path(name)
+        folder.mkdir(parents=True, exist_ok=True)
         for batch in choices.batch:
             bundle, state = make_bundle(folder, choices.model, choices.method, [batch], choices.parts)
             for threads in choices.threads:

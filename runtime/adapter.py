@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgeadapt.bundle import Bundle, Manifest
 from edgeadapt.errors import InputError, UsageError
 from edgeadapt.preprocess import batch_of, convert
+from edgeadapt.progress import Progress
 from edgeadapt.runtime import checkpoint, loading, memory
 from edgeadapt.runtime.choice import wanted
 from edgeadapt.runtime.engine import Outcome
@@ -66,6 +67,7 @@ class Adapter:
         strict: bool = False,
         reserve: str | int | None = None,
         prepared: bool = True,
+        prepare: Progress | None = None,
     ) -> Adapter:
         """Opens a bundle at its initial state; `load` continues from a saved one.
 
@@ -84,8 +86,9 @@ class Adapter:
             batches: numbers of frames that will be taken at a time; 1 always is. None: all that the bundle has.
             strict: refuse if anything would be left out.
             reserve: with a budget, the bytes that the system should have left; below that, adaptation gives way. None: a twentieth of its memory.
-
             prepared: run what `edgeadapt prepare` made of the bundle for this machine, where there is such; False: the graphs as exported.
+            prepare: have those graphs that will be used, and that were not yet, prepared first; called with (stage, done, total, note) as that goes
+                on, for seconds to minutes. None: take what is there.
 
         Raises:
             BundleError: the bundle is missing, damaged, or made by a newer edgeadapt.
@@ -98,10 +101,14 @@ class Adapter:
         bundle = Bundle.open(path, verify)
         items = wanted(bundle.manifest, roles, batches)
         ready = find(bundle, threads) if prepared else None
+        progress = prepare if prepared else None
         if limit is None:
-            return cls(bundle, loading.everything(bundle, items, threads, ready), None, threads)
+            made = loading.prepared_first(lambda found: loading.everything(bundle, items, threads, found), bundle, threads, ready, progress)
+            return cls(bundle, made, None, threads)
         with _OPENING, memory.CLAIMS.taken(limit) as claim:
-            loaded = loading.fit(bundle, items, claim, threads, strict, ready)
+            loaded = loading.prepared_first(
+                lambda found: loading.fit(bundle, items, claim, threads, strict, found), bundle, threads, ready, progress
+            )
             marks = Marks(reserve=spare)
             signs = Signs(limit, claim.filled, marks)
             if (sign := signs.read(max(0, claim.filled - memory.resident()))).grade:

@@ -6,7 +6,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from edgeadapt.bundle import Manifest
 from edgeadapt.errors import BudgetError, UsageError
@@ -37,11 +37,13 @@ class Choice:
         plan: the graphs, and what they add.
         least: the graphs that are kept under pressure, and what they add.
         missing: what was wanted and did not fit.
+        rank: how good it is; of two choices of the same items the greater is the better.
     """
 
     plan: Planned
     least: Planned
     missing: tuple[str, ...]
+    rank: tuple[Any, ...] = ()
 
 
 def wanted(manifest: Manifest, roles: Collection[str] | str | None, batches: Collection[int] | None) -> list[Item]:
@@ -102,7 +104,7 @@ def choose(needs: Needs, items: list[Item], budget: int, held: int, strict: bool
             the hint what would fit.
     """
     base = _base(items)
-    best: tuple[tuple[object, ...], Planned, list[Item]] | None = None
+    best: tuple[tuple[Any, ...], Planned, list[Item]] | None = None
     for lean, prepacking, order in product(range(3), (True, False), (items, list(dict.fromkeys([*base, *items])))):
         plan, taken = _greedy(needs, order, budget - held - beyond, lean, prepacking)
         if plan is None:
@@ -117,10 +119,10 @@ def choose(needs: Needs, items: list[Item], budget: int, held: int, strict: bool
             break
     if best is None or best[0][0] != len({item.role for item in base}) or (strict and len(best[2]) < len(items)):
         raise _refusal(needs, items, budget, held, strict, beyond)
-    plan, taken = best[1:]
+    rank, plan, taken = best
     least = [name for name in (FIRST_GRAPH, "source.b1") if name in plan.graphs]
     missing = tuple(str(item) for item in items if item not in taken)
-    return Choice(plan, planned(needs, least, plan.region.prepacking), missing)
+    return Choice(plan, planned(needs, least, plan.region.prepacking), missing, rank)
 
 
 def _largest(items: list[Item]) -> list[Item]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import NamedTuple
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError
+from edgeadapt.progress import Progress
 from edgeadapt.runtime import choice as choices
 from edgeadapt.runtime import region as regions
 from edgeadapt.runtime.choice import Choice, Item
@@ -55,19 +57,21 @@ def fit(bundle: Bundle, items: list[Item], claim: Claim, threads: int, strict: b
         BundleError: a graph cannot be loaded.
         BudgetError: too little fits.
     """
-    needs = Needs(bundle, threads, prepared)
+    ways = [Needs(bundle, threads, prepared)]  # of serving; what was prepared may take more for its own weights, and not be worth that
+    if prepared is not None:
+        ways.append(Needs(bundle, threads))
     regions.left()  # the process's first session brings in pages of the libraries, which belong to what is held now
     now = resident()
     held, more = max(now, claim.promised()), 0
     while True:
-        choice = choices.choose(needs, items, claim.budget, held, strict, more)
+        needs, choice = _best(ways, items, claim.budget, held, strict, more)
         choice = replace(choice, plan=laid_out(needs, choice.plan), least=laid_out(needs, choice.least))
         excess = held + choice.plan.total - claim.budget
         if excess > 0:
             more += excess
             continue
         files, state = mapped_files(), _state(bundle, choice)
-        engine = load(bundle, state, threads, choice.plan, prepared)
+        engine = load(bundle, state, threads, choice.plan, needs.prepared)
         excess = resident() + (held - now) + _to_come(choice.plan, mapped_files() - files) - claim.budget
         if excess <= 0:
             break
@@ -78,7 +82,45 @@ def fit(bundle: Bundle, items: list[Item], claim: Claim, threads: int, strict: b
     claim.filled = held + choice.plan.total
     if choice.missing:
         LOG.warning("%s: no room in the budget for %s", bundle.path.name, ", ".join(choice.missing))
-    return Loaded(choice, state, engine, prepared)
+    return Loaded(choice, state, engine, needs.prepared)
+
+
+def _best(ways: Sequence[Needs], items: list[Item], budget: int, held: int, strict: bool, beyond: int) -> tuple[Needs, Choice]:
+    """The best choice, and the first way that leads to it.
+
+    Raises:
+        BudgetError: no way fits.
+    """
+    found: list[tuple[Needs, Choice]] = []
+    for index, needs in enumerate(ways):
+        try:
+            choice = choices.choose(needs, items, budget, held, strict, beyond)
+        except BudgetError:
+            if not found and index == len(ways) - 1:
+                raise
+            continue
+        found.append((needs, choice))
+        if not choice.missing and all(not needs.bundle.manifest.graphs[name].variant for name in choice.plan.graphs):
+            break  # nothing is left to be wished
+    return max(found, key=lambda pair: pair[1].rank)
+
+
+def prepared_first(
+    make: Callable[[Prepared | None], Loaded], bundle: Bundle, threads: int, ready: Prepared | None, progress: Progress | None
+) -> Loaded:
+    """What `make` loads; with `progress`, those of its graphs that were not yet looked at are prepared, and it is made again."""
+    loaded = make(ready)
+    if progress is None:
+        return loaded
+    names = list(loaded.choice.plan.graphs)
+    lacking = names if ready is None else ready.lacks(names)
+    if not lacking:
+        return loaded
+    from edgeadapt.runtime.preparing import ensure
+
+    del loaded
+    give_back()
+    return make(ensure(bundle, threads, progress, names=lacking))
 
 
 def _state(bundle: Bundle, choice: Choice) -> FlatState:

@@ -8,12 +8,13 @@ import weakref
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 
 import onnxruntime
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError
-from edgeadapt.memory import Graph, Machine, Plan, fits, footprint, read, smallest
+from edgeadapt.memory import Graph, Machine, Plan, footprint, read, smallest, suited
 from edgeadapt.memory.ledger import Ledger, Line
 from edgeadapt.memory.rules import SEGMENT
 from edgeadapt.runtime.prepared import Prepared
@@ -27,7 +28,6 @@ _SMALL = 8192  # bytes of a session's small constants and of rounding in what it
 _NODE = 6144  # a session's structures, a node, where the graph is not read
 _CODE = 2_000_000  # less than the ledger's: a session and an error of onnxruntime were there already
 _ALLOWANCE = 2**20  # found resident at most, on three bundles, beyond the other lines: 0.6 MiB
-_TRIES = 16
 _PACKS_INSIDE = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 28)
 """Packed matrices lie in the region, as seen with 1.23; beside it with 1.31. In between there is room in both places."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -133,7 +133,7 @@ class Needs:
             inside += beside
         if graph.unknown():
             return Need(spec.peak_bytes, margined(spec.peak_bytes), inside, beside, structures, False, places)
-        region = told or smallest(self.layout(graph))
+        region = told or smallest(Plan(graph, machine=self._machine))
         return Need(region, margined(region), inside, beside, structures, True, places)
 
     def weights(self, names: Iterable[str]) -> int:
@@ -146,6 +146,10 @@ class Needs:
             masks = [mask | more for mask, more in zip(masks, found)]
         return sum(footprint.mapped_pages(mask, size, _PAGE) for mask, size in zip(masks, self._sizes))
 
+    def any_prepared(self, names: Iterable[str]) -> bool:
+        """Whether one of these graphs runs as it was prepared."""
+        return any(name in self._prepared for name in names)
+
     def graph(self, name: str) -> Graph:
         """A graph as it will run."""
         where = f"{self.bundle.path.name}: {name}"
@@ -156,13 +160,13 @@ class Needs:
                 raise BudgetError(f"{ready.model}: the prepared graph has gone ({reason.strerror})", "open the bundle again") from None
         return read(self.bundle.graph_bytes(name), where)
 
-    def layout(self, graph: Graph) -> Plan:
-        """What it does to memory on this machine."""
-        return Plan(graph, machine=self._machine)
+    def layout(self, name: str) -> Plan:
+        """What a graph does to memory on this machine."""
+        return Plan(self.graph(name), machine=self._machine)
 
     def correct(self, name: str) -> None:
         """Counts a graph's region anew, where what the bundle says has turned out too small."""
-        region = smallest(self.layout(self.graph(name)))
+        region = smallest(self.layout(name))
         self._found[name] = replace(self[name], region=region, room=margined(region))
 
 
@@ -208,6 +212,7 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
     top, margin = largest.region, largest.room - largest.region + more
     fixed = bounded and all(need.exact for need in found)
     region = Region(_up(top + margin + inside), _up(beside + _SMALL * len(names)), prepacking) if fixed else Region()
+    code = _CODE + (footprint.FUSED_CODE if needs.any_prepared(names) else 0)
     bound = sum(len(manifest.graphs[name].reads) + len(manifest.graphs[name].writes) for name in names)
     lines = [
         Line("region", top + margin, "counted", f"tensors and workspace, with a margin of {format_bytes(margin)}"),
@@ -215,7 +220,7 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         Line("prepacked weights", inside + beside, "counted", "copies that onnxruntime keeps" if prepacking else "switched off"),
         Line("weights", needs.weights(names), "counted", "mapped once for all graphs"),
         Line("graph structures", sum(need.structures for need in found), "measured", f"of {len(names)} graphs"),
-        Line("code", _CODE, "measured", "pages of the libraries that only real graphs reach"),
+        Line("code", code, "measured", "pages of the libraries that only real graphs reach"),
         Line("adapter", footprint.TENSOR * len(manifest.state) + footprint.BOUND * bound, "measured", "views and bindings"),
         Line("state", footprint.state_bytes(manifest.state, manifest.graphs, names), "counted", "the set in use, and the one written next"),
         Line("frames and logits", _buffers(bundle, names), "counted", "of the largest batch, the caller's and ours"),
@@ -225,32 +230,21 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
 
 
 def laid_out(needs: Needs, plan: Planned) -> Planned:
-    """The same plan with a region in which all of its graphs were laid out, as onnxruntime will do it.
-
-    What fits is not monotone in the size: a larger region may lead to other gaps, and fail (ResNet-20, a step at batch 8: 7,538,432 bytes work,
-    7,613,696 do not, as counted and as run). So the very size that is registered is tried, and if need be another a little larger.
-    """
-    size = plan.region.size
-    if not size:
+    """The same plan with a region in which all of its graphs were laid out, as onnxruntime will do it: see `suited`."""
+    if not plan.region.size:
         return plan
-    names, tries = plan.graphs, 0
-    while True:
-        inside = sum(needs[name].inside for name in names) if plan.region.prepacking else 0
-        refused = next((name for name in names if 2 * needs[name].region > size - inside and not _fits(needs, name, size - inside)), None)
-        if refused is None:
-            return plan
-        tries += 1
-        if tries == _TRIES:
-            needs.correct(refused)
-        elif tries > 2 * _TRIES:
-            return plan
-        plan = planned(needs, names, plan.region.prepacking, more=(tries % _TRIES) * max(size // 128, 4096))
-        size = plan.region.size
-
-
-def _fits(needs: Needs, name: str, size: int) -> bool:
-    graph = needs.graph(name)
-    return bool(graph.unknown()) or fits(needs.layout(graph), size)
+    names, prepacking = plan.graphs, plan.region.prepacking
+    inside = sum(needs[name].inside for name in names) if prepacking else 0
+    for corrected in (False, True):
+        base = plan.region.size - inside
+        large = [name for name in names if 2 * needs[name].region > base]
+        size = suited(base, [partial(needs.layout, name) for name in large])
+        if size is not None or corrected:
+            break
+        for name in large:  # what the bundle says of them is too small
+            needs.correct(name)
+        plan = planned(needs, names, prepacking)
+    return plan if size in (None, base) else planned(needs, names, prepacking, more=size - base)
 
 
 def _up(size: int) -> int:

@@ -21,7 +21,9 @@ from typing import Any
 
 from edgeadapt.bundle import Bundle, atomic
 from edgeadapt.errors import BundleError, EdgeAdaptError
+from edgeadapt.memory.graph import OWN
 from edgeadapt.runtime import prepared
+
 
 def prepare(bundle: Bundle, wanted: dict[str, Any], cache: Path, force: bool, names: Sequence[str]) -> None:
     """Makes an entry of the cache, whole or not at all. Others that want the same wait for it, and then use it.
@@ -77,7 +79,7 @@ def _fill(bundle: Bundle, wanted: dict[str, Any], folder: Path, before: prepared
     if before is not None:
         for file in before.record["files"]:
             shutil.copyfile(before.folder / file, folder / file)
-    (folder / prepared.OWN).touch()
+    (folder / OWN).touch()
     (folder / prepared.BUNDLE).touch()
     results: dict[str, Any] = {}
     for index, name in enumerate(names):
@@ -93,7 +95,7 @@ def _fill(bundle: Bundle, wanted: dict[str, Any], folder: Path, before: prepared
         "bundle": bundle.path.name,
         "seconds": round(time.monotonic() - begun + earlier["seconds"], 1),
         "peak_of_preparing": max(peak, earlier["peak_of_preparing"]),
-        "own_bytes": (folder / prepared.OWN).stat().st_size,
+        "own_bytes": (folder / OWN).stat().st_size,
         "graphs": {**kept, **results},
         "files": prepared.describe(folder, files),
     }

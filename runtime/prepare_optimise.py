@@ -21,11 +21,12 @@ from edgeadapt.bundle import Bundle, GraphSpec
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.onnxwire import BITS, External
 from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, fits, read
+from edgeadapt.memory.graph import OWN
 from edgeadapt.memory.rules import SEGMENT
 from edgeadapt.runtime import profiling, region
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.memory import margined
-from edgeadapt.runtime.prepared import BUNDLE, INDEX, OWN, PreparedGraph, map_own
+from edgeadapt.runtime.prepared import BUNDLE, INDEX, PreparedGraph, map_own
 
 LEVELS = {"extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
 """What onnxruntime is asked for, mildest first: fusions; and the blocked layout of convolutions besides."""

@@ -159,8 +159,11 @@ def find(bundle: Bundle, threads: int = 1, cache: str | os.PathLike[str] | None 
         threads: of one operator.
         cache: the cache's folder; None for the usual places.
     """
+    present = [folder for folder in places(bundle, cache) if _any(folder, bundle)]
+    if not present:
+        return None  # without asking onnxruntime for its version
     wanted = key(bundle, threads)
-    for folder in places(bundle, cache):
+    for folder in present:
         entry = folder / entry_name(wanted)
         if os.path.isdir(entry):  # false also where the folder may not be entered
             try:
@@ -168,6 +171,14 @@ def find(bundle: Bundle, threads: int = 1, cache: str | os.PathLike[str] | None 
             except (BundleError, OSError) as reason:
                 LOG.warning("%s is not used: %s", entry, getattr(reason, "message", reason))
     return None
+
+
+def _any(folder: Path, bundle: Bundle) -> bool:
+    """Whether a folder has entries of a bundle; not if it may not be read."""
+    try:
+        return any(name.startswith(bundle.digest[:16]) for name in os.listdir(folder))
+    except OSError:
+        return False
 
 
 def places(bundle: Bundle, cache: str | os.PathLike[str] | None = None) -> list[Path]:

@@ -11,10 +11,11 @@ import numpy as np
 import onnxruntime
 
 from edgeadapt.bundle import Bundle, Graph
-from edgeadapt.bundle.onnxwire import External
+from edgeadapt.bundle.onnxwire import External, without_declarations
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError
+from edgeadapt.memory.graph import OWN
 from edgeadapt.runtime import region
-from edgeadapt.runtime.prepared import LOG, OWN, Prepared, PreparedGraph
+from edgeadapt.runtime.prepared import LOG, Prepared, PreparedGraph
 
 _M_MMAP_THRESHOLD = -3
 DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8", 12: "<u4", 13: "<u8"}
@@ -149,7 +150,7 @@ def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Grap
         chosen.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         weights.share(graph.external, chosen)
         try:
-            session = onnxruntime.InferenceSession(graph.data, chosen, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(without_declarations(graph.data), chosen, providers=["CPUExecutionProvider"])
         except Exception as reason:  # onnxruntime's own types have no common base of theirs
             raise failure(f"{bundle.path}: onnxruntime {VERSION} cannot load graph {name}", reason) from None
     _check(session, bundle, name)

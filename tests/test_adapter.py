@@ -630,7 +630,7 @@ def test_memory_is_reported(adapter, path):
     facts = {"resident", "peak", "budget", "planned", "level", "reason", "graphs", "missing"}
     assert report["planned"] == sum(size for name, size in report.items() if name not in facts)
     assert 0 < report["resident"] <= report["peak"] * 1.05
-    assert report["weights"] == adapter.bundle.weights_size
+    assert adapter.bundle.weights_size <= report["weights"] <= -(-path.stat().st_size // 4096) * 4096
     assert report["state"] == sum(2 * max(64, 4 * spec.size) for spec in adapter.manifest.state)
     assert (report["level"], report["reason"], report["missing"]) == (0, "", ())
     assert set(report["graphs"]) == set(adapter.manifest.graphs)

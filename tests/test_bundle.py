@@ -672,3 +672,14 @@ def test_reading_weights_in_pieces_does_not_keep_them(path, monkeypatch):
     assert bundle.weights_size > 3000
     assert max(sizes) <= 1000
     assert sum(sizes) == bundle.weights_size
+
+
+def test_declared_shapes_are_left_out_and_nothing_else(tmp_path):
+    bundle = Bundle.open(Toy(batches=(1, 4)).write(tmp_path / "toy.edgeadapt"))
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(bundle.graph("adapt.b4").data), data_prop=True)
+    assert model.graph.value_info
+    left = onnx.load_from_string(onnxwire.without_declarations(model.SerializeToString()))
+    del model.graph.value_info[:]
+    assert left == model
+    with pytest.raises(onnxwire.Malformed):
+        onnxwire.without_declarations(model.SerializeToString()[:-3])

@@ -19,9 +19,11 @@ import pytest
 from PIL import Image
 
 from edgeadapt import Adapter
+from edgeadapt.bundle import Bundle
 from edgeadapt.cli.main import main
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import SourceError, UsageError
+from edgeadapt.runtime.prepared import find
 from edgeadapt.runtime.pressure import Marks, Sign, Signs
 from edgeadapt.runtime.stream import Stream, decide
 from tests.toybundle import CLASSES, SIDE, Toy
@@ -333,7 +335,8 @@ def heed_interrupts() -> None:
 
 
 def served(path: Path, *arguments: object) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "edgeadapt", "run", str(path), "--source", "-", "--stdin-format", "npy", *map(str, arguments)]
+    command = [sys.executable, "-m", "edgeadapt", "run", str(path), "--no-prepared", "--source", "-", "--stdin-format", "npy"]
+    command += map(str, arguments)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     return subprocess.Popen(command, bufsize=0, preexec_fn=heed_interrupts, **pipes)  # noqa: PLW1509 - only sets a signal
 
@@ -363,7 +366,7 @@ def test_a_reader_that_goes_away_ends_the_stream_quietly(path, tmp_path):
     read, write = os.pipe()
     os.close(read)
     np.savez(tmp_path / "frames.npz", x=frames())
-    command = [sys.executable, "-m", "edgeadapt", "run", str(path), "--source", str(tmp_path / "frames.npz")]
+    command = [sys.executable, "-m", "edgeadapt", "run", str(path), "--no-prepared", "--source", str(tmp_path / "frames.npz")]
     ended = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert ended.returncode == 141
@@ -421,3 +424,20 @@ def test_decisions_of_one_class_and_of_sure_logits():
     assert decide(np.zeros(1, np.float32)).confidence == 1.0
     sure = decide(np.array([-1e30, 1e30], np.float32))
     assert (sure.label, sure.confidence, sure.entropy) == (1, 1.0, 0.0)
+
+
+def test_the_graphs_that_are_used_are_prepared_before_the_first_frame_and_once(path, stream, tmp_path, run, monkeypatch):
+    monkeypatch.setenv("EDGEADAPT_CACHE", str(tmp_path / "cache"))
+
+    def looked_at() -> set[str]:
+        found = find(Bundle.open(path))
+        return set(found.record["graphs"])
+
+    code, lines, said = run(path, "--source", stream, "--batch", "2", "--budget", "2GiB", "--prepared")
+    assert code == 0
+    assert len(lines) == COUNT
+    assert "preparing" in said
+    assert looked_at() == {"predict.b1", "predict.b2", "adapt.b2"}
+    assert "preparing" not in run(path, "--source", stream, "--batch", "2", "--budget", "2GiB", "--prepared")[2]
+    assert "preparing" in run(path, "--source", stream, "--no-adapt", "--prepared")[2]  # without a budget all batches are served
+    assert looked_at() == {"predict.b1", "predict.b2", "predict.b4", "adapt.b2"}

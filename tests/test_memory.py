@@ -14,12 +14,11 @@ import pytest
 from onnx import TensorProto, helper
 
 from edgeadapt.errors import BundleError
-from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, fits, read, smallest
+from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, fits, read, region, smallest, suited
 from edgeadapt.memory.region import Region
 from tests.child import TELLS, run_json
 
 pytestmark = pytest.mark.device
-
 
 
 def chain(*operators: str, sizes: int = 64) -> Graph:
@@ -245,3 +244,21 @@ def test_an_order_keeps_what_depends_on_what() -> None:
         assert all(name in made for name in graph.nodes[index].inputs)
         made.update(graph.nodes[index].outputs)
     assert Plan(graph, order).peak <= Plan(graph).peak
+
+
+def test_one_size_suits_all_plans_or_none_does(monkeypatch) -> None:
+    def plan(*sizes: int) -> Plan:
+        names = ["x", *(f"t{index}" for index in range(len(sizes)))]
+        graph = Graph([Node("Exp", [names[index]], [names[index + 1]]) for index in range(len(sizes))], inputs=["x"], outputs=[names[-1]])
+        graph.values = {name: Tensor((size // 4,), 32) for name, size in zip(names, (256, *sizes))}
+        return Plan(graph)
+
+    small, large = plan(4096, 8192, 256), plan(65536, 131072, 256)  # the last is the caller's
+    assert suited(200_000, [lambda: small, lambda: large]) == 200_192
+    found = suited(150_000, [lambda: small, lambda: large])
+    assert found is not None
+    assert found >= large.peak > found - 4096
+    assert suited(1000, [lambda: large]) is None
+    refused = {200_192, 204_288}
+    monkeypatch.setattr(region, "fits", lambda one, size: one is small or size not in refused)
+    assert suited(200_000, [lambda: small, lambda: large]) == 208_384

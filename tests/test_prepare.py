@@ -21,10 +21,15 @@ from onnx import TensorProto, helper
 
 from edgeadapt.bundle import PLACEHOLDER, WEIGHTS_OFFSET, Bundle, GraphSpec, HyperSpec, WeightsFile
 from edgeadapt.cli.main import main
-from edgeadapt.errors import BundleError, EdgeAdaptError, UsageError
-from edgeadapt.memory import Plan, read
-from edgeadapt.runtime import prepare, prepare_compare, prepare_graph, prepared, preparing
+from edgeadapt.devices.boards import floor
+from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError, UsageError
+from edgeadapt.memory import Plan, read, simulate
+from edgeadapt.memory.graph import OWN
+from edgeadapt.memory.measured import REGION, measure
+from edgeadapt.runtime import loading, prepare, prepare_compare, prepare_graph, prepared, preparing
+from edgeadapt.runtime.choice import wanted
 from edgeadapt.runtime.engine import Engine
+from edgeadapt.runtime.memory import Needs, planned
 from edgeadapt.runtime.state import FlatState
 from tests.child import ROOT, TELLS, environment, run_json
 from tests.toybundle import SIDE, Toy
@@ -135,7 +140,7 @@ def test_weights_that_the_bundle_has_are_not_kept_twice(bundle, cache):
     places = set()
     for graph in found.graphs.values():
         for item in graph.read(bundle.weights_size, found.own_bytes).external:
-            if item.location == prepared.OWN:
+            if item.location == OWN:
                 places.add((item.offset, item.length))
     pieces = [bytes(own[offset : offset + length]) for offset, length in places]
     assert len(set(pieces)) == len(pieces)
@@ -402,6 +407,67 @@ def test_the_places_of_the_cache(bundle, monkeypatch, tmp_path):
     monkeypatch.delenv("EDGEADAPT_CACHE")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "c"))
     assert prepared.places(bundle) == [tmp_path / "c" / "edgeadapt", bundle.path.with_name(bundle.path.name + ".prepared")]
+
+
+def test_graphs_are_added_to_an_entry_and_those_that_it_has_stay(bundle, tmp_path):
+    folder = filled(bundle, tmp_path / "cache", ["predict.b1", "adapt.b4"])
+    first = prepared.find(bundle, cache=folder)
+    assert set(first.record["graphs"]) == {"predict.b1", "adapt.b4"}
+    assert first.lacks(["predict.b1", "learn.b4"]) == ["learn.b4"]
+    before = {name: graph.digest for name, graph in first.graphs.items()}
+    filled(bundle, folder, ["adapt.b4", "learn.b4"])
+    second = prepared.find(bundle, cache=folder)
+    assert set(second.record["graphs"]) == {"predict.b1", "adapt.b4", "learn.b4"}
+    assert {name: second.graphs[name].digest for name in before} == before
+    assert set(second.seconds) == set(second.record["graphs"])
+    served, _ = engine(bundle, second)
+    plain, _ = engine(bundle, None)
+    for one in (served, plain):
+        one.frames(4)[...] = 0.25
+        one.labels("learn.b4")[...] = 1
+    for name in ("learn.b4", "adapt.b4", "predict.b4"):
+        assert close(served.run(name, {}).logits, plain.run(name, {}).logits), name
+
+
+# ------------------------------------------------------------------------------------------------------- its memory
+
+
+class Machine:
+    key, name, memory, page, arm, floor, floor_known = "here", "here", 2**34, 4096, False, 0, "measured"
+    gflops, gbps, rates_known = 10.0, 5.0, "estimated"
+
+
+@pytest.mark.native
+def test_the_memory_of_prepared_graphs_is_predicted(tmp_path, monkeypatch):
+    monkeypatch.setenv("EDGEADAPT_CACHE", str(tmp_path / "cache"))
+    made = network(tmp_path / "net.edgeadapt", room=2.0)
+    found = prepared.find(made, cache=filled(made, tmp_path / "cache"))
+    assert found.own_bytes
+    machine = Machine()
+    machine.floor, machine.arm = floor.look().floor, platform.machine() == "aarch64"
+    plain, ready = (simulate(made, machine, "predict", 4, prepared=entry) for entry in (None, found))
+    assert not plain.choice.prepared
+    assert ready.choice.prepared
+    assert "prepared" in ready.choice.words
+    assert ready.ledger["weights"].bytes != plain.ledger["weights"].bytes
+    told = measure(made.path, ready.choice, prepared=True)
+    assert told["peak"] <= ready.ledger.total <= 1.03 * told["peak"]
+    assert told["region"] == pytest.approx(sum(ready.ledger[name].bytes for name in REGION) + told["inside"], abs=8192)
+
+
+def test_a_budget_that_only_the_exported_graphs_fit_is_served_with_those(bundle, cache):
+    found = prepared.find(bundle, cache=cache)
+    ways = [Needs(bundle, 1, found), Needs(bundle, 1)]
+    items = wanted(bundle.manifest, ("adapt",), [4])
+    for name in found.graphs:
+        ways[0]._found[name] = replace(ways[0][name], beside=50 * 2**20)
+    room = planned(ways[1], [str(item).replace(" at batch ", ".b") for item in items], False).total
+    needs, choice = loading._best(ways, items, room, 0, True, 0)
+    assert needs is ways[1]
+    assert not choice.missing
+    with pytest.raises(BudgetError):
+        loading._best(ways, items, room // 4, 0, True, 0)
+    assert loading._best([Needs(bundle, 1, found), ways[1]], items, 2**40, 0, True, 0)[0].prepared is found
 
 
 # ---------------------------------------------------------------------------------------------- the child processes

@@ -51,7 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="frames in a window, one of the bundle's batches (default: the largest)")
     parser.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes the process may hold resident, such as 128MiB")
     parser.add_argument("--reserve", type=parse_bytes, metavar="SIZE", help="with --budget: give way when the system has less than this left")
-    parser.add_argument("--prepared", action=argparse.BooleanOptionalAction, default=True, help="run what edgeadapt prepare made (default)")
+    parser.add_argument(
+        "--prepared",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="have the graphs optimised for this machine once, before the first frame, and run those (default)",
+    )
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of one operator (default: 1)")
     start = parser.add_mutually_exclusive_group()
     start.add_argument("--state", metavar="PATH", help="begin with the state saved in that file, or in a folder of slots")
@@ -66,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Serves the stream to its end."""
     from edgeadapt.devices.sources import open_source
+    from edgeadapt.progress import Bars
     from edgeadapt.report.stream import Tally
     from edgeadapt.runtime.adapter import Adapter
     from edgeadapt.runtime.stream import Stream
@@ -75,7 +81,9 @@ def run(arguments: argparse.Namespace) -> int:
     used: dict[str, Any] = {"roles": "adapt" if arguments.adapt else "predict", "reserve": arguments.reserve, "prepared": arguments.prepared}
     if arguments.budget is not None and arguments.batch is not None:
         used["batches"] = [arguments.batch]
-    with Adapter.open(arguments.bundle, arguments.budget, arguments.threads, **used) as adapter:
+    with Bars() as bars:
+        opened = Adapter.open(arguments.bundle, arguments.budget, arguments.threads, prepare=bars, **used)
+    with opened as adapter:
         if arguments.state or arguments.resume:
             adapter.load(arguments.state)
         adapter.hyper = settings

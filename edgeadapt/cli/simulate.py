@@ -39,6 +39,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="frames in a step (default: the role's largest)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of one operator (default: 1)")
     parser.add_argument("--plot", metavar="FILE.html|DIR", help="also write the curves as a page; into a folder: report.html and report.json")
+    parser.add_argument(
+        "--prepared",
+        action=argparse.BooleanOptionalAction,
+        help="the graphs as edgeadapt prepare made them for this machine (default: if there are any, where the board is this machine)",
+    )
     parser.add_argument("--measure", action="store_true", help="also run it, in a child process")
     parser.add_argument("--json", action="store_true", help="print everything as JSON")
 
@@ -55,12 +60,19 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--threads {arguments.threads} is not a number of threads", "give 1 or more")
     bundle = Bundle.open(arguments.bundle)
     board = boards.load(arguments.board or boards.HERE)
-    found = simulate(bundle, board, arguments.role, arguments.batch, arguments.budget, arguments.threads)
+    ready = None
+    if arguments.prepared is not False and (arguments.board in (None, boards.HERE) or arguments.prepared):
+        from edgeadapt.runtime.prepared import find
+
+        ready = find(bundle, arguments.threads)
+        if ready is None and arguments.prepared:
+            raise UsageError(f"{bundle.path.name} was not prepared for this machine and {arguments.threads} threads", "run edgeadapt prepare first")
+    found = simulate(bundle, board, arguments.role, arguments.batch, arguments.budget, arguments.threads, ready)
     measured = None
     if arguments.measure:
         from edgeadapt.devices.boards import floor
 
-        measured = compare(found.ledger, measure(bundle.path, found.choice, found.threads), floor.look().floor)
+        measured = compare(found.ledger, measure(bundle.path, found.choice, found.threads, prepared=ready is not None), floor.look().floor)
     if arguments.plot:
         _plot(arguments.plot, found)
     if arguments.json:
@@ -107,10 +119,11 @@ def _choices(found: Simulation) -> str:
     for choice in found.choices:
         fits = {None: "", True: "fits", False: "no"}[choice.fits]
         mark = "best" if choice.best else ""
+        form = "prepared" if choice.prepared else "exported"
         prepacked = "prepacked" if choice.prepacking else "as stored"
         time = (format_seconds(choice.seconds), format_seconds(choice.per_frame))
-        rows.append((choice.graph, choice.role, str(choice.batch), prepacked, format_bytes(choice.total), *time, fits, mark))
-    header = ("graph", "role", "batch", "weights", "memory", "a step", "a frame", "budget" if found.budget else "", "")
+        rows.append((choice.graph, choice.role, str(choice.batch), form, prepacked, format_bytes(choice.total), *time, fits, mark))
+    header = ("graph", "role", "batch", "form", "weights", "memory", "a step", "a frame", "budget" if found.budget else "", "")
     body = table(header, rows, left=2, words=True)
     return f"configurations that no other beats in memory, time and batch; times are {found.rates_known} and rough\n{body}"
 

@@ -9,14 +9,29 @@ from typing import TYPE_CHECKING, Any
 
 from edgeadapt.memory.graph import Graph, GraphLike, Node, NodeLike, Tensor, TensorLike, read
 from edgeadapt.memory.liveness import Plan
-from edgeadapt.memory.region import fits, smallest
+from edgeadapt.memory.region import fits, smallest, suited
 from edgeadapt.memory.rules import Machine
 from edgeadapt.memory.schedule import best_order
 
 if TYPE_CHECKING:
     from edgeadapt.memory.simulation import simulate
 
-__all__ = ["Graph", "GraphLike", "Machine", "Node", "NodeLike", "Plan", "Tensor", "TensorLike", "best_order", "fits", "read", "simulate", "smallest"]
+__all__ = [
+    "Graph",
+    "GraphLike",
+    "Machine",
+    "Node",
+    "NodeLike",
+    "Plan",
+    "Tensor",
+    "TensorLike",
+    "best_order",
+    "fits",
+    "read",
+    "simulate",
+    "smallest",
+    "suited",
+]
 
 
 def __getattr__(name: str) -> Any:

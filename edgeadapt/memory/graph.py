@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from edgeadapt.bundle import onnxwire
 from edgeadapt.errors import BundleError
 
-
 OWN = "weights.bin"
 """Where a prepared graph says that those of its tensors lie which its bundle does not have as they are wanted."""
 
@@ -87,7 +86,7 @@ class GraphLike(Protocol):
         ...
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Tensor:
     """A tensor's shape and the bits of one element."""
 
@@ -100,7 +99,7 @@ class Tensor:
         return (math.prod(self.shape) * self.bits + 7) // 8
 
 
-@dataclass
+@dataclass(slots=True)
 class Node:
     """An operator of a graph that was read; see `NodeLike`. name: as written."""
 

@@ -14,7 +14,7 @@ from edgeadapt.errors import BundleError, UsageError
 from edgeadapt.memory import footprint
 from edgeadapt.memory.graph import Graph, read
 from edgeadapt.memory.liveness import Plan
-from edgeadapt.memory.region import smallest
+from edgeadapt.memory.region import smallest, suited
 from edgeadapt.memory.rules import Machine
 from edgeadapt.units import format_bytes
 
@@ -95,6 +95,10 @@ class PreparedGraphLike(Protocol):
         """Of small constants, which lie beside it."""
         ...
 
+    def __hash__(self) -> int:
+        """It never changes."""
+        ...
+
 
 class PreparedLike(Protocol):
     """What was prepared of a bundle for one machine and number of threads."""
@@ -167,6 +171,10 @@ class Layout:
     beside: int
     prepared: bool = False
 
+    def again(self) -> Plan:
+        """The plan."""
+        return self.plan
+
 
 def layout(bundle: Bundle, name: str, machine: Machine, prepared: PreparedLike | None = None) -> Layout:
     """The plan of one graph as it will run; kept for the next call.
@@ -221,14 +229,15 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
     top = found[largest]
     scratch = top.plan.events[top.peak].scratch if top.plan.events else 0
     inside, beside = ((sum(item.inside for item in found.values()), sum(item.beside for item in found.values())) if setup.prepacking else (0, 0))
-    region = setup.region or top.region + max(int(footprint.MARGIN * top.region), footprint.LEAST_MARGIN)
+    region = setup.region or region_of(list(found.values()))
     touched = footprint.touched((item.plan for item in found.values()), region, setup.page)
     frozen = {(tensor.location, tensor.offset, tensor.shape) for item in found.values() for tensor in item.graph.external}
     mapped = _mapped(bundle, found.values(), setup)
     nodes = sum(len(item.graph.nodes) for item in found.values())
+    code = footprint.CODE + (footprint.FUSED_CODE if any(item.prepared for item in found.values()) else 0)
     lines = [
         Line("Python and libraries", setup.floor, setup.floor_known, "with numpy, onnxruntime and one trivial session"),
-        Line("code of the first runs", footprint.CODE, "measured", "pages of the libraries that only real graphs reach"),
+        Line("code of the first runs", code, "measured", "pages of the libraries that only real graphs reach"),
         Line(
             "adapter",
             _adapter(bundle, found, len(frozen)),
@@ -255,6 +264,12 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
     spread = math.ceil(ALLOWANCE * sum(line.bytes for line in lines)) // setup.page * setup.page
     lines.append(Line("allowance", spread, "estimated", f"{ALLOWANCE:.1%}, for what differs from run to run"))
     return Ledger(tuple(lines))
+
+
+def region_of(found: Sequence[Layout]) -> int:
+    """Bytes of the one region in which these graphs run, without copies of weights: with a margin, and such that each goes through in it."""
+    base = max(item.region + max(int(footprint.MARGIN * item.region), footprint.LEAST_MARGIN) for item in found)
+    return suited(base, [item.again for item in found if 2 * item.region > base]) or base
 
 
 def _mapped(bundle: Bundle, found: Iterable[Layout], setup: Setup) -> int:

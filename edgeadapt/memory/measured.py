@@ -21,7 +21,7 @@ REGION = ("activations", "workspace", "gaps")
 """Lines of a ledger that lie in the region of memory for tensors."""
 
 
-def measure(bundle: str | os.PathLike[str], choice: Choice, threads: int = 1, runs: int = 4) -> dict[str, int]:
+def measure(bundle: str | os.PathLike[str], choice: Choice, threads: int = 1, runs: int = 4, prepared: bool = False) -> dict[str, int]:
     """Opens a bundle in a process of its own, loads a configuration's graphs, and runs them.
 
     Args:
@@ -29,16 +29,17 @@ def measure(bundle: str | os.PathLike[str], choice: Choice, threads: int = 1, ru
         choice: what is run: each graph of it, the step last.
         threads: of one operator.
         runs: of each.
+        prepared: run what was prepared for this machine, where there is such.
 
     Returns:
-        bytes: "weights" (pages of the bundle's file), "region" (pages of the one region that were
+        bytes: "weights" (pages of the bundle's file, and of that of its prepared graphs), "region" (pages of the one region that were
         written to), "inside" (of that, weights in another layout), "state", and "peak".
 
     Raises:
         BudgetError: the child was killed, as the system does when memory runs out.
         EdgeAdaptError: it failed otherwise.
     """
-    setting = {"graphs": choice.graphs, "prepacking": choice.prepacking, "threads": threads, "runs": runs}
+    setting = {"graphs": choice.graphs, "prepacking": choice.prepacking, "threads": threads, "runs": runs, "prepared": prepared}
     return _child([str(Path(bundle).resolve()), json.dumps(setting)])
 
 

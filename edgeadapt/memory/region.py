@@ -7,10 +7,13 @@ pieces left by one step are there in the next.
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable, Sequence
 
 from edgeadapt.memory.liveness import Plan
 from edgeadapt.memory.rules import ALIGNMENT
 
+TRIES = 32
+"""How many sizes are tried where one must suit several graphs: up to a quarter more."""
 STEPS = 2
 """How many runs are played through: after a run everything is free again, and the region is whole."""
 
@@ -100,3 +103,31 @@ def smallest(plan: Plan, steps: int = STEPS) -> int:
         middle = (low + high) // 2
         low, high = (low, middle) if fits(plan, middle * ALIGNMENT, steps) else (middle, high)
     return high * ALIGNMENT
+
+
+def suited(base: int, plans: Sequence[Callable[[], Plan]]) -> int | None:
+    """The first of a row of sizes, from `base` bytes on, in which all plans go through: what the device registers.
+
+    What fits is not monotone in the size: a larger region may lead to other gaps, and fail (ResNet-20, a step at batch 8: 7,538,432 bytes work,
+    7,613,696 do not, as counted and as run). So the very size is tried.
+
+    Args:
+        base: the size to begin with.
+        plans: what runs there, one at a time; each is called anew when it is needed, so that not all are held at once.
+
+    Returns:
+        a multiple of 256; None where none of the row works.
+    """
+    first = -(-base // ALIGNMENT) * ALIGNMENT
+    step = -(-max(first // 128, 4096) // ALIGNMENT) * ALIGNMENT
+    tries, settled = 0, False
+    while not settled:
+        settled = True
+        for make in plans:
+            plan, before = make(), tries
+            while not fits(plan, first + tries * step):
+                tries += 1
+                if tries > TRIES:
+                    return None
+            settled = settled and (tries == before or len(plans) == 1)
+    return first + tries * step

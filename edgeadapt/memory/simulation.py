@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -10,7 +10,7 @@ from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, UsageError
 from edgeadapt.memory import costs
 from edgeadapt.memory.curve import Curve, curve
-from edgeadapt.memory.ledger import FIRST, Ledger, Setup, layout, ledger
+from edgeadapt.memory.ledger import FIRST, Ledger, PreparedLike, Setup, layout, ledger
 from edgeadapt.units import format_bytes
 
 ROLES = ("predict", "adapt", "learn")
@@ -84,6 +84,7 @@ class Choice:
         seconds: of a step, roughly.
         fits: whether the peak is within the limit; None without one.
         best: the one to take among those that fit.
+        prepared: whether the step runs as `edgeadapt prepare` made it.
     """
 
     role: str
@@ -95,6 +96,7 @@ class Choice:
     seconds: float
     fits: bool | None = None
     best: bool = False
+    prepared: bool = False
 
     @property
     def per_frame(self) -> float:
@@ -104,7 +106,8 @@ class Choice:
     @property
     def words(self) -> str:
         """In words: "adapt at batch 16 (adapt.b16.lean, without prepacked weights)"."""
-        extra = [*([self.graph] if self.graph != f"{self.role}.b{self.batch}" else []), *([] if self.prepacking else ["without prepacked weights"])]
+        extra = [*([self.graph] if self.graph != f"{self.role}.b{self.batch}" else []), *(["prepared"] if self.prepared else [])]
+        extra += [] if self.prepacking else ["without prepacked weights"]
         return f"{self.role} at batch {self.batch}" + (f" ({', '.join(extra)})" if extra else "")
 
 
@@ -190,7 +193,13 @@ def _rank(choice: Choice) -> tuple[int, float]:
 
 
 def simulate(
-    bundle: Bundle, board: BoardLike, role: str | None = None, batch: int | None = None, budget: int | None = None, threads: int = 1
+    bundle: Bundle,
+    board: BoardLike,
+    role: str | None = None,
+    batch: int | None = None,
+    budget: int | None = None,
+    threads: int = 1,
+    prepared: PreparedLike | None = None,
 ) -> Simulation:
     """What a configuration of a bundle takes on a board.
 
@@ -204,6 +213,7 @@ def simulate(
         batch: None: the largest of that role.
         budget: the most bytes that the process may hold; None: no limit.
         threads: that one operator may use.
+        prepared: what was prepared of the bundle for that machine and number of threads; None: the graphs as exported.
 
     Raises:
         UsageError: the bundle has no graph of that role and batch.
@@ -217,14 +227,15 @@ def simulate(
     if batch is not None and batch not in sizes:
         raise UsageError(f"this bundle cannot {role} with batch {batch}", f"it has {', '.join(map(str, sorted(sizes)))}")
     batch = batch or sizes[0]
-    base = Setup((), board.floor, board.floor_known, threads, board.page, board.arm)
+    base = Setup((), board.floor, board.floor_known, threads, board.page, board.arm, prepared=prepared)
     shown = [name for name in _roles(bundle) if name != "learn" or role == "learn"]
-    found = [_limited(choice, budget) for name in shown for choice in _choices(bundle, board, base, name)]
+    pace = _pace(bundle, board, base)
+    found = [_limited(choice, budget) for name in shown for choice in _choices(bundle, board, base, name, pace)]
     forms = sorted((choice for choice in found if choice.role == role and choice.batch == batch), key=lambda choice: (choice.seconds, choice.total))
     asked = next((choice for choice in forms if choice.fits is not False), min(forms, key=lambda choice: choice.total))
     lines = ledger(bundle, replace(base, graphs=asked.graphs, prepacking=asked.prepacking))
     steps = dict.fromkeys([asked.graph, *(name for name in asked.graphs if name != FIRST)])
-    curves = (curve(name, item.graph, item.plan) for name in steps for item in (layout(bundle, name, base.machine),))
+    curves = (curve(name, item.graph, item.plan) for name in steps for item in (layout(bundle, name, base.machine, prepared),))
     return Simulation(
         bundle.path.name,
         bundle.digest,
@@ -237,7 +248,7 @@ def simulate(
         lines,
         _front(found, role),
         tuple(curves),
-        board.rates_known,
+        board.rates_known if prepared is None else f"{board.rates_known}, or measured when a graph was prepared,",
     )
 
 
@@ -245,17 +256,30 @@ def _roles(bundle: Bundle) -> list[str]:
     return [role for role in ROLES if bundle.manifest.planned(role)]
 
 
-def _choices(bundle: Bundle, board: BoardLike, base: Setup, role: str) -> Iterator[Choice]:
+def _choices(bundle: Bundle, board: BoardLike, base: Setup, role: str, pace: Mapping[str, float]) -> Iterator[Choice]:
     for name, spec in bundle.manifest.graphs.items():
         if spec.role != role:
             continue
         beside = f"predict.b{spec.batch}"
         graphs = tuple(dict.fromkeys((FIRST, *([beside] if beside in bundle.manifest.graphs else []), name)))
-        time = costs.seconds(layout(bundle, name, base.machine).graph, board.gflops, board.gbps, base.threads)
+        ready = base.prepared
+        time = pace.get(name) or pace[""] * _seconds(bundle, board, base, name)
         totals = [ledger(bundle, replace(base, graphs=graphs, prepacking=kept)).total for kept in (True, False)]
-        yield Choice(role, spec.batch, name, graphs, True, totals[0], time)
+        first = Choice(role, spec.batch, name, graphs, True, totals[0], time, prepared=ready is not None and name in ready.graphs)
+        yield first
         if totals[1] < (1 - WORTH) * totals[0]:
-            yield Choice(role, spec.batch, name, graphs, False, totals[1], time * UNPACKED)
+            yield replace(first, prepacking=False, total=totals[1], seconds=time * UNPACKED)
+
+
+def _pace(bundle: Bundle, board: BoardLike, base: Setup) -> dict[str, float]:
+    """Seconds of the graphs that were timed when they were prepared, and as "" how much longer they took than is estimated."""
+    found = {} if base.prepared is None else dict(base.prepared.seconds)
+    ratios = sorted(seconds / _seconds(bundle, board, base, name) for name, seconds in found.items())
+    return {**found, "": ratios[len(ratios) // 2] if ratios else 1.0}
+
+
+def _seconds(bundle: Bundle, board: BoardLike, base: Setup, name: str) -> float:
+    return costs.seconds(layout(bundle, name, base.machine, base.prepared).graph, board.gflops, board.gbps, base.threads)
 
 
 WORTH = 0.005

@@ -42,6 +42,7 @@ def _choices(found: Simulation) -> Section:
     for choice in found.choices:
         fits = {None: "", True: "fits", False: "does not fit"}[choice.fits] + (", best" if choice.best else "")
         packed = "prepacked" if choice.prepacking else "as stored"
+        packed += ", prepared" if choice.prepared else ""
         time = (format_seconds(choice.seconds), format_seconds(choice.per_frame))
         rows.append((choice.graph, choice.role, str(choice.batch), packed, format_bytes(choice.total), *time, fits))
     header = ("graph of a step", "role", "batch", "weights", "memory", "a step", "a frame", "")
