@@ -19,7 +19,7 @@ LOGITS, UPDATES, STATISTICS, METRICS = 1e-3, 2e-2, 1e-3, 1e-3
 """What may differ, relative: as the exporter's self-check allows."""
 
 NOTHING = 1e-3  # an update whose elements are this small against the largest tensor's is rounding
-SECONDS, MOST, LEAST = 1.0, 20, 5  # of one graph's timing, and rounds
+SECONDS, MOST, LEAST = 1.0, 20, 3  # of one graph's timing, and rounds
 
 Array = NDArray[Any]
 Feeds = dict[str, Array]

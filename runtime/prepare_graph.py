@@ -20,13 +20,13 @@ import onnxruntime
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, EdgeAdaptError
 from edgeadapt.memory import Graph, Machine, Plan, read, smallest
-from edgeadapt.memory.rules import ALIGNMENT
+from edgeadapt.memory.rules import ALIGNMENT, SEGMENT
 from edgeadapt.runtime import memory, prepare_compare, prepare_optimise, profiling, region
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.prepared import PreparedGraph, map_own
 from edgeadapt.units import format_bytes
 
-RUNS = 3  # in a region of exact size: what one run leaves, the next finds
+RUNS = 2  # in a region of exact size: what one run leaves, the next finds
 ROOM = 1.05  # how much larger the region may be where the layout that was played through does not fit
 TRIES = 3
 _PLENTY = 2**40  # bytes, to be counted down from
@@ -46,7 +46,8 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
     Returns:
         "runs" (a level, or "emitted"), "why", and "versions": what was found of each, by level.
     """
-    planned = bundle.manifest.graphs[name].peak_bytes
+    spec = bundle.manifest.graphs[name]
+    room = memory.margined(spec.region_bytes + (threads - 1) * SEGMENT) if spec.region_bytes else spec.peak_bytes
     found: dict[str, dict[str, Any]] = {"emitted": _emitted(bundle, name, threads)}
     versions: dict[str, PreparedGraph] = {}
     for level in prepare_optimise.LEVELS:
@@ -59,7 +60,7 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
             continue
         made = version.prepared
         found[level] = facts(version.plan, made.nodes, made.own_bytes, version.base, version.peak, version.exact)
-        more = found[level]["peak_bytes"] - planned
+        more = found[level]["peak_bytes"] - room
         if any(other.digest == made.digest for other in versions.values()):
             found[level]["refused"] = "it is the same as a milder one"
         elif more > 0:
@@ -72,7 +73,7 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
         prepare_optimise.adopt(versions[runs], folder)
     for level in prepare_optimise.LEVELS:
         shutil.rmtree(folder / f"{name}.{level}", ignore_errors=True)
-    return {"runs": runs, "why": why, "planned_bytes": planned, "versions": found}
+    return {"runs": runs, "why": why, "planned_bytes": spec.peak_bytes, "versions": found}
 
 
 def facts(plan: Plan, nodes: int, own: int, base: int | None, peak: int | None, exact: bool | None) -> dict[str, Any]:
@@ -110,13 +111,14 @@ def _race(bundle: Bundle, name: str, threads: int, versions: dict[str, PreparedG
         held = {"emitted": sessions.Weights(bundle)}  # they must outlive the sessions
         running = {"emitted": sessions.open_graph(bundle, name, threads, held["emitted"], None)}
         given = prepare_compare.feeds(bundle, name, running["emitted"])
+        wanted = [prepare_compare.run(running["emitted"], inputs) for inputs in given]
         for level, graph in list(versions.items()):
             try:
                 held[level] = sessions.Weights(bundle, map_own(graph))
                 running[level] = sessions.open_graph(bundle, name, threads, held[level], graph)
                 apart: dict[str, float] = {}
-                for inputs in given:
-                    want, got = (prepare_compare.run(running[which], inputs) for which in ("emitted", level))
+                for inputs, want in zip(given, wanted):
+                    got = prepare_compare.run(running[level], inputs)
                     for what, value in prepare_compare.apart(spec, kinds, inputs, want, got).items():
                         apart[what] = max(apart.get(what, 0.0), value)
                 found[level]["apart"] = apart
@@ -162,7 +164,7 @@ def _margin(entry: dict[str, Any]) -> int:
 
 
 def _dry_run(bundle: Bundle, name: str, threads: int, graph: PreparedGraph | None, entry: dict[str, Any]) -> bool:
-    """Runs a version in a region of the planned size, or a little more; whether it went.
+    """Runs a version in a region of the planned size, or a little more; whether it went. Of the exported graph only what it takes is told.
 
     Small constants are reserved outside the region, weights in another layout lie in it: the entry is told how many bytes of each, and the size.
     """
@@ -178,6 +180,8 @@ def _dry_run(bundle: Bundle, name: str, threads: int, graph: PreparedGraph | Non
     entry["reserved_bytes"] = reserved
     entry["packed_bytes"] = packed = packed if entry["base_bytes"] is None else _rounded(max(0, entry["base_bytes"] - reserved))
     size = entry["region_bytes"]
+    if graph is None:
+        return True
     for _ in range(TRIES):
         with region.using(region.Region(size + packed, reserved)):
             session = sessions.open_graph(bundle, name, threads, weights, graph)

@@ -114,7 +114,7 @@ def optimise(bundle: Bundle, name: str, level: str, folder: Path, threads: int) 
 def _within(plan: Plan, spec: GraphSpec, machine: Machine) -> bool:
     """Whether the exported graph's plan has room for this one."""
     more = (machine.threads - 1) * SEGMENT
-    return plan.peak <= spec.peak_bytes + more and fits(plan, margined(spec.region_bytes + more))
+    return bool(spec.region_bytes) and fits(plan, margined(spec.region_bytes + more))
 
 
 def adopt(chosen: PreparedGraph, folder: Path) -> None:

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# test-arm64.sh PYTHON FOLDER [4|5] [pytest arguments]: the device tests on aarch64 Python 3.11 with the aarch64 wheels, under qemu's user emulation.
+# test-arm64.sh PYTHON FOLDER [4|5] [pytest arguments | --run SCRIPT ARGUMENTS]: the device tests on aarch64 Python 3.11 with the aarch64 wheels, under qemu's user emulation.
 # For an x86-64 Debian host; nothing is installed on it and no root is needed. FOLDER keeps what was fetched. 4 or 5 is the Raspberry Pi whose CPU is emulated.
 # Function and byte counts mean something there; times and resident sizes do not, and memory limits are not enforced, so tests marked `native` are left out.
 set -euo pipefail
@@ -68,4 +68,8 @@ exec unshare --user --map-root-user --mount sh -ec '
   magic="\\x7fELF\\x02\\x01\\x01\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x00\\x02\\x00\\xb7\\x00"
   mask="\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\x00\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\xff\\xfe\\xff\\xff\\xff"
   printf "%s" ":edgeadapt-arm64:M::$magic:$mask:$QEMU:F" >/proc/sys/fs/binfmt_misc/register
+  if [ "${1:-}" = --run ]; then
+    shift
+    exec "$GUEST" "$@"
+  fi
   exec "$GUEST" -m pytest -p no:cacheprovider -m "device and not native and not slow" "$@"' sh "$@"

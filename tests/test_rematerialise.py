@@ -71,7 +71,7 @@ def test_truths_are_kept_as_bits_where_that_is_cheaper(monkeypatch: pytest.Monke
     before, peak = run(graph), Plan(graph).peak
     assert not before[0].all()  # both values occur
     rematerialise(graph, 10.0)
-    assert {"BitShift", "BitwiseAnd"} <= set(operators(graph))
+    assert "BitwiseAnd" in operators(graph)
     assert Plan(graph).peak == peak - 4096 * 7 // 8
     assert same(before, run(graph))
 

@@ -178,9 +178,7 @@ def _bits(state: _Graph, block: str, at: int) -> _Choice | None:
     kept = scratch.op("Cast", [packed], packed.shape, np.uint8, to=np.dtype(np.uint8))
     early = scratch.nodes
     scratch.nodes = []
-    shifts = scratch.constant(np.arange(8)[:, None], np.uint8)
-    moved = scratch.op("BitShift", [kept, shifts], rows.shape, np.uint8, direction="RIGHT")
-    masked = scratch.op("BitwiseAnd", [moved, scratch.constant(1, np.uint8)], rows.shape, np.uint8)
+    masked = scratch.op("BitwiseAnd", [kept, scratch.constant(2 ** np.arange(8)[:, None], np.uint8)], rows.shape, np.uint8)
     truth = scratch.op("Cast", [masked], rows.shape, np.bool_, to=np.dtype(np.bool_))
     back = scratch.op("Reshape", [truth, scratch.ints(value.shape)], value.shape, np.bool_)
     cost = sum(seconds(graph, node) for node in (*early, *scratch.nodes))
