@@ -1,7 +1,7 @@
 """onnxruntime's arena over one region of fixed size: best fit with coalescing, no waste kept in a block (`max_dead_bytes_per_chunk` = 1).
 
-What is in use does not tell what size of region works: free space lies in pieces. The layout is played through here, several steps long, as the
-pieces left by one step are there in the next.
+What is in use does not tell what size of region works: free space lies in pieces. The layout of one run is played through here; after it everything
+is free again and the region whole, so the next run finds what the first found.
 """
 
 from __future__ import annotations
@@ -10,9 +10,6 @@ from bisect import insort
 
 from edgeadapt.memory.liveness import Plan
 from edgeadapt.memory.rules import ALIGNMENT
-
-STEPS = 2
-"""How many runs are played through: after a run everything is free again, and the region is whole."""
 
 
 class Region:
@@ -85,18 +82,17 @@ class Region:
         return True
 
 
-def fits(plan: Plan, size: int, steps: int = STEPS) -> bool:
-    """Whether `steps` runs of the plan go through in a region of `size` bytes."""
-    region = Region(size // ALIGNMENT * ALIGNMENT)
-    return all(region.run(plan) for _ in range(steps))
+def fits(plan: Plan, size: int) -> bool:
+    """Whether runs of the plan go through in a region of `size` bytes."""
+    return Region(size // ALIGNMENT * ALIGNMENT).run(plan)
 
 
-def smallest(plan: Plan, steps: int = STEPS) -> int:
+def smallest(plan: Plan) -> int:
     """A size of region that works and below which a search by halves found none that does, in bytes. What fits is not monotone in the size."""
     low, high = plan.peak // ALIGNMENT - 1, max(plan.peak // ALIGNMENT, 1)
-    while not fits(plan, high * ALIGNMENT, steps):
+    while not fits(plan, high * ALIGNMENT):
         low, high = high, high + max(high // 16, 1)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(plan, middle * ALIGNMENT, steps) else (middle, high)
+        low, high = (low, middle) if fits(plan, middle * ALIGNMENT) else (middle, high)
     return high * ALIGNMENT
