@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import onnx
 import torch
@@ -31,11 +32,15 @@ class PlacedWeights:
 
     def __init__(self) -> None:
         self.file = WeightsFile()
+        self._known: dict[tuple[Any, ...], tuple[Array, tuple[int, int]]] = {}
 
     def add(self, array: Array) -> tuple[int, int]:
-        """Keep an array; its absolute offset in the bundle and its length in bytes."""
-        offset, length = self.file.add(array)
-        return WEIGHTS_OFFSET + offset, length
+        """Keep an array; its absolute offset in the bundle and its length in bytes. Its bytes must stay as they are."""
+        seen = (array.ctypes.data, array.dtype.str, array.shape, array.strides)  # every graph brings the same memory: it is hashed once
+        if seen not in self._known:
+            offset, length = self.file.add(array)
+            self._known[seen] = array, (WEIGHTS_OFFSET + offset, length)  # held, or others might take its place in memory
+        return self._known[seen][1]
 
 
 ALLOWANCES = {"lean": 0.05, "least": 100.0}

@@ -10,7 +10,10 @@ root=$PWD
 work=$(mktemp -d "${TMPDIR:-/tmp}/edgeadapt-wheel.XXXXXX")
 trap 'rm -rf "$work"' EXIT
 
-"$python" -m build --outdir "$work/dist" . >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
+# Built from a copy: the build writes beside its sources, and other checks may be reading the checkout just then.
+mkdir "$work/source"
+cp -R setup.cfg pyproject.toml README.md LICENSE NOTICE edgeadapt exporters runtime devices "$work/source/"
+"$python" -m build --outdir "$work/dist" "$work/source" >"$work/build.log" 2>&1 || { cat "$work/build.log"; exit 1; }
 wheels=("$work"/dist/*.whl)
 "$python" scripts/wheel_contents.py "${wheels[0]}" "$root"
 

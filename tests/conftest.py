@@ -13,7 +13,8 @@ import sys
 import tempfile
 from collections.abc import Generator
 from pathlib import Path
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar
 
 import hypothesis
 import pytest
@@ -23,6 +24,7 @@ from edgeadapt.memory import schedule
 HAS_TORCH = importlib.util.find_spec("torch") is not None
 CACHES = pytest.StashKey[Path]()
 SEARCH = pytest.StashKey[tuple[int, int]]()
+COUNTED = pytest.StashKey[bool]()
 Report = TypeVar("Report", pytest.TestReport, pytest.CollectReport)
 
 # Read when the libraries load, hence here and not in a fixture; child processes inherit them.
@@ -42,8 +44,8 @@ def pytest_configure(config: pytest.Config) -> None:
     for kind in ("CACHE", "STATE", "CONFIG", "DATA"):
         os.environ[f"XDG_{kind}_HOME"] = str(caches / kind.lower())
     config.stash[SEARCH] = schedule.VISITS, schedule.LAYOUTS
-    schedule.VISITS //= 20  # exports by the hundred: their orders need not be the very best
-    schedule.LAYOUTS //= 20
+    schedule.VISITS //= 100  # exports by the hundred: their orders need not be the very best
+    schedule.LAYOUTS //= 100
 
 
 @pytest.fixture
@@ -72,8 +74,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     if absent:
         config.hook.pytest_deselected(items=absent)
         items[:] = [item for item in items if not _absent(item)]
+    if hasattr(config, "workeroutput"):
+        config.workeroutput["absent"] = len(absent)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """With workers, each deselects for itself, and all the same; the process that writes the closing line counts what the first tells."""
+    counted = node.config.stash.setdefault(COUNTED, False)
+    if not counted and (absent := getattr(node, "workeroutput", {}).get("absent")):
+        node.config.stash[COUNTED] = True
+        node.config.pluginmanager.get_plugin("terminalreporter").pytest_deselected([SimpleNamespace()] * absent)
 
 
 def _absent(item: pytest.Item) -> bool:

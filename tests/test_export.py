@@ -184,8 +184,9 @@ def test_families_of_models_pass_the_self_check(
         assert adapter.stats["steps"] == 2
 
 
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(15))
 def test_generated_architectures_pass_the_self_check(seed: int, tmp_path: Path) -> None:
+    """Each method on some of them. The operators and gradients of twice as many are held against torch in test_lowering."""
     model, shape, _ = generated.generate(seed)
     with torch.no_grad():
         logits = model(torch.zeros((2, *shape)))

@@ -233,6 +233,9 @@ def test_the_smallest_region_fits_and_what_is_in_use_does_not_always() -> None:
     assert plan.peak <= size < 1.5 * plan.peak
     assert fits(plan, size)
     assert not fits(plan, plan.peak - 256)
+    region = Region(size)
+    assert region.run(plan)
+    assert region.allocate("all", size)  # whole again, so one run tells what all runs find
 
 
 def test_an_order_keeps_what_depends_on_what() -> None:

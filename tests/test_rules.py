@@ -198,15 +198,21 @@ import pytest
 
 def test_left_out():
     pytest.{word}("no reason")
+
+@pytest.mark.data
+def test_without_the_pack():
+    pass
 """
 
 
+@pytest.mark.parametrize("workers", [(), ("-n", "2", "--dist", "worksteal")], ids=["alone", "workers"])
 @pytest.mark.parametrize(("continuous", "status", "closing"), [("true", 1, "1 failed"), ("", 0, "1 skipped")])
-def test_a_skipped_test_fails_in_ci(tmp_path, continuous, status, closing):
+def test_a_skipped_test_fails_in_ci_and_what_is_left_out_is_counted(tmp_path, continuous, status, closing, workers):
     (tmp_path / "conftest.py").write_bytes((ROOT / "tests" / "conftest.py").read_bytes())
+    (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n    data: needs the data pack\n", encoding="utf-8")
     (tmp_path / "test_child.py").write_text(CHILD.format(word="sk" "ip"), encoding="utf-8")
-    environment = {**os.environ, "CI": continuous}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", os.devnull, "--rootdir", str(tmp_path), str(tmp_path)]
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, cwd=tmp_path)
+    environment = {name: value for name, value in os.environ.items() if name != "EDGEADAPT_DATA" and not name.startswith("PYTEST_")}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "pytest.ini", *workers, str(tmp_path)]
+    run = subprocess.run(command, env={**environment, "CI": continuous}, capture_output=True, text=True, cwd=tmp_path)
     assert run.returncode == status, run.stdout + run.stderr
-    assert closing in run.stdout
+    assert f"{closing}, 1 deselected in " in run.stdout.splitlines()[-1]

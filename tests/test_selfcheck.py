@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 import pytest
@@ -32,6 +33,12 @@ def steps() -> list[Compiled]:
 
 
 def every(kind: str, role: str) -> list[Compiled]:
+    """All graphs of a role, to be changed at will."""
+    return [dataclasses.replace(item, graph=item.graph.copy()) for item in made(kind, role)]
+
+
+@cache
+def made(kind: str, role: str) -> list[Compiled]:
     model = named.resnet_cifar(8)
     calibrate(model, (3, 16, 16), 0)
     method = METHODS[kind](capture(model, (3, 16, 16), 6), Setup(10, 2))

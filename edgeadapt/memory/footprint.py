@@ -14,7 +14,7 @@ from edgeadapt.bundle import GraphSpec, StateSpec
 from edgeadapt.bundle.onnxwire import External
 from edgeadapt.memory.graph import OWN, Graph, GraphLike
 from edgeadapt.memory.liveness import Plan
-from edgeadapt.memory.region import STEPS, Region
+from edgeadapt.memory.region import Region
 from edgeadapt.memory.rules import ALIGNMENT, rounded
 
 SESSION = 28_000
@@ -137,7 +137,7 @@ def touched(plans: Iterable[Plan], size: int, page: int) -> int:
     blocks: set[tuple[int, int]] = set()
     for plan in plans:
         region = _Traced(size // ALIGNMENT * ALIGNMENT)
-        if not all(region.run(plan) for _ in range(STEPS)):
+        if not region.run(plan):
             return size
         blocks |= region.blocks
     total = end = 0

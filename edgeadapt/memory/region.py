@@ -1,7 +1,7 @@
 """onnxruntime's arena over one region of fixed size: best fit with coalescing, no waste kept in a block (`max_dead_bytes_per_chunk` = 1).
 
-What is in use does not tell what size of region works: free space lies in pieces. The layout is played through here, several steps long, as the
-pieces left by one step are there in the next.
+What is in use does not tell what size of region works: free space lies in pieces. The layout of one run is played through here; after it everything
+is free again and the region whole, so the next run finds what the first found.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ from edgeadapt.memory.rules import ALIGNMENT
 
 TRIES = 32
 """How many sizes are tried where one must suit several graphs: up to a quarter more."""
-STEPS = 2
-"""How many runs are played through: after a run everything is free again, and the region is whole."""
 
 
 class Region:
@@ -88,20 +86,19 @@ class Region:
         return True
 
 
-def fits(plan: Plan, size: int, steps: int = STEPS) -> bool:
-    """Whether `steps` runs of the plan go through in a region of `size` bytes."""
-    region = Region(size // ALIGNMENT * ALIGNMENT)
-    return all(region.run(plan) for _ in range(steps))
+def fits(plan: Plan, size: int) -> bool:
+    """Whether runs of the plan go through in a region of `size` bytes."""
+    return Region(size // ALIGNMENT * ALIGNMENT).run(plan)
 
 
-def smallest(plan: Plan, steps: int = STEPS) -> int:
+def smallest(plan: Plan) -> int:
     """A size of region that works and below which a search by halves found none that does, in bytes. What fits is not monotone in the size."""
     low, high = plan.peak // ALIGNMENT - 1, max(plan.peak // ALIGNMENT, 1)
-    while not fits(plan, high * ALIGNMENT, steps):
+    while not fits(plan, high * ALIGNMENT):
         low, high = high, high + max(high // 16, 1)
     while high - low > 1:
         middle = (low + high) // 2
-        low, high = (low, middle) if fits(plan, middle * ALIGNMENT, steps) else (middle, high)
+        low, high = (low, middle) if fits(plan, middle * ALIGNMENT) else (middle, high)
     return high * ALIGNMENT
 
 
