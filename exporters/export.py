@@ -24,7 +24,7 @@ from edgeadapt.exporters.data import Samples, load_samples, spec_for
 from edgeadapt.exporters.describe import describe
 from edgeadapt.exporters.methods import METHODS, Method, Setup
 from edgeadapt.exporters.options import Options, batch_defaults, calibration_rows
-from edgeadapt.exporters.programs import Model, Program, build, source_model
+from edgeadapt.exporters.programs import Model, Program, build, last_parts, source_model
 from edgeadapt.exporters.selfcheck import Difference, check
 from edgeadapt.exporters.table import table
 from edgeadapt.exporters.warmup import estimate_statistics, predictions, warm_up
@@ -83,7 +83,7 @@ def export(
         names: class names in the order of the outputs; without, those that the data has.
         model_name: what the manifest calls the model.
         progress: called with (stage, done, total, note).
-        choices: fields of `Options`: method, parts, cuts, kernel, width, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
+        choices: fields of `Options`: method, parts, cuts, kernel, width, train, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
             warmup_batch, max_drop, allow_drop, holdout, seed, threads, task. One that the method has no use for is refused.
 
     Returns:
@@ -142,8 +142,10 @@ class _Export:
             )
         if self.data is not None:
             self.data.check(tuple(int(size) for size in logits.shape[1:]))
-        setup = Setup(task.classes, options.parts or PARTS, options.cuts, options.kernel, options.width, options.seed)
+        setup = Setup(task.classes, options.parts or PARTS, options.cuts, options.kernel, options.width, options.seed, options.train)
         method = METHODS[options.method](captured, setup)
+        if options.train is not None and options.train > method.parts:
+            raise UsageError(f"train = {options.train}, and the model has {method.parts} parts", f"give a number from 1 to {method.parts}, or leave it out")
         if self.data is None and (method.warms_up or method.calibrates):
             raise ExportError(
                 f"{method.name} is {'warmed up' if method.warms_up else 'calibrated'} on source data, and none was given",
@@ -151,6 +153,10 @@ class _Export:
             )
         self._check_rate(method)
         trained, warmup = self._train(method)
+        if options.train is not None:
+            trained = last_parts(trained, options.train)
+            if not trained.parameters:
+                raise UsageError(f"the last {options.train} of {method.parts} parts have nothing that {method.name} trains", "train more of them")
         compiled, weights = self._compile(trained, adapted)
         self.progress("self-check", 0, len(compiled))
         differences = check(compiled)
