@@ -108,7 +108,8 @@ class Options:
         if self.parts is not None and self.cuts:
             raise UsageError("cuts already say how many parts there are", "give cuts or parts, not both")
         if self.method == "tent" and self.train is None and (self.parts is not None or self.cuts):
-            raise UsageError("tent is divided into parts only to train some of them", "say with train how many of the last parts, or leave parts and cuts out")
+            shape = "parts" if self.parts is not None else "cuts"
+            raise UsageError(f"tent has no use for {shape} without train", "say with train how many of the last parts to train, or leave it out")
         if self.statistics is not None and self.statistics not in method.modes:
             why = "adapts nothing but its statistics" if self.method == "norm" else "does not adapt"
             raise UsageError(f"{self.method} {why}, so {self.statistics!r} statistics contradict it", f"use {method.modes[0]!r}, or another method")

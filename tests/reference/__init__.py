@@ -9,4 +9,19 @@ from tests.reference.parts import Split, counts, split
 from tests.reference.side import Side
 from tests.reference.twin import fixed, scalars, twin
 
-__all__ = ["Adaptation", "EcoTTA", "LiveBatchNorm", "Norm", "Side", "Source", "Split", "Tent", "counts", "fixed", "follow_stream", "scalars", "split", "twin"]
+__all__ = [
+    "Adaptation",
+    "EcoTTA",
+    "LiveBatchNorm",
+    "Norm",
+    "Side",
+    "Source",
+    "Split",
+    "Tent",
+    "counts",
+    "fixed",
+    "follow_stream",
+    "scalars",
+    "split",
+    "twin",
+]
