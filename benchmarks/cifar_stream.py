@@ -31,7 +31,7 @@ from edgeadapt.exporters.export import export
 from edgeadapt.exporters.options import calibration_rows
 from edgeadapt.progress import Bars
 from edgeadapt.runtime.adapter import Adapter
-from tests.reference import Adaptation, Side, twin
+from tests.reference import Adaptation, Side, fixed, twin
 from tests.zoo.data import Pack
 
 METHODS = ("source", "norm", "tent", "ecotta", "side", "side-live")
@@ -81,16 +81,22 @@ def bundle_of(choices: argparse.Namespace, pack: Pack, model: str, method: str) 
     """The bundle of a model and method, exported unless the cache holds it."""
     kind, _, mode = method.partition("-")
     warm = f"-w{choices.warm_up_images}x{choices.epochs}" if kind == "ecotta" else f"-w{choices.warm_up_images}"
-    path = Path(choices.cache) / f"{model}-{method}-b{choices.batch}{warm}-seed{choices.seed}.edgeadapt"
+    trained = f"-train{choices.train}" if _partly(choices, kind) else ""
+    path = Path(choices.cache) / f"{model}-{method}-b{choices.batch}{warm}{trained}-seed{choices.seed}.edgeadapt"
     if path.is_file() and not choices.fresh:
         return path
     data = source_samples(pack, model, choices.warm_up_images, choices.seed)
     options: dict[str, Any] = {"method": kind, "batches": (choices.batch,), "seed": choices.seed}
     options |= {"epochs": choices.epochs} if kind == "ecotta" else {}
+    options |= {"train": choices.train} if trained else {}
     options |= {"statistics": mode or None, "threads": choices.threads, "allow_drop": True}
     with Bars() as bars:
         export(NETWORKS[model].trained(pack.folder), path, shape=SHAPE, data=data, model_name=model, progress=bars, **options)
     return path
+
+
+def _partly(choices: argparse.Namespace, kind: str) -> bool:
+    return bool(choices.train) and kind in ("tent", "ecotta", "side")
 
 
 def plain_of(choices: argparse.Namespace, pack: Pack, model: str, adapter: Adapter, overrides: dict[str, float]) -> Adaptation:
@@ -98,7 +104,7 @@ def plain_of(choices: argparse.Namespace, pack: Pack, model: str, adapter: Adapt
     manifest = adapter.manifest.to_json()
     known = {name: value for name, value in overrides.items() if name in manifest["hyper"]}
     network = NETWORKS[model].trained(pack.folder)
-    plain = twin(network, manifest, adapter.bundle.initial_state(), choices.batch, **known)
+    plain = twin(network, manifest, adapter.bundle.initial_state(), choices.batch, frozen=fixed(adapter.bundle), **known)
     if isinstance(plain, Side):  # the scaling of the taps is no state: measured anew, on the samples that the exporter used
         data = source_samples(pack, model, choices.warm_up_images, choices.seed)
         kept, _ = data.split(0.1, choices.seed)
@@ -204,6 +210,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--batch", type=int, default=64, help="frames in a batch, such as 200, 64, 16, 4 or 1")
+    parser.add_argument("--train", type=int, help="train only the last so many parts on the stream, where the method has parts")
     parser.add_argument("--images", type=int, default=1000, help="images of each corruption; what fills no batch is left out")
     parser.add_argument("--severity", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)

@@ -62,13 +62,14 @@ def exported(model: str, method: str) -> list[tuple[str, Graph]]:
     from edgeadapt.bundle import InputSpec
     from edgeadapt.exporters import compile as compiling
     from edgeadapt.exporters import export as exporting
+    from edgeadapt.exporters import schedules
     from edgeadapt.exporters.data import Samples
     from tests.zoo import named
 
     factory, shape, batches = MODELS[model]
     found: list[tuple[str, Graph]] = []
 
-    def keep(graph: Any, *others: Any) -> list[int]:
+    def keep(graph: Any, *others: Any, **named: Any) -> list[int]:
         found.append((f"{model} {method} {graph.name}", copied(graph)))
         return list(range(len(graph.nodes)))
 
@@ -77,8 +78,8 @@ def exported(model: str, method: str) -> list[tuple[str, Graph]]:
     options: dict[str, Any] = {"method": method, "batches": batches, "allow_drop": True, "threads": 1}
     options |= {"epochs": 0, "parts": 4, "warmup_batch": 2} if method == "ecotta" else {"warmup_batch": 2} if method == "side" else {}
     with (
-        mock.patch.object(compiling, "best_order", keep),
-        mock.patch.object(compiling, "ALLOWANCES", {}),
+        mock.patch.object(schedules, "best_order", keep),
+        mock.patch.object(schedules, "ALLOWANCES", {}),
         mock.patch.object(compiling, "to_onnx", mock.Mock()),
         mock.patch.object(exporting, "check", mock.Mock(side_effect=_Compiled)),
         contextlib.suppress(_Compiled),

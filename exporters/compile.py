@@ -18,11 +18,11 @@ from edgeadapt.exporters.capture import Captured, module_path
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.ir import Array, Graph
 from edgeadapt.exporters.lowering import Unsupported
-from edgeadapt.exporters.passes.rematerialise import rematerialise
 from edgeadapt.exporters.passes.simplify import simplify
 from edgeadapt.exporters.programs import Program
+from edgeadapt.exporters.schedules import Schedules
 from edgeadapt.exporters.tracing import declare_inputs, emit, trace
-from edgeadapt.memory import Plan, best_order, smallest
+from edgeadapt.memory import Plan, smallest
 
 
 class PlacedWeights:
@@ -41,12 +41,6 @@ class PlacedWeights:
             offset, length = self.file.add(array)
             self._known[seen] = array, (WEIGHTS_OFFSET + offset, length)  # held, or others might take its place in memory
         return self._known[seen][1]
-
-
-ALLOWANCES = {"lean": 0.05, "least": 100.0}
-"""How much time, as a share of the step's own and roughly counted, each variant of a step may spend to save memory."""
-WORTH = 0.9
-"""A variant is kept if its peak is at most this share of the one before it."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +80,17 @@ class Compiled:
         return [name.removeprefix("metric.") for name in self.graph.outputs if name.startswith("metric.")]
 
 
-def compile_program(program: Program, weights: PlacedWeights) -> list[Compiled]:
-    """Make the graph of a program; of a step also its variants that take less memory, the leanest last.
+def compile_program(program: Program, weights: PlacedWeights, schedules: Schedules | None = None) -> list[Compiled]:
+    """Make the graph of a program; of a step also its variants that take less memory, the leanest last. Schedules found before are used again.
+
+    Raises:
+        ExportError: as `lowered`.
+    """
+    return scheduled(program, lowered(program), weights, schedules or Schedules())
+
+
+def lowered(program: Program) -> Graph:
+    """A program as a simplified graph, not yet in an order.
 
     Raises:
         ExportError: an operator of the model, or its gradient, has no form in standard ONNX operators, cannot be differentiated, or is refused
@@ -112,17 +115,17 @@ def compile_program(program: Program, weights: PlacedWeights) -> list[Compiled]:
         simplify(graph)
         used = {name for node in graph.nodes for name in node.inputs}
         graph.inputs = [name for name in graph.inputs if name in used or name == "x"]
-        made = [_planned(program, graph, weights)]
-        for variant, allowance in ALLOWANCES.items() if program.role in ("adapt", "learn") else ():
-            leaner = graph.copy()
-            rematerialise(leaner, allowance)
-            if Plan(leaner).peak <= WORTH * made[-1].peak:
-                made.append(_planned(program, leaner, weights, variant))
-    return made
+    return graph
 
 
-def _planned(program: Program, graph: Graph, weights: PlacedWeights, variant: str = "") -> Compiled:
-    graph.nodes = [graph.nodes[index] for index in best_order(graph)]
+def scheduled(program: Program, graph: Graph, weights: PlacedWeights, schedules: Schedules) -> list[Compiled]:
+    """A program's graph in its order, and its variants, with their weights in the bundle's."""
+    with named_refusals():
+        found = schedules.of(graph, program.role in ("adapt", "learn"))
+        return [_placed(program, ordered, weights, variant) for variant, ordered in found]
+
+
+def _placed(program: Program, graph: Graph, weights: PlacedWeights, variant: str) -> Compiled:
     plan = Plan(graph)
     return Compiled(program, graph, to_onnx(graph, weights), plan.peak, smallest(plan), variant)
 

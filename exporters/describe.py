@@ -62,6 +62,8 @@ def _shape(model: Model, options: Options) -> dict[str, Any]:
         found["parts"] = len(method.partition.cuts) - 1
         if options.parts is not None and options.parts != found["parts"]:
             found["parts_asked"] = options.parts
+    if "train" in method.choices and method.parts:
+        found["train"] = method.parts if options.train is None else options.train
     if "kernel" in method.choices:
         found["kernel"] = getattr(method, "kernel", options.kernel)
     if "width" in method.choices:
@@ -97,7 +99,6 @@ def _parts(model: Model) -> tuple[Part, ...]:
     for index, cut in enumerate(cuts):
         owned = {captured.owner.get(source.name, "") for node in backbone.segments[index] for source in node.all_input_nodes}
         frozen = sum(captured.tensors[name].numel() for name in owned if name in captured.parameters)
-        prefix = method.prefix(index)
-        trainable = sum(value.numel() for name, value in model.parameters.items() if prefix and name.startswith(prefix))
+        trainable = sum(model.parameters[name].numel() for name in method.owned(index, model.parameters))
         rows.append(Part(cut.name, cuts[index - 1].name if index else "input", cut.shape, frozen, trainable))
     return tuple(rows)

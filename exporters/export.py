@@ -5,8 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,40 +14,46 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeadapt.bundle import InputSpec, Manifest, Task, atomic, write_bundle
-from edgeadapt.errors import BundleError, ExportError, InputError, UsageError
+from edgeadapt.bundle import InputSpec, Manifest, Task
+from edgeadapt.devices import boards
+from edgeadapt.errors import ExportError, InputError, UsageError
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, capture
-from edgeadapt.exporters.compile import Compiled, PlacedWeights, compile_program
+from edgeadapt.exporters.compile import Compiled, PlacedWeights, lowered, scheduled
 from edgeadapt.exporters.data import Samples, load_samples, spec_for
 from edgeadapt.exporters.describe import describe
+from edgeadapt.exporters.drafts import Drafts, Lowered
 from edgeadapt.exporters.methods import METHODS, Method, Setup
 from edgeadapt.exporters.options import Options, batch_defaults, calibration_rows
-from edgeadapt.exporters.programs import Model, Program, build, source_model
+from edgeadapt.exporters.planner import PARTS, Plan, plan
+from edgeadapt.exporters.programs import Model, Program, build, last_parts, source_model
+from edgeadapt.exporters.schedules import Schedules
 from edgeadapt.exporters.selfcheck import Difference, check
 from edgeadapt.exporters.table import table
 from edgeadapt.exporters.warmup import estimate_statistics, predictions, warm_up
+from edgeadapt.exporters.writing import write
+from edgeadapt.memory.simulation import BoardLike
 from edgeadapt.progress import Progress, quiet
-from edgeadapt.units import format_shape
+from edgeadapt.units import format_shape, parse_bytes
 
-PARTS = 4
-"""Parts that a model is cut into unless told otherwise, or fewer where it has no room for them."""
 SHIFTED = 1000.0
 """Where a channel's mean² over its variance is above this on source data, the variance is computed around the source mean."""
 
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What was exported: the bundle's path (None if none was written), its manifest as plain JSON values, and the self-check."""
+    """What was exported: the bundle's path (None if none was written), its manifest as plain JSON values, the self-check, the plan."""
 
     path: Path | None
     manifest: dict[str, Any]
     differences: tuple[Difference, ...]
     size: int
+    plan: Plan | None = None
 
     def table(self) -> str:
-        """What was cut where, parameters, bytes and the self-check, as text."""
-        return table(self.manifest, self.differences, self.size)
+        """What was cut where, parameters, bytes, the self-check and what was planned, as text."""
+        lines = [table(self.manifest, self.differences, self.size), *([self.plan.line()] if self.plan is not None else [])]
+        return "\n".join(lines)
 
 
 def export(
@@ -63,6 +68,8 @@ def export(
     names: Sequence[str] | None = None,
     model_name: str = "",
     progress: Progress | None = None,
+    budget: str | int | None = None,
+    board: str | BoardLike | None = None,
     **choices: Any,
 ) -> ExportReport:
     """Compile `model` into a bundle.
@@ -83,7 +90,10 @@ def export(
         names: class names in the order of the outputs; without, those that the data has.
         model_name: what the manifest calls the model.
         progress: called with (stage, done, total, note).
-        choices: fields of `Options`: method, parts, cuts, kernel, width, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
+        budget: the most bytes that the process on the device may hold, such as "96MiB". What of parts, train and batches was not given is then chosen
+            so that adapting fits, before anything is trained; see `edgeadapt.exporters.planner`.
+        board: where that is: a key or profile as for `edgeadapt.devices.boards.load`, or a board; this machine by default.
+        choices: fields of `Options`: method, parts, cuts, kernel, width, train, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
             warmup_batch, max_drop, allow_drop, holdout, seed, threads, task. One that the method has no use for is refused.
 
     Returns:
@@ -93,7 +103,10 @@ def export(
         ExportError: the model cannot be traced, cut or differentiated; the method needs data; the warm-up costs too much accuracy; the self-check
             fails; the bundle cannot be written, or not be opened afterwards.
         UsageError, InputError: a choice or the data is wrong.
+        BudgetError: nothing fits the budget; nothing was trained.
     """
+    if board is not None and budget is None:
+        raise UsageError("a board is where a budget holds, and there is none", "give a budget too, or leave the board out")
     options, spec, progress = Options.of(choices), spec_for(shape, mean, std, resize), progress or quiet
     samples: Samples | None = None
     if isinstance(data, Samples):
@@ -104,15 +117,50 @@ def export(
         samples, spec = data, data.spec
     elif data is not None:
         samples = load_samples(data, spec, names=names, seed=options.seed, progress=progress)
-    return _Export(model, spec, samples, options, progress).run(output, names or (samples.names if samples is not None else None), model_name)
+    job = _Export(model, spec, samples, options, progress, _named(choices))
+    place = None if budget is None else (_board(board), parse_bytes(budget))
+    return job.run(output, names or (samples.names if samples is not None else None), model_name, place)
+
+
+def plan_export(
+    model: nn.Module,
+    *,
+    shape: Sequence[int],
+    budget: str | int | None = None,
+    board: str | BoardLike | None = None,
+    progress: Progress | None = None,
+    **choices: Any,
+) -> Plan:
+    """What an export could be and what it takes on a board, without data, warm-up or a bundle; with a budget also what it would be.
+
+    Args:
+        model, shape, budget, board, progress, choices: as for `export`. Without a budget nothing is chosen.
+
+    Raises:
+        ExportError: the model cannot be traced, cut or differentiated.
+        UsageError: a choice is wrong. That nothing fits is for `Plan.check` to raise.
+    """
+    job = _Export(model, spec_for(shape, None, None, False), None, Options.of(choices), progress or quiet, _named(choices))
+    return job.list_candidates(_board(board), None if budget is None else parse_bytes(budget))
+
+
+def _board(board: str | BoardLike | None) -> BoardLike:
+    return boards.load(board or boards.HERE) if board is None or isinstance(board, str) else board
+
+
+def _named(choices: Mapping[str, Any]) -> frozenset[str]:
+    return frozenset(name for name, value in choices.items() if value is not None)
 
 
 class _Export:
     """One export in progress."""
 
-    def __init__(self, model: nn.Module, spec: InputSpec, data: Samples | None, options: Options, progress: Progress) -> None:
+    def __init__(
+        self, model: nn.Module, spec: InputSpec, data: Samples | None, options: Options, progress: Progress, given: frozenset[str] = frozenset()
+    ) -> None:
         self.model, self.shape, self.spec, self.data, self.options, self.progress = model.eval(), spec.shape, spec, data, options, progress
         self.captures: dict[int, Captured] = {}
+        self.schedules, self.drafts = Schedules(), Drafts(self, given)
         if options.threads:
             torch.set_num_threads(options.threads)
 
@@ -122,12 +170,49 @@ class _Export:
             self.captures[batch] = capture(self.model, self.shape, batch)
         return self.captures[batch]
 
-    def run(self, output: str | os.PathLike[str] | None, names: Sequence[str] | None, model_name: str) -> ExportReport:
-        """All stages in order."""
-        options = self.options
-        adapted = sorted(set(options.batches))
-        captured = self.capture(adapted[-1])
-        logits = captured.result.meta["val"]
+    def run(
+        self,
+        output: str | os.PathLike[str] | None,
+        names: Sequence[str] | None,
+        model_name: str,
+        place: tuple[BoardLike, int] | None = None,
+    ) -> ExportReport:
+        """All stages in order; `place` is the board and the budget to plan for."""
+        self.task = self._task(names)
+        method, planned = self.method(self.options), None
+        if self.data is None and (method.warms_up or method.calibrates):
+            raise ExportError(
+                f"{method.name} is {'warmed up' if method.warms_up else 'calibrated'} on source data, and none was given",
+                "give training samples with --data, or choose --method norm or tent",
+            )
+        self._check_rate(method)
+        if place is not None:
+            planned = plan(self.drafts, *place, self.drafts.wishes(method), self.progress)
+            self.options = self.drafts.options(planned.check())
+            method = self.method(self.options)
+            self.progress("plan", 1, 1, planned.line())
+        options, adapted = self.options, sorted(set(self.options.batches))
+        trained, warmup = self._train(method)
+        trained = self.last_parts(trained, options)
+        compiled, weights = self.compile(trained, adapted, self.schedules, self.progress)
+        if place is not None:
+            self.drafts.keep(trained, compiled, weights, *place)
+        self.progress("self-check", 0, len(compiled))
+        differences = check(compiled)
+        self.progress("self-check", len(compiled), len(compiled))
+        name = model_name or type(self.model).__name__
+        manifest = describe(trained, compiled, options, name, self.task, self.spec, warmup, differences)
+        return dataclasses.replace(self._write(output, manifest, trained, compiled, weights, differences), plan=planned)
+
+    def list_candidates(self, board: BoardLike, budget: int | None) -> Plan:
+        """The plan alone, with all that could be chosen."""
+        self.task = self._task(None)
+        method = self.method(self.options)
+        return plan(self.drafts, board, budget, self.drafts.wishes(method), self.progress, listing=True)
+
+    def _task(self, names: Sequence[str] | None) -> Task:
+        """What the model's logits are, checked against the options, the names and the data."""
+        options, logits = self.options, self.capture(max(self.options.batches)).result.meta["val"]
         kind = options.task or ("classification" if logits.dim() == 2 else "segmentation")
         if (kind == "classification") != (logits.dim() == 2):
             raise ExportError(
@@ -142,22 +227,26 @@ class _Export:
             )
         if self.data is not None:
             self.data.check(tuple(int(size) for size in logits.shape[1:]))
-        setup = Setup(task.classes, options.parts or PARTS, options.cuts, options.kernel, options.width, options.seed)
-        method = METHODS[options.method](captured, setup)
-        if self.data is None and (method.warms_up or method.calibrates):
-            raise ExportError(
-                f"{method.name} is {'warmed up' if method.warms_up else 'calibrated'} on source data, and none was given",
-                "give training samples with --data, or choose --method norm or tent",
-            )
-        self._check_rate(method)
-        trained, warmup = self._train(method)
-        compiled, weights = self._compile(trained, adapted)
-        self.progress("self-check", 0, len(compiled))
-        differences = check(compiled)
-        self.progress("self-check", len(compiled), len(compiled))
-        name = model_name or type(self.model).__name__
-        manifest = describe(trained, compiled, options, name, task, self.spec, warmup, differences)
-        return self._write(output, manifest, trained, compiled, weights, differences)
+        return task
+
+    def method(self, options: Options) -> Method:
+        """The method over the model at the largest batch."""
+        setup = Setup(self.task.classes, options.parts or PARTS, options.cuts, options.kernel, options.width, options.seed, options.train)
+        method = METHODS[options.method](self.capture(max(options.batches)), setup)
+        if options.train is not None and options.train > method.parts:
+            raise UsageError(f"train = {options.train}, and the model has {method.parts} parts", f"give at most {method.parts}, or leave it out")
+        return method
+
+    @staticmethod
+    def last_parts(model: Model, options: Options) -> Model:
+        """Fix what is not to be trained on the device."""
+        if options.train is None:
+            return model
+        left = last_parts(model, options.train)
+        if not left.parameters:
+            parts, name = model.method.parts, model.method.name
+            raise UsageError(f"the last {options.train} of {parts} parts have nothing that {name} trains", "train more of them")
+        return left
 
     def _check_rate(self, method: Method) -> None:
         """See that the given learning rate is one that the device allows."""
@@ -180,10 +269,9 @@ class _Export:
             raise InputError(f"{method.name} cannot be calibrated on {len(kept)} sample", "give 2 samples at least, better some hundreds")
         return kept, held
 
-    def _train(self, method: Method) -> tuple[Model, dict[str, Any] | None]:
-        """Calibrate and, where the method asks for it, warm up; returns the model to compile and what the warm-up reports."""
+    def start(self, method: Method) -> Model:
+        """The method before anything is trained."""
         options = self.options
-        optimiser = options.optimiser or method.optimiser
         backbone = method.backbone
         source = backbone.source_statistics()
         mode = options.statistics or method.statistics
@@ -195,20 +283,24 @@ class _Export:
             for name, mean in source.items()
             if name.endswith(".mean") and float((mean**2 / (source[name.removesuffix(".mean") + ".variance"] + 1e-5)).max()) > SHIFTED
         )
-        parameters = method.parameters()
+        return Model(method, method.parameters(), values, mode, options.optimiser or method.optimiser, options.exact, shifted)
+
+    def _train(self, method: Method) -> tuple[Model, dict[str, Any] | None]:
+        """Calibrate and, where the method asks for it, warm up; returns the model to compile and what the warm-up reports."""
+        options, start = self.options, self.start(method)
         if self.data is None:
-            return Model(method, parameters, values, mode, optimiser, options.exact, shifted), None
+            return start, None
         kept, held = self._split(method)
         batch = min(options.warmup_batch, len(kept))
         method = method.at(self.capture(batch))
         if method.calibrates:
             calibration = [torch.from_numpy(self.data.tensor(rows)) for rows in calibration_rows(kept, batch, options.seed)]
-            method.calibrate(calibration, self._tensors(method), values)
-        frozen = source_model(Model(method, {}, {}, "source", optimiser), source)
+            method.calibrate(calibration, self._tensors(method), start.values)
+        frozen = source_model(Model(method, {}, {}, "source", start.optimiser), method.backbone.source_statistics())
         truth = self.data.y[held] if self.data.y is not None else self._predictions(frozen, held, batch)
         before = self._agreement(frozen, held, truth, batch)
         self._not_by_chance(before, len(held), int(method.setup.classes))
-        trained = Model(method, parameters, values, mode, optimiser, options.exact, shifted)
+        trained = dataclasses.replace(start, method=method)
         return self._warm_up(trained, kept, held, truth, before) if method.warms_up else (trained, None)
 
     def _not_by_chance(self, before: float, count: int, classes: int) -> None:
@@ -262,24 +354,33 @@ class _Export:
 
         return predictions(forward, self.data, held, batch)
 
-    def _compile(self, trained: Model, adapted: list[int]) -> tuple[list[Compiled], PlacedWeights]:
-        """Every program of the bundle: source and predict at each batch, adapt and learn where the method trains."""
+    def compile(
+        self, trained: Model, adapted: Sequence[int], schedules: Schedules, progress: Progress, whole: bool = True, known: Lowered | None = None
+    ) -> tuple[list[Compiled], PlacedWeights]:
+        """Every program of the bundle: source and predict at each batch, adapt and learn where the method trains; or only what adapting needs.
+
+        Graphs are taken from `known` where they are there, and kept in it.
+        """
+        known = {} if known is None else known
         method, weights, compiled = trained.method, PlacedWeights(), []
         plans = [
             (batch, role)
             for batch in sorted({1, *adapted})
             for role in ("source", "predict", "adapt", "learn")
             if role in ("source", "predict") or (method.trains and batch in adapted)
+            if whole or role in ("predict", "adapt") or (role == "source" and batch == 1)
         ]
         for done, (batch, role) in enumerate(plans):
-            self.progress("compile", done, len(plans), f"{role} at batch {batch}")
+            progress("compile", done, len(plans), f"{role} at batch {batch}")
             bound = dataclasses.replace(trained, method=method.at(self.capture(batch)))
-            x, target = self._example(batch, bound.method)
+            x, target = self.example(batch, bound.method)
             model = source_model(bound, method.backbone.source_statistics()) if role == "source" else bound
             program = build(model, role, batch, x, target)
             self._defaults(program)
-            compiled += compile_program(program, weights)
-        self.progress("compile", len(plans), len(plans))
+            if (role, batch) not in known:
+                known[role, batch] = lowered(program)
+            compiled += scheduled(program, known[role, batch].copy(), weights, schedules)
+        progress("compile", len(plans), len(plans))
         return compiled, weights
 
     def _defaults(self, program: Program) -> None:
@@ -287,7 +388,7 @@ class _Export:
         for name, value in batch_defaults(model.method, model.optimiser, self.options.rate, program.hyper, program.batch).items():
             program.example[f"hyper.{name}"] = torch.tensor(value)
 
-    def _example(self, batch: int, method: Method) -> tuple[Tensor, Tensor]:
+    def example(self, batch: int, method: Method) -> tuple[Tensor, Tensor]:
         logits = method.backbone.captured.result.meta["val"]
         shape = (batch, *logits.shape[2:])
         if self.data is None:
@@ -310,32 +411,5 @@ class _Export:
     ) -> ExportReport:
         if output is None:
             return ExportReport(None, manifest.to_json(), tuple(differences), 0)
-        state = {name: value.detach().numpy().astype(np.float32) for name, (_, value) in trained.state().items()}
-        graphs = {item.name: item.model.SerializeToString(deterministic=True) for item in compiled}
-        target = Path(output)
-        try:
-            with tempfile.TemporaryDirectory(prefix=atomic.temporary_prefix(target.name), dir=target.parent) as folder:
-                draft = Path(folder) / target.name
-                written = write_bundle(draft, manifest, weights.file, graphs, state)
-                _rehearse(draft)
-                os.replace(draft, target)
-            atomic.sync_folder(target.parent)
-        except OSError as error:
-            raise ExportError(
-                f"{output}: cannot be written: {error.strerror or error}", "choose a path in an existing, writable folder with room"
-            ) from error
+        target, written = write(output, manifest, trained, compiled, weights)
         return ExportReport(target, written.to_json(), tuple(differences), target.stat().st_size)
-
-
-def _rehearse(path: Path) -> None:
-    """Open the bundle as the device will, before it takes its place.
-
-    Raises:
-        ExportError: the device would refuse it.
-    """
-    from edgeadapt.runtime.engine import rehearse  # here, as the device's memory settings would slow the warm-up down
-
-    try:
-        rehearse(path)
-    except BundleError as error:
-        raise ExportError(f"the bundle was compiled, but a device could not open it: {error.message}", "it was not written; report this") from error

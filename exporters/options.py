@@ -30,6 +30,7 @@ class Options:
     cuts: tuple[str, ...] = ()
     kernel: int = 0
     width: int = 64
+    train: int | None = None
     batches: tuple[int, ...] = (16,)
     statistics: str | None = None
     optimiser: str | None = None
@@ -74,7 +75,7 @@ class Options:
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise UsageError(f"{name} = {value!r} is not known", f"choose one of {', '.join(str(item) for item in allowed if item is not None)}")
-        for name, least in {"parts": 1, "width": 1, "epochs": 0, "warmup_batch": 2, "seed": 0, "threads": 0}.items():
+        for name, least in {"parts": 1, "train": 1, "width": 1, "epochs": 0, "warmup_batch": 2, "seed": 0, "threads": 0}.items():
             number = getattr(self, name)
             if number is None:
                 continue
@@ -100,12 +101,15 @@ class Options:
         method = METHODS[self.method]
         used = {*method.choices, *(_TRAINING if method.trains else ()), *(_WARMUP if method.warms_up else ())}
         for name in given:
-            if name in {"parts", "cuts", "kernel", "width", *_TRAINING, *_WARMUP} - used:
+            if name in {"parts", "cuts", "kernel", "width", "train", *_TRAINING, *_WARMUP} - used:
                 users = [key for key, other in METHODS.items() if name in other.choices]
                 users = users or [key for key, other in METHODS.items() if (other.warms_up if name in _WARMUP else other.trains)]
                 raise UsageError(f"{self.method} has no use for {name}", f"leave it out, or take a method that has: {', '.join(users)}")
         if self.parts is not None and self.cuts:
             raise UsageError("cuts already say how many parts there are", "give cuts or parts, not both")
+        if self.method == "tent" and self.train is None and (self.parts is not None or self.cuts):
+            shape = "parts" if self.parts is not None else "cuts"
+            raise UsageError(f"tent has no use for {shape} without train", "say with train how many of the last parts to train, or leave it out")
         if self.statistics is not None and self.statistics not in method.modes:
             why = "adapts nothing but its statistics" if self.method == "norm" else "does not adapt"
             raise UsageError(f"{self.method} {why}, so {self.statistics!r} statistics contradict it", f"use {method.modes[0]!r}, or another method")

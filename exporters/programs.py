@@ -7,7 +7,7 @@ eagerly to check it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from edgeadapt.exporters.methods.base import Hyper, Method, Tensors, entropy, se
 from edgeadapt.exporters.methods.source import Source
 from edgeadapt.exporters.optimisers import MOMENTUM, OPTIMISERS
 
-STATISTICS, WEIGHTS = "statistics.", "weights."
+STATISTICS, WEIGHTS, FIXED = "statistics.", "weights.", "fixed."
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class Model:
     """A method with its trained tensors, ready to be compiled.
 
     statistics: the mode, "live", "source" or "none"; values: statistics by `layer.mean` and `layer.variance`; exact: gradients flow through the
-    batch's statistics; shifted: layers whose variance is computed around the source mean.
+    batch's statistics; shifted: layers whose variance is computed around the source mean; fixed: parameters that are not trained on the device.
     """
 
     method: Method
@@ -35,6 +35,7 @@ class Model:
     optimiser: str
     exact: bool = False
     shifted: frozenset[str] = frozenset()
+    fixed: Tensors = field(default_factory=dict)
 
     def state(self) -> dict[str, tuple[str, Tensor]]:
         """What changes on the device: name → (kind, initial value)."""
@@ -46,8 +47,8 @@ class Model:
         return table
 
     def frozen(self) -> Tensors:
-        """What never changes: the backbone's tensors and the method's own, and the statistics where they do not move."""
-        table = {**self.method.backbone.tensors, **self.method.frozen()}
+        """What never changes: the backbone's tensors and the method's own, parameters that are fixed, and the statistics where they do not move."""
+        table = {**self.method.backbone.tensors, **self.method.frozen(), **{FIXED + name: value for name, value in self.fixed.items()}}
         if self.statistics != "live":
             table |= {STATISTICS + name: value for name, value in self.values.items()}
         return table
@@ -92,8 +93,9 @@ class Program:
         values = {name: held[STATISTICS + name] for name in model.values}
         normalise = Normaliser(values, "live" if model.statistics == "live" else "source", hyper.get("mix", 1.0), model.exact, model.shifted)
         with torch.set_grad_enabled(steps):
-            run = method.backbone.run(tensors, normalise, method.affine(parameters))
-            outcome = method.forward(run, given["x"], tensors, parameters)
+            everything = {**{name: tensors[FIXED + name] for name in model.fixed}, **parameters}
+            run = method.backbone.run(tensors, normalise, method.affine(everything))
+            outcome = method.forward(run, given["x"], tensors, everything)
             result = {"logits": outcome.logits.detach()}
             if steps:
                 loss = method.labelled(outcome, given["y"], hyper) if self.role == "learn" else method.unlabelled(outcome, hyper)
@@ -129,6 +131,20 @@ def build(model: Model, role: str, batch: int, x: Tensor, target: Tensor | None 
     example |= {f"state.{name}": value for name, (kind, value) in model.state().items() if kind != "moment" or steps}
     frozen = {WEIGHTS + name: value for name, value in model.frozen().items()}
     return Program(model, role, batch, {**example, **frozen}, frozen, names)
+
+
+def last_parts(model: Model, count: int) -> Model:
+    """The model with only the last `count` parts trained: the parameters of earlier ones are fixed as they are, those of no part still train.
+
+    The backward pass then ends at the first trained part, and nothing is kept for it before. Parameters that lie before the first part (TENT's, in
+    the stem) go with it. The loss that is reported is what is minimised: of EcoTTA's regulariser only the terms of trained parts.
+    """
+    method = model.method
+    names = frozenset[str]()
+    if count < method.parts:
+        names = names.union(*(method.owned(index, model.parameters) for index in range(method.parts + method.first - count)))
+    kept = {name: value for name, value in model.parameters.items() if name not in names}
+    return replace(model, parameters=kept, fixed={name: model.parameters[name] for name in model.parameters if name in names})
 
 
 def source_model(model: Model, values: Tensors) -> Model:

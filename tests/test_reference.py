@@ -23,9 +23,9 @@ from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import export
 from edgeadapt.exporters.methods import METHODS, Method, Outcome, Setup
 from edgeadapt.exporters.options import calibration_rows
-from edgeadapt.exporters.programs import Model, Program, build
+from edgeadapt.exporters.programs import Model, Program, build, last_parts
 from edgeadapt.runtime.adapter import Adapter
-from tests.reference import Adaptation, EcoTTA, Norm, Side, Source, Tent, twin
+from tests.reference import Adaptation, EcoTTA, Norm, Side, Source, Tent, fixed, twin
 from tests.reference.base import entropy
 from tests.zoo.calibrate import calibrate
 from tests.zoo.named import resnet_cifar, wideresnet
@@ -95,11 +95,22 @@ def disturbed(state: Mapping[str, tuple[str, Tensor]]) -> State:
     return table
 
 
-def pair(name: str, kind: str, role: str = "adapt", statistics: str | None = None, exact: bool = False, single: bool = False, **hyper: float) -> Pair:
-    """Both implementations of a method over one model; `single` chooses how the plain EcoTTA gets its gradients."""
-    method = METHODS[kind](captured(name), Setup(CLASSES))
+def pair(
+    name: str,
+    kind: str,
+    role: str = "adapt",
+    statistics: str | None = None,
+    exact: bool = False,
+    single: bool = False,
+    train: int | None = None,
+    **hyper: float,
+) -> Pair:
+    """Both implementations of a method over one model; `single` chooses how the plain EcoTTA gets its gradients; `train` parts, or all."""
+    method = METHODS[kind](captured(name), Setup(CLASSES, train=train))
     values = {**method.backbone.source_statistics(), **method.own_statistics()}
-    ours = Model(method, method.parameters(), values, statistics or method.statistics, method.optimiser, exact)
+    parameters = disturbed({name: ("parameter", value) for name, value in method.parameters().items()})
+    ours = Model(method, parameters, values, statistics or method.statistics, method.optimiser, exact)
+    ours = ours if train is None else last_parts(ours, train)
     program = build(ours, role, BATCH, torch.zeros(BATCH, *SHAPE), torch.zeros(BATCH, dtype=torch.int64))
     given = dict(program.example)
     given |= {f"state.{key}": value for key, value in disturbed(ours.state()).items() if f"state.{key}" in given}
@@ -111,6 +122,7 @@ def pair(name: str, kind: str, role: str = "adapt", statistics: str | None = Non
         plain: Adaptation = EcoTTA(network(name), PARTS[name], single, **options)
     else:
         plain = {"source": Source, "norm": Norm, "tent": Tent, "side": Side}[kind](network(name), **options)
+    plain.freeze(ours.fixed)
     plain = plain.double()
     both = Pair(method, program, given, plain)
     plain.load(both.state)
@@ -161,10 +173,18 @@ CASES: dict[str, dict[str, Any]] = {
     "side": {"kind": "side"},
     "side-live": {"kind": "side", "statistics": "live"},
     "side-learn": {"kind": "side", "role": "learn", "rate": 1e-3},
+    "tent-last": {"kind": "tent", "train": 1, "rate": 3e-3},
+    "ecotta-last": {"kind": "ecotta", "train": 1},
+    "ecotta-last-two": {"kind": "ecotta", "train": 2},
+    "ecotta-last-two-single": {"kind": "ecotta", "train": 2, "single": True},
+    "ecotta-last-exact": {"kind": "ecotta", "train": 1, "exact": True},
+    "ecotta-last-learn": {"kind": "ecotta", "train": 1, "role": "learn"},
+    "ecotta-last-source": {"kind": "ecotta", "train": 1, "statistics": "source"},
+    "side-last": {"kind": "side", "train": 1, "statistics": "live"},
 }
 
 
-DEEP = ("norm", "tent", "ecotta", "ecotta-exact", "side-live")
+DEEP = ("norm", "tent", "ecotta", "ecotta-exact", "side-live", "tent-last", "ecotta-last-two")
 
 
 @pytest.mark.parametrize(("model", "case"), [("wideresnet10", case) for case in CASES] + [("resnet14", case) for case in DEEP])
@@ -298,19 +318,26 @@ def test_side_network_starts_at_the_frozen_model() -> None:
 # ------------------------------------------------------------------------------------------------ the bundle on onnxruntime
 
 
-BUNDLES = [("resnet14", "ecotta", None), ("wideresnet10", "ecotta", None), ("wideresnet10", "tent", None), ("wideresnet10", "side", "live")]
+BUNDLES: list[tuple[str, str, str | None, int | None]] = [
+    ("resnet14", "ecotta", None, None),
+    ("resnet14", "ecotta", None, 2),
+    ("wideresnet10", "ecotta", None, None),
+    ("wideresnet10", "tent", None, None),
+    ("wideresnet10", "tent", None, 1),
+    ("wideresnet10", "side", "live", None),
+]
 TURNS = ("adapt", "adapt", "learn", "predict", "adapt", "learn")
 
 
-@pytest.mark.parametrize(("model", "kind", "statistics"), BUNDLES)
+@pytest.mark.parametrize(("model", "kind", "statistics", "train"), BUNDLES)
 def test_bundle_follows_the_plain_implementation(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, kind: str, statistics: str | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str, kind: str, statistics: str | None, train: int | None
 ) -> None:
     """The exported graphs, run by the adapter in single precision: what it predicts and what it becomes, turn by turn."""
     monkeypatch.setattr("edgeadapt.exporters.warmup.MEASURED", BATCH)  # samples for the first statistics, which are not the question here
     batches = [(x.float().numpy(), y.numpy()) for x, y in stream(len(TURNS))]
     data = Samples(np.concatenate([x for x, _ in batches[:2]]), np.arange(2 * BATCH) % CLASSES, InputSpec(SHAPE))
-    options = {"batches": (BATCH,), "rate": 0.02 if kind == "ecotta" else 3e-3, "statistics": statistics}
+    options: dict[str, Any] = {"batches": (BATCH,), "rate": 0.02 if kind == "ecotta" else 3e-3, "statistics": statistics, "train": train}
     path = tmp_path / "model.edgeadapt"
     options |= {"epochs": 0} if kind == "ecotta" else {}
     export(network(model), path, shape=SHAPE, data=data, method=kind, allow_drop=True, warmup_batch=BATCH, **options)
@@ -320,7 +347,9 @@ def test_bundle_follows_the_plain_implementation(
         noise = {name: 0.05 * random.standard_normal(value.shape) for name, value in adapter.state.items() if name in moved}
         adapter.state = {name: (value + noise.get(name, 0)).astype(np.float32) for name, value in adapter.state.items()}
         start = adapter.state
-        plain = twin(network(model), adapter.manifest.to_json(), start, BATCH)
+        untouched = fixed(adapter.bundle)
+        assert bool(untouched) == (train is not None)
+        plain = twin(network(model), adapter.manifest.to_json(), start, BATCH, frozen=untouched)
         if isinstance(plain, Side):
             kept, _ = data.split(0.1, 0)
             plain.calibrate([torch.from_numpy(data.tensor(rows)) for rows in calibration_rows(kept, BATCH, 0)])

@@ -38,6 +38,7 @@ CHOICES = (
     "cuts",
     "kernel",
     "width",
+    "train",
     "statistics",
     "optimiser",
     "rate",
@@ -72,6 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--method", help="ecotta (default), tent, norm, side or source")
     how.add_argument("--parts", type=_count, metavar="K", help="parts to cut the model into (default: 4)")
     how.add_argument("--cuts", type=_names, metavar="A,B,C", help="cut at these places instead; --list-cuts shows them")
+    how.add_argument("--train", type=_count, metavar="N", help="train only the last N parts on the device, in less memory (default: all)")
     how.add_argument("--kernel", type=int, choices=(0, 1, 3), help="of the meta networks; 0 (default): 3 for pre-activation models, else 1")
     how.add_argument("--width", type=_count, metavar="N", help="of the side network (default: 64)")
     how.add_argument("--batch", type=_sizes, action="append", metavar="N", help="batch to adapt with, such as 4,16; may be repeated (default: 16)")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -44,6 +44,7 @@ class Setup:
     kernel: int = 0
     width: int = 64
     seed: int = 0
+    train: int | None = None
 
 
 @dataclass
@@ -66,7 +67,8 @@ class Method(ABC):
         rate: learning rate at a batch of 64; it scales with the batch.
         calibrates: whether it measures source data before the export, and so needs some.
         modes: the statistics it can be exported with.
-        choices: which of the options parts, cuts, kernel and width shape it.
+        choices: which of the options parts, cuts, kernel, width and train shape it.
+        first: the cut at which its first part ends; what lies before belongs to no part, or is counted to the first.
     """
 
     name: ClassVar[str]
@@ -79,6 +81,7 @@ class Method(ABC):
     calibrates: ClassVar[bool] = False
     modes: ClassVar[tuple[str, ...]] = ("live", "source")
     choices: ClassVar[tuple[str, ...]] = ()
+    first: ClassVar[int] = 1
 
     def __init__(self, captured: Captured, setup: Setup) -> None:
         self.setup = setup
@@ -106,6 +109,16 @@ class Method(ABC):
     def prefix(self, index: int) -> str:
         """What the names of the parameters that belong to the part ending at cut `index` begin with; "" for none."""
         return ""
+
+    def owned(self, index: int, names: Iterable[str]) -> frozenset[str]:
+        """Those of its parameters `names` that belong to the part ending at cut `index`. What belongs to no part is always trained."""
+        prefix = self.prefix(index)
+        return frozenset(name for name in names if prefix and name.startswith(prefix))
+
+    @property
+    def parts(self) -> int:
+        """How many parts there are that may be trained or left as they are."""
+        return len(self.partition.cuts) - self.first if self.partition else 0
 
     def own_statistics(self) -> Tensors:
         """Statistics of normalisation layers that the method adds, as they start."""

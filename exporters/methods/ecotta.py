@@ -34,7 +34,7 @@ class EcoTTA(Method):
 
     name, summary = "ecotta", "meta networks between the parts of the frozen model"
     warms_up = True
-    choices = ("parts", "cuts", "kernel")
+    choices = ("parts", "cuts", "kernel", "train")
 
     def divide(self, captured: Captured) -> Partition:
         """Cuts by EcoTTA's rule, or by name."""
@@ -91,12 +91,15 @@ class EcoTTA(Method):
         return table
 
     def forward(self, run: BackboneRun, x: Tensor, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Outcome:
-        """Stem, parts with their meta networks, classifier; terms: `drift`, Σ_k mean|x̃_k − sg(x_k)|."""
+        """Stem, parts with their meta networks, classifier; terms: `drift`, Σ_k mean|x̃_k − sg(x_k)| over the parts k that are trained."""
         x = run.segment(0, x)
         drift = x.new_zeros(())
         for k in range(len(self.cuts) - 1):
             y = run.segment(k + 1, x)
             through = self._meta(run, k, x, y, {name: value.detach() for name, value in parameters.items()})
+            if not parameters[f"meta.{k}.conv.weight"].requires_grad:  # nothing that is trained could change this part's distance
+                x = through
+                continue
             local = self._meta(run, k, x.detach(), y.detach(), parameters)
             drift = drift + (local - y.detach()).abs().mean()
             x = split_gradient(through, local)

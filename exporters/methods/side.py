@@ -36,7 +36,8 @@ class Side(Method):
     statistics = "source"
     optimiser, rate = "adam", 1e-3
     calibrates = True
-    choices = ("cuts", "width")
+    choices = ("cuts", "width", "train")
+    first = 0
 
     def divide(self, captured: Captured) -> Partition:
         """Taps at the last place of each resolution, and one before the classifier."""

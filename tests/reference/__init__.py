@@ -7,6 +7,21 @@ from tests.reference.ecotta import EcoTTA
 from tests.reference.normalisation import LiveBatchNorm, follow_stream
 from tests.reference.parts import Split, counts, split
 from tests.reference.side import Side
-from tests.reference.twin import scalars, twin
+from tests.reference.twin import fixed, scalars, twin
 
-__all__ = ["Adaptation", "EcoTTA", "LiveBatchNorm", "Norm", "Side", "Source", "Split", "Tent", "counts", "follow_stream", "scalars", "split", "twin"]
+__all__ = [
+    "Adaptation",
+    "EcoTTA",
+    "LiveBatchNorm",
+    "Norm",
+    "Side",
+    "Source",
+    "Split",
+    "Tent",
+    "counts",
+    "fixed",
+    "follow_stream",
+    "scalars",
+    "split",
+    "twin",
+]

@@ -75,6 +75,13 @@ class Adaptation(nn.Module):
         """The bundle's name of a module or parameter: the model's own names carry no prefix."""
         return name.removeprefix("model.")
 
+    def freeze(self, values: Mapping[str, Tensor]) -> None:
+        """Give parameters, by the bundle's names, these values for good: they are not trained, and their own objectives are not minimised."""
+        parameters = self.trained
+        with torch.no_grad():
+            for name, value in values.items():
+                parameters[name].requires_grad_(False).copy_(value)
+
     @property
     def norms(self) -> dict[str, LiveBatchNorm]:
         """Normalisation layers by the bundle's names."""

@@ -26,8 +26,13 @@ class MetaNetwork(nn.Module):
         return self.norm(x) + F.relu(self.conv_norm(self.conv(before)))
 
 
+def trains(module: nn.Module) -> bool:
+    """Whether anything in it is trained."""
+    return any(parameter.requires_grad for parameter in module.parameters())
+
+
 class EcoTTA(Adaptation):
-    """Entropy of the confident predictions + λ Σ_k mean|x̃_k − sg(x_k)|, the latter for each part's own meta network only.
+    """Entropy of the confident predictions + λ Σ_k mean|x̃_k − sg(x_k)|, the latter for each part's own meta network only, if that is trained.
 
     Args:
         counts: residual blocks of each part.
@@ -74,7 +79,7 @@ class EcoTTA(Adaptation):
 
     def drifts(self, between: list[tuple[Tensor, Tensor, Tensor]]) -> list[Tensor]:
         """mean|x̃_k − sg(x_k)| of each part, from a second pass of its meta network over detached inputs."""
-        return [(meta(x.detach(), y.detach()) - y.detach()).abs().mean() for meta, (x, y, _) in zip(self.meta, between)]
+        return [(meta(x.detach(), y.detach()) - y.detach()).abs().mean() for meta, (x, y, _) in zip(self.meta, between) if trains(meta)]
 
     def backward(self, x: Tensor, y: Tensor | None) -> Tensor:
         if self.single:
@@ -91,7 +96,9 @@ class EcoTTA(Adaptation):
         for part, meta in zip(self.parts[0], self.meta):
             frozen = part(x)
             x = meta(x, frozen)
-            mine = list(meta.parameters())
+            mine = [parameter for parameter in meta.parameters() if parameter.requires_grad]
+            if not mine:
+                continue
             drift = self.regulariser * (x - frozen.detach()).abs().mean()
             local += zip(mine, torch.autograd.grad(drift, mine, retain_graph=True))
         logits = pieces.linear(pieces.pool(x))

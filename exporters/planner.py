@@ -1,0 +1,353 @@
+"""Chooses parts, trained parts and batch for a memory budget on a board, before a warm-up is paid for.
+
+Memory does not depend on the values of weights. So bundles are made of the untrained method, small searches first, and each is counted by the ledger
+that `edgeadapt simulate` uses. Which of those that fit is best cannot be known without data; what is taken is the first in an order of preference,
+with what each step down that order cost where it was measured (docs/memory.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal, Protocol
+
+from edgeadapt.bundle import Bundle
+from edgeadapt.errors import BudgetError
+from edgeadapt.memory.simulation import BoardLike, Choice, simulate
+from edgeadapt.progress import Progress, quiet
+from edgeadapt.units import format_bytes
+
+SIZES = (64, 32, 16, 8, 4, 2, 1)
+"""Batches that are listed where the user names none."""
+PREFERRED = (16, 8, 4, 2, 1)
+"""Batches that are taken where the user names none, in order."""
+PARTS = 4
+"""Parts that are taken where the user names none, or fewer where the model has no room for them."""
+MOST_PARTS = 5
+"""Parts that are looked at."""
+FAR = 1.05
+"""Where prediction alone takes so much more than the budget, it does whatever is trained."""
+
+Depth = Literal["hurried", "step", "whole"]
+"""How a candidate is compiled: what adapting needs, without leaner variants, after a short search for orders (seconds); the same after the whole
+search and with the variants; and the bundle as it would be exported, to the byte of memory."""
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What a bundle would be exported with.
+
+    Attributes:
+        parts: parts that the model is cut into; None where the method has none.
+        trained: how many of them, from the last, are trained; None where there is no choice: all that the method trains.
+        batches: that the bundle would be for.
+    """
+
+    parts: int | None
+    trained: int | None
+    batches: tuple[int, ...]
+
+
+class Drafts(Protocol):
+    """Who can make bundles of candidates: an export in progress."""
+
+    def divisions(self) -> tuple[int, ...]:
+        """Numbers of parts that can be chosen, the largest first; none where the method has no use for parts."""
+        ...
+
+    def draft(self, candidate: Candidate, depth: Depth) -> AbstractContextManager[Bundle]:
+        """The bundle that a candidate would become, with weights that mean nothing; it is there inside the context."""
+        ...
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user has said; None or empty where not."""
+
+    parts: int | None = None
+    trained: int | None = None
+    batches: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Row:
+    """A candidate at one of its batches, as a process would run it.
+
+    Attributes:
+        parts, trained, batch: of the candidate.
+        graph: of a step; a leaner variant has a name of its own.
+        prepacking: whether onnxruntime keeps rearranged copies of weights.
+        total: the process's peak, bytes.
+        seconds: of a step, roughly.
+        fits: whether that is within the budget; None without one.
+        depth: how it was compiled: "whole" is to the byte; where that was not needed, the bundle may take a little less, or have leaner variants.
+        chosen: the one that is taken.
+    """
+
+    parts: int | None
+    trained: int | None
+    batch: int
+    graph: str
+    prepacking: bool
+    total: int
+    seconds: float
+    fits: bool | None
+    depth: Depth
+    chosen: bool = False
+
+    @property
+    def per_frame(self) -> float:
+        """Seconds a frame."""
+        return self.seconds / self.batch
+
+    @property
+    def words(self) -> str:
+        """In words: "4 parts, the last 2 trained, batch 16 (adapt.b16.lean)"."""
+        which = "" if self.trained is None else f", {'all' if self.trained == self.parts else f'the last {self.trained}'} trained"
+        extra = ", ".join([self.graph, *([] if self.prepacking else ["without prepacked weights"])])
+        return f"{f'{self.parts} parts{which}, ' if self.parts else ''}batch {self.batch} ({extra})"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What was looked at and what is taken.
+
+    Attributes:
+        board, key: its name, and its short one.
+        budget: bytes; None if there is none, and then nothing is chosen.
+        rows: those that no other beats at once in memory, time a frame, batch, parts and trained parts, the most demanding first.
+        chosen: the candidate to export; None if none fits.
+        row: what of it an adapter would load within the budget.
+        wishes: what was not free to choose.
+        instead: where none fits, what would if all were free to choose.
+        looked: how many candidates were compiled.
+        rates_known: how the board's rates, and so the times, are known.
+    """
+
+    board: str
+    key: str
+    budget: int | None
+    rows: tuple[Row, ...]
+    chosen: Candidate | None
+    row: Row | None
+    wishes: Wishes
+    instead: Row | None
+    looked: int
+    rates_known: str
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            **{name: getattr(self, name) for name in ("board", "key", "budget", "looked", "rates_known")},
+            "rows": [asdict(row) for row in self.rows],
+            "chosen": None if self.row is None else asdict(self.row),
+        }
+
+    def line(self) -> str:
+        """What was chosen, and why, in a line; "" without a budget."""
+        if self.budget is None or self.row is None:
+            return ""
+        return f"chosen for {format_bytes(self.budget)} on {self.board}: {self.row.words}, {format_bytes(self.row.total)}"
+
+    def check(self) -> Candidate:
+        """What is to be exported.
+
+        Raises:
+            BudgetError: nothing does; the message says what comes nearest, the hint what would fit.
+        """
+        assert self.budget is not None, "nothing is chosen without a budget"
+        if self.chosen is not None:
+            return self.chosen
+        least = min(self.rows, key=lambda row: row.total)
+        more = format_bytes(least.total - self.budget)
+        asked = " as asked" if self.wishes != Wishes() else ""
+        hint = f"give a budget of at least {_ceiling(least.total)}"
+        if self.instead is not None:
+            hint += f"; what fits: {self.instead.words} with {format_bytes(self.instead.total)}"
+        raise BudgetError(
+            f"nothing{asked} fits the budget of {format_bytes(self.budget)} on {self.board}; the nearest is {least.words} with "
+            f"{format_bytes(least.total)}, {more} more",
+            hint,
+        )
+
+
+def _ceiling(size: int) -> str:
+    return f"{-(-size // 2**20)}MiB"
+
+
+def plan(drafts: Drafts, board: BoardLike, budget: int | None, wishes: Wishes, progress: Progress = quiet, listing: bool = False) -> Plan:
+    """Find what to export within a budget.
+
+    Candidates are taken in the order of `preference`. Each is first compiled in a hurry; if prediction fits, which is the least that a step and its
+    leaner variants can come down to, its step is compiled in full; if that fits, all of the bundle is, and what then fits is taken.
+
+    Args:
+        drafts: who makes the bundles.
+        board: where they would run, on one thread.
+        budget: the most bytes that the process may hold; None only lists.
+        wishes: what is not free to choose.
+        progress: told of each candidate.
+        listing: look at all candidates of `listed`, not only as far as the first that fits.
+
+    Raises:
+        ExportError: the model cannot be compiled.
+    """
+    search = _Search(drafts, board, budget, progress)
+    divisions, taken, instead = drafts.divisions(), None, None
+    if budget is not None:
+        runs = preference(wishes, divisions)
+        taken = search.first(runs)
+        if taken is None:
+            search.look(runs[-1][-1:])
+        if taken is None and wishes != Wishes():
+            other = _Search(drafts, board, budget, progress)
+            found = other.first(preference(Wishes(), divisions))
+            instead = other.best(found) if found else None
+    if listing or budget is None:
+        search.look(listed(wishes, divisions))
+    row = search.best(taken) if taken else None
+    rows = tuple(replace(item, chosen=item == row) for item in _front(search.rows, row))
+    return Plan(board.name, board.key, budget, rows, taken, row and replace(row, chosen=True), wishes, instead, search.looked, board.rates_known)
+
+
+def preference(wishes: Wishes, divisions: Sequence[int]) -> list[list[Candidate]]:
+    """What would be taken, in order: runs of candidates that differ in the trained parts alone, from all to one.
+
+    What the user has said stays. Else four parts; a batch of 16, then smaller ones; at each as many parts trained as can be; at last fewer parts.
+    The batch goes before the trained parts because it is worth more: on the stream of docs/benchmarks.md training only the last of four parts cost
+    0.1 points of error, a batch of 16 instead of 64 cost 0.5, of 4 another 0.5, of 1 another 3. More than four parts (0.1 to 0.3 points in EcoTTA's
+    own tables, for 15 to 70 % more memory) and batches over 16 (predictions wait for a batch to be full) are for the user to ask for.
+    """
+    return [
+        [Candidate(parts, trained, batches) for trained in _trained(wishes, parts)]
+        for parts in _usual(wishes, divisions)
+        for batches in ([wishes.batches] if wishes.batches else [(size,) for size in PREFERRED])
+    ]
+
+
+def _usual(wishes: Wishes, divisions: Sequence[int]) -> Sequence[int | None]:
+    """Numbers of parts to choose from, in order."""
+    if wishes.parts is not None or not divisions:
+        return [wishes.parts]
+    enough = [parts for parts in divisions if parts >= (wishes.trained or 1)] or divisions
+    return [parts for parts in enough if parts <= PARTS] or enough[-1:]
+
+
+def _trained(wishes: Wishes, parts: int | None) -> Sequence[int | None]:
+    return [wishes.trained] if wishes.trained is not None or not parts else range(parts, 0, -1)
+
+
+def listed(wishes: Wishes, divisions: Sequence[int]) -> list[Candidate]:
+    """What a table of candidates shows: every number of trained parts at every batch, and other numbers of parts at one batch."""
+    first = _usual(wishes, divisions)[0]
+    batches = [wishes.batches] if wishes.batches else [(size,) for size in SIZES]
+    middle = wishes.batches or PREFERRED[:1]
+    found = [Candidate(first, trained, size) for trained in _trained(wishes, first) for size in batches]
+    others = [parts for parts in divisions if parts != first and parts >= (wishes.trained or 1)] if wishes.parts is None else []
+    return found + [Candidate(parts, trained, middle) for parts in others for trained in _trained(wishes, parts)]
+
+
+class _Search:
+    """Candidates that were looked at, each once at each depth at most."""
+
+    def __init__(self, drafts: Drafts, board: BoardLike, budget: int | None, progress: Progress) -> None:
+        self.drafts, self.board, self.budget, self.progress = drafts, board, budget, progress
+        self._rows: dict[Candidate, dict[Depth, list[Row]]] = {}
+        self._hopeless: set[Candidate] = set()
+        self._far = 0  # from this batch on prediction alone is far over the budget
+
+    @property
+    def rows(self) -> list[Row]:
+        """Of all candidates, as they were compiled last."""
+        return [row for found in self._rows.values() for row in list(found.values())[-1]]
+
+    @property
+    def looked(self) -> int:
+        """How many candidates were compiled."""
+        return len(self._rows)
+
+    def look(self, candidates: Sequence[Candidate]) -> None:
+        """Compile all of them in a hurry."""
+        for done, candidate in enumerate(candidates):
+            self.progress("plan", done, len(candidates), _note(candidate))
+            self._compile(candidate, "hurried")
+        self.progress("plan", len(candidates), len(candidates))
+
+    def first(self, runs: Sequence[Sequence[Candidate]]) -> Candidate | None:
+        """The first candidate that fits, of runs in which memory falls."""
+        for run in runs:
+            if self._fits(run[0]):
+                return run[0]
+            if len(run) == 1 or not self._fits(run[-1]):
+                continue
+            low, high = 0, len(run) - 1  # the first does not fit, the last one does
+            while high - low > 1:
+                middle = (low + high) // 2
+                low, high = (low, middle) if self._fits(run[middle]) else (middle, high)
+            return run[high]
+        return None
+
+    def best(self, candidate: Candidate) -> Row:
+        """What an adapter would load of a candidate that fits, at its largest batch: the quickest that fits."""
+        rows = [row for row in self._rows[candidate]["whole"] if row.batch == max(candidate.batches)]
+        return min((row for row in rows if row.fits), key=lambda row: (row.seconds, row.total))
+
+    def _fits(self, candidate: Candidate) -> bool:
+        if self._far and max(candidate.batches) >= self._far:
+            return False
+        self.progress("plan", 0, 0, _note(candidate))
+        self._compile(candidate, "hurried")
+        if candidate in self._hopeless:
+            return False
+        return all(self._within(candidate, depth) for depth in ("step", "whole"))
+
+    def _within(self, candidate: Candidate, depth: Depth) -> bool:
+        rows = self._compile(candidate, depth)
+        return all(any(row.fits for row in rows if row.batch == batch) for batch in candidate.batches)
+
+    def _compile(self, candidate: Candidate, depth: Depth) -> list[Row]:
+        found = self._rows.setdefault(candidate, {})
+        if depth not in found:
+            with self.drafts.draft(candidate, depth) as bundle:
+                found[depth] = [_row(candidate, choice, depth) for batch in candidate.batches for choice in self._choices(bundle, batch)]
+                if self.budget is not None and depth == "hurried":
+                    self._predicting(candidate, bundle, self.budget)
+        return found[depth]
+
+    def _choices(self, bundle: Bundle, batch: int) -> list[Choice]:
+        """The forms of a step that no other beats, and the one that would be loaded."""
+        found = simulate(bundle, self.board, None, batch, self.budget)
+        others = (choice for choice in found.choices if choice.role == found.choice.role and choice.batch == batch)
+        return list({(choice.graph, choice.prepacking): choice for choice in (*others, found.choice)}.values())
+
+    def _predicting(self, candidate: Candidate, bundle: Bundle, budget: int) -> None:
+        """Whether a step can fit at all: it has prediction beside it."""
+        for batch in candidate.batches:
+            needed = simulate(bundle, self.board, "predict", batch, budget).ledger.total
+            if needed > budget:
+                self._hopeless.add(candidate)
+            if needed > FAR * budget:
+                self._far = min(self._far or batch, batch)
+
+
+def _row(candidate: Candidate, choice: Choice, depth: Depth) -> Row:
+    its = (choice.batch, choice.graph, choice.prepacking, choice.total, choice.seconds, choice.fits)
+    return Row(candidate.parts, candidate.trained, *its, depth)
+
+
+def _note(candidate: Candidate) -> str:
+    parts = f"{candidate.parts} parts, " if candidate.parts else ""
+    trained = f"{candidate.trained} trained, " if candidate.trained is not None else ""
+    return f"{parts}{trained}batch {', '.join(map(str, candidate.batches))}"
+
+
+def _front(rows: Sequence[Row], keep: Row | None) -> Iterator[Row]:
+    """Rows that no other beats, and the one to keep."""
+
+    def beats(one: Row, other: Row) -> bool:
+        mine, its = ((row.total, row.per_frame, -row.batch, -(row.parts or 0), -(row.trained or 0)) for row in (one, other))
+        return mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
+
+    kept = [row for row in rows if row == keep or not any(beats(other, row) for other in rows)]
+    yield from sorted(kept, key=lambda row: (-(row.parts or 0), -(row.trained or 0), -row.batch, -row.total, row.graph))
