@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from edgeadapt.bundle import Bundle, Manifest
 from edgeadapt.errors import InputError, UsageError
 from edgeadapt.preprocess import batch_of, convert
-from edgeadapt.runtime import checkpoint, loading, memory
+from edgeadapt.runtime import checkpoint, loading, memory, providers
 from edgeadapt.runtime.choice import wanted
 from edgeadapt.runtime.engine import Outcome
 from edgeadapt.runtime.hyper import Hyper
@@ -66,6 +66,8 @@ class Adapter:
         strict: bool = False,
         reserve: str | int | None = None,
         prepared: bool = True,
+        provider: str = "cpu",
+        slack: str | int = 0,
     ) -> Adapter:
         """Opens a bundle at its initial state; `load` continues from a saved one.
 
@@ -84,27 +86,36 @@ class Adapter:
             batches: numbers of frames that will be taken at a time; 1 always is. None: all that the bundle has.
             strict: refuse if anything would be left out.
             reserve: with a budget, the bytes that the system should have left; below that, adaptation gives way. None: a twentieth of its memory.
-
             prepared: run what `edgeadapt prepare` made of the bundle for this machine, where there is such; False: the graphs as exported.
+            provider: what graphs run on: "cpu", or "cuda" for onnxruntime's CUDA provider (docs/providers.md). Never another than was asked for.
+            slack: with a budget, the bytes of it that are kept free for what the program itself takes after opening.
 
         Raises:
             BundleError: the bundle is missing, damaged, or made by a newer edgeadapt.
             BudgetError: it does not fit, or another adapter of this process has another budget.
-            UsageError: `budget` is no size, `threads` is below 1, or the bundle has no such role or batch.
+            UsageError: `budget` is no size, `threads` is below 1, the bundle has no such role or batch, `reserve` or `slack` come without a
+                budget, or this onnxruntime has no such provider.
+            EdgeAdaptError: the provider does not start.
         """
         if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
             raise UsageError(f"threads = {threads!r} is not a number of threads", f"give 1 to {_MOST_THREADS}, at most the cores there are")
         limit, spare = (None if size is None else parse_bytes(size) for size in (budget, reserve))
+        kept = parse_bytes(slack) if slack else 0
+        if limit is None and (odd := "reserve" if spare is not None else "slack" if kept else ""):
+            raise UsageError(f"{odd} without a budget bounds nothing", f"give a budget too, or leave {odd} out")
+        cuda = providers.require(provider)
         bundle = Bundle.open(path, verify)
         items = wanted(bundle.manifest, roles, batches)
-        ready = find(bundle, threads) if prepared else None
+        ready = find(bundle, threads) if prepared and not cuda else None
         if limit is None:
-            return cls(bundle, loading.everything(bundle, items, threads, ready), None, threads)
+            return cls(bundle, loading.everything(bundle, items, threads, ready, providers.device() if cuda else None), None, threads)
         with _OPENING, memory.CLAIMS.taken(limit) as claim:
-            loaded = loading.fit(bundle, items, claim, threads, strict, ready)
+            device = providers.device() if cuda else None
+            loaded = loading.fit(bundle, items, claim, threads, strict, ready, device, kept)
             marks = Marks(reserve=spare)
-            signs = Signs(limit, claim.filled, marks)
-            if (sign := signs.read(max(0, claim.filled - memory.resident()))).grade:
+            bound, promised = claim.resident()
+            signs = Signs(bound, promised, marks)
+            if (sign := signs.read(max(0, promised - memory.resident()))).grade:
                 LOG.warning("%s: memory may run short: with what is planned, %s", bundle.path.name, sign.reason)
             return cls(bundle, loaded, claim, threads, Pressure(signs, marks))
 
@@ -309,7 +320,8 @@ class Adapter:
 
         In bytes: "resident" now, the process's "peak" so far, the "budget" or None, what was "planned" on top of the process as it was, and that
         plan's lines by name. "level" is 0 normal, 1 adaptation paused, 2 caches released, 3 predicting only, and "reason" says why, or is "".
-        "graphs" are those in use, "missing" what was left out because it did not fit.
+        "graphs" are those in use, "missing" what was left out because it did not fit. On a GPU, "passed_over" are those that it lacks operators of,
+        and of the lines "GPU memory" and "CUDA context" are not part of what was planned where it has memory of its own.
         """
         service, plan = self._service, self._service.choice.plan
         budget = None if self._claim is None else self._claim.budget
@@ -322,6 +334,7 @@ class Adapter:
             "reason": service.reason,
             "graphs": service.names(),
             "missing": service.choice.missing,
+            **({} if plan.limits is None else {"passed_over": service.choice.passed_over}),
             **plan.lines(),
         }
 

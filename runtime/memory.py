@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -13,10 +13,11 @@ import onnxruntime
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError
-from edgeadapt.memory import Graph, Machine, Plan, fits, footprint, read, smallest
-from edgeadapt.memory.ledger import Ledger, Line
+from edgeadapt.memory import Graph, Machine, Plan, cuda, fits, footprint, read, smallest
+from edgeadapt.memory.ledger import Ledger, Line, gpu_lines, slack_line
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
+from edgeadapt.runtime.session import Unprepared
 from edgeadapt.units import format_bytes
 
 FIRST_GRAPH = "predict.b1"
@@ -67,7 +68,9 @@ class Need:
         region: the smallest one region that a run goes through.
         inside, beside: copies of its weights that are made while it loads, in the region and besides.
         structures: of its session.
-        exact: whether `region` was counted; else it is the manifest's word, and nothing bounds it.
+        exact: whether `region` was counted; else it is an estimate, and nothing bounds it.
+        device: the limit of what it takes of a GPU's memory; 0 on the CPU.
+        lacking: its operators that run on the CPU because the GPU lacks them.
     """
 
     region: int
@@ -75,6 +78,8 @@ class Need:
     beside: int
     structures: int
     exact: bool
+    device: int = 0
+    lacking: tuple[str, ...] = ()
 
 
 class Needs:
@@ -87,14 +92,24 @@ class Needs:
         threads: of one operator.
         prepared: graphs that will run instead of the bundle's; None for none.
         counted: False takes the manifest's word, which costs nothing and bounds nothing.
+        device: the GPU that they run on; None for the CPU.
+        slack: bytes of a budget that are kept free for the program.
 
     Attributes:
-        bundle, threads: as given.
+        bundle, threads, device, slack: as given.
         weights: bytes of all files of weights.
     """
 
-    def __init__(self, bundle: Bundle, threads: int, prepared: Prepared | None = None, counted: bool = True) -> None:
-        self.bundle, self.threads, self._counted = bundle, threads, counted
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int,
+        prepared: Prepared | None = None,
+        counted: bool = True,
+        device: cuda.Device | None = None,
+        slack: int = 0,
+    ) -> None:
+        self.bundle, self.threads, self.device, self.slack, self._counted = bundle, threads, device, slack, counted
         self._prepared = {} if prepared is None else prepared.graphs
         self.weights = bundle.weights_size + (0 if prepared is None else prepared.own_bytes)
         self._machine = Machine.here(threads)
@@ -112,6 +127,8 @@ class Needs:
 
     def _read(self, name: str) -> Need:
         spec = self.bundle.manifest.graphs[name]
+        if self.device is not None:
+            return self._on_device(name)
         if not self._counted:
             return Need(spec.peak_bytes, 0, 0, _NODE * spec.nodes, False)
         graph, ready = self.graph(name), self._prepared.get(name)
@@ -121,20 +138,48 @@ class Needs:
         structures = footprint.session_bytes(graph)
         if ready is not None:
             return Need(ready.region_bytes, ready.packed_bytes, ready.reserved_bytes, structures, True)
+        return Need(self._region(name, graph), inside, beside, structures, graph.countable)
+
+    def _region(self, name: str, graph: Graph) -> int:
+        spec = self.bundle.manifest.graphs[name]
         if graph.unknown():
-            return Need(spec.peak_bytes, inside, beside, structures, False)
+            return spec.peak_bytes
         more = (self.threads - 1) * LEAST_MARGIN  # the workspace of a convolution, for each thread
-        region = spec.region_bytes + more if spec.region_bytes else smallest(self.layout(graph))
-        return Need(region, inside, beside, structures, True)
+        return spec.region_bytes + more if spec.region_bytes else smallest(self.layout(graph))
+
+    def _on_device(self, name: str) -> Need:
+        """On a GPU; what its sessions need of the process's memory is an estimate, and nothing bounds it."""
+        graph = self.graph(name)
+        region, lacking = self._region(name, graph), cuda.lacking(graph, self.bundle.manifest.opset)
+        host = region if lacking else LEAST_MARGIN
+        return Need(host, 0, 0, footprint.session_bytes(graph), False, cuda.limit(graph, region), lacking)
+
+    def variants(self, role: str, batch: int) -> tuple[str, ...]:
+        """As `Manifest.variants`, but on a GPU only those of which it has every operator, if there are any."""
+        names = self.bundle.manifest.variants(role, batch)
+        return names if self.device is None else cuda.fitting(names, {name: self[name].lacking for name in names})[0]
+
+    def passed_over(self) -> tuple[str, ...]:
+        """The graphs that are not used because the GPU lacks operators of theirs, and another variant's not; with the operators."""
+        if self.device is None:
+            return ()
+        graphs = self.bundle.manifest.graphs
+        used = {name for spec in graphs.values() for name in self.variants(spec.role, spec.batch)}
+        return tuple(f"{name} ({', '.join(self[name].lacking)})" for name in graphs if name not in used)
 
     def graph(self, name: str) -> Graph:
-        """A graph as it will run."""
+        """A graph as it will run.
+
+        Raises:
+            BundleError: it is damaged.
+            Unprepared: it was prepared, and has gone.
+        """
         where = f"{self.bundle.path.name}: {name}"
         if (ready := self._prepared.get(name)) is not None:
             try:
                 return read(ready.model.read_bytes(), where)
             except OSError as reason:
-                raise BudgetError(f"{ready.model}: the prepared graph has gone ({reason.strerror})", "open the bundle again") from None
+                raise Unprepared(f"{ready.model}: the prepared graph has gone ({reason.strerror})", "open the bundle again") from None
         return read(self.bundle.graph_bytes(name), where)
 
     def layout(self, graph: Graph) -> Plan:
@@ -154,11 +199,13 @@ class Planned:
         graphs: their names.
         region: what they take their tensors from.
         ledger: what they add to a process in which onnxruntime has made its first session.
+        limits: on a GPU, of what each graph's session may take of its memory, 0 for no limit; None on the CPU.
     """
 
     graphs: tuple[str, ...]
     region: Region
     ledger: Ledger
+    limits: Mapping[str, int] | None = None
 
     @property
     def total(self) -> int:
@@ -187,10 +234,12 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
     top = max(need.region for need in found)
     margin = max(int(MARGIN * top), LEAST_MARGIN) + more
     fixed = bounded and all(need.exact for need in found)
-    region = Region(_up(top + margin + inside), _up(beside + _SMALL * len(names)), prepacking) if fixed else Region()
+    region = Region(_up(top + margin + inside), _up(beside + _SMALL * len(names)), prepacking) if fixed else Region(prepacking=prepacking)
+    known = "counted" if all(need.exact for need in found) else "estimated"
+    limits = None if needs.device is None else {name: need.device if bounded else 0 for name, need in zip(names, found)}
     bound = sum(len(manifest.graphs[name].reads) + len(manifest.graphs[name].writes) for name in names)
     lines = [
-        Line("region", top + margin, "counted", f"tensors and workspace, with a margin of {format_bytes(margin)}"),
+        Line("region", top + margin, known, f"tensors and workspace, with a margin of {format_bytes(margin)}"),
         Line("region's table", (top + margin + inside) // 256 * footprint.TABLE_ENTRY, "counted", "onnxruntime's own list of its pieces"),
         Line("prepacked weights", inside + beside, "counted", "copies that onnxruntime keeps" if prepacking else "switched off"),
         Line("weights", needs.weights, "counted", "mapped from the bundle once for all graphs"),
@@ -200,8 +249,10 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         Line("state", footprint.state_bytes(manifest.state, manifest.graphs, names), "counted", "the set in use, and the one written next"),
         Line("frames and logits", _buffers(bundle, names), "counted", "of the largest batch, the caller's and ours"),
         Line("allowance", _ALLOWANCE, "estimated", "for what differs from run to run"),
+        *([] if needs.device is None else gpu_lines(needs.device, [need.device for need in found], "counted" if bounded else "estimated")),
+        *slack_line(needs.slack),
     ]
-    return Planned(tuple(names), region, Ledger(tuple(lines)))
+    return Planned(tuple(names), region, Ledger(tuple(lines)), limits)
 
 
 def laid_out(needs: Needs, plan: Planned) -> Planned:
@@ -230,7 +281,7 @@ def laid_out(needs: Needs, plan: Planned) -> Planned:
 
 def _fits(needs: Needs, name: str, size: int) -> bool:
     graph = needs.graph(name)
-    return bool(graph.unknown()) or fits(needs.layout(graph), size)
+    return not graph.countable or fits(needs.layout(graph), size)
 
 
 def _up(size: int) -> int:
@@ -253,15 +304,36 @@ class Claim:
 
     Attributes:
         budget: the most bytes the process may hold resident.
-        filled: what it may come to hold by what was opened under this claim.
+        planned: what was opened under it may come to hold, in bytes. 0: nothing yet.
+        filled: what the process may come to hold by it and by those that were living when it was opened.
+        besides: what the process held when it was opened, without what any adapter may come to hold.
+        on_device: of `planned`, what lies in a GPU's share of the memory and is not resident.
     """
 
     def __init__(self, owner: Claims, budget: int) -> None:
-        self._owner, self.budget, self.filled = owner, budget, 0
+        self._owner, self.budget = owner, budget
+        self.planned = self.filled = self.besides = self.on_device = 0
 
     def promised(self) -> int:
-        """What the process may come to hold by what was opened under any claim, in bytes."""
-        return max((claim.filled for claim in self._owner.living()), default=0)
+        """What the process may come to hold by what was opened under any living claim, in bytes."""
+        living = self._owner.living()
+        return max(claim.besides for claim in living) + sum(claim.planned for claim in living) if living else 0
+
+    def fill(self, held: int, ledger: Ledger) -> None:
+        """Notes what is opened under it.
+
+        Args:
+            held: what the process held before, or had promised.
+            ledger: what is added.
+        """
+        others = sum(claim.planned for claim in self._owner.living() if claim is not self)
+        self.filled, self.besides = held + ledger.total, held - others
+        self.planned, self.on_device = ledger.total, ledger.on_device
+
+    def resident(self) -> tuple[int, int]:
+        """(of the budget, of what was promised) what may be resident: all but what lies in a GPU's share of the memory."""
+        away = sum(claim.on_device for claim in self._owner.living())
+        return self.budget - away, self.promised() - away
 
     def release(self) -> None:
         """Gives it back; a second time nothing happens."""
