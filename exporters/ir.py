@@ -8,6 +8,7 @@ into the graph, or frozen and written once into the bundle's weights.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,7 @@ class Value:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor's elements, without padding."""
-        return int(np.prod(self.shape, dtype=np.int64)) * self.dtype.itemsize
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def rank(self) -> int:
