@@ -18,7 +18,7 @@ from edgeadapt.bundle import Bundle, Manifest
 from edgeadapt.errors import InputError, UsageError
 from edgeadapt.preprocess import batch_of, convert
 from edgeadapt.progress import Progress
-from edgeadapt.runtime import checkpoint, loading, memory
+from edgeadapt.runtime import checkpoint, loading, memory, providers
 from edgeadapt.runtime.choice import wanted
 from edgeadapt.runtime.engine import Outcome
 from edgeadapt.runtime.hyper import Hyper
@@ -68,6 +68,8 @@ class Adapter:
         reserve: str | int | None = None,
         prepared: bool = True,
         prepare: Progress | None = None,
+        provider: str = "cpu",
+        slack: str | int = 0,
     ) -> Adapter:
         """Opens a bundle at its initial state; `load` continues from a saved one.
 
@@ -89,29 +91,39 @@ class Adapter:
             prepared: run what `edgeadapt prepare` made of the bundle for this machine, where there is such; False: the graphs as exported.
             prepare: have those graphs that will be used, and that were not yet, prepared first; called with (stage, done, total, note) as that goes
                 on, for seconds to minutes. None: take what is there.
+            provider: what graphs run on: "cpu", or "cuda" for onnxruntime's CUDA provider (docs/providers.md). Never another than was asked for.
+            slack: with a budget, the bytes of it that are kept free for what the program itself takes after opening.
 
         Raises:
             BundleError: the bundle is missing, damaged, or made by a newer edgeadapt.
             BudgetError: it does not fit, or another adapter of this process has another budget.
-            UsageError: `budget` is no size, `threads` is below 1, or the bundle has no such role or batch.
+            UsageError: `budget` is no size, `threads` is below 1, the bundle has no such role or batch, `reserve` or `slack` come without a
+                budget, or this onnxruntime has no such provider.
+            EdgeAdaptError: the provider does not start.
         """
         if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
             raise UsageError(f"threads = {threads!r} is not a number of threads", f"give 1 to {_MOST_THREADS}, at most the cores there are")
         limit, spare = (None if size is None else parse_bytes(size) for size in (budget, reserve))
+        kept = parse_bytes(slack) if slack else 0
+        if limit is None and (odd := "reserve" if spare is not None else "slack" if kept else ""):
+            raise UsageError(f"{odd} without a budget bounds nothing", f"give a budget too, or leave {odd} out")
+        cuda = providers.require(provider)
         bundle = Bundle.open(path, verify)
         items = wanted(bundle.manifest, roles, batches)
-        ready = find(bundle, threads) if prepared else None
-        progress = prepare if prepared else None
+        ready = find(bundle, threads) if prepared and not cuda else None
+        progress = prepare if prepared and not cuda else None
+        device = providers.device() if cuda else None
         if limit is None:
-            made = loading.prepared_first(lambda found: loading.everything(bundle, items, threads, found), bundle, threads, ready, progress)
+            made = loading.prepared_first(lambda found: loading.everything(bundle, items, threads, found, device), bundle, threads, ready, progress)
             return cls(bundle, made, None, threads)
         with _OPENING, memory.CLAIMS.taken(limit) as claim:
             loaded = loading.prepared_first(
-                lambda found: loading.fit(bundle, items, claim, threads, strict, found), bundle, threads, ready, progress
+                lambda found: loading.fit(bundle, items, claim, threads, strict, found, device, kept), bundle, threads, ready, progress
             )
             marks = Marks(reserve=spare)
-            signs = Signs(limit, claim.filled, marks)
-            if (sign := signs.read(max(0, claim.filled - memory.resident()))).grade:
+            bound, promised = claim.resident()
+            signs = Signs(bound, promised, marks)
+            if (sign := signs.read(max(0, promised - memory.resident()))).grade:
                 LOG.warning("%s: memory may run short: with what is planned, %s", bundle.path.name, sign.reason)
             return cls(bundle, loaded, claim, threads, Pressure(signs, marks))
 
@@ -316,7 +328,8 @@ class Adapter:
 
         In bytes: "resident" now, the process's "peak" so far, the "budget" or None, what was "planned" on top of the process as it was, and that
         plan's lines by name. "level" is 0 normal, 1 adaptation paused, 2 caches released, 3 predicting only, and "reason" says why, or is "".
-        "graphs" are those in use, "missing" what was left out because it did not fit.
+        "graphs" are those in use, "missing" what was left out because it did not fit. On a GPU, "passed_over" are those that it lacks operators of,
+        and of the lines "GPU memory" and "CUDA context" are not part of what was planned where it has memory of its own.
         """
         service, plan = self._service, self._service.choice.plan
         budget = None if self._claim is None else self._claim.budget
@@ -329,6 +342,7 @@ class Adapter:
             "reason": service.reason,
             "graphs": service.names(),
             "missing": service.choice.missing,
+            **({} if plan.limits is None else {"passed_over": service.choice.passed_over}),
             **plan.lines(),
         }
 

@@ -37,12 +37,14 @@ class Choice:
         plan: the graphs, and what they add.
         least: the graphs that are kept under pressure, and what they add.
         missing: what was wanted and did not fit.
+        passed_over: graphs that a GPU lacks operators of, with these, where another variant of the same step takes their place.
         rank: how good it is; of two choices of the same items the greater is the better.
     """
 
     plan: Planned
     least: Planned
     missing: tuple[str, ...]
+    passed_over: tuple[str, ...] = ()
     rank: tuple[Any, ...] = ()
 
 
@@ -80,9 +82,8 @@ def wanted(manifest: Manifest, roles: Collection[str] | str | None, batches: Col
 
 def everything(needs: Needs, items: Iterable[Item]) -> Choice:
     """All of it, as quick as can be, in memory that grows as needed."""
-    manifest = needs.bundle.manifest
-    plan = planned(needs, [manifest.variants(item.role, item.batch)[0] for item in items], bounded=False)
-    return Choice(plan, plan, ())
+    plan = planned(needs, [needs.variants(item.role, item.batch)[0] for item in items], bounded=False)
+    return Choice(plan, plan, (), needs.passed_over())
 
 
 def choose(needs: Needs, items: list[Item], budget: int, held: int, strict: bool = False, beyond: int = 0) -> Choice:
@@ -122,7 +123,7 @@ def choose(needs: Needs, items: list[Item], budget: int, held: int, strict: bool
     rank, plan, taken = best
     least = [name for name in (FIRST_GRAPH, "source.b1") if name in plan.graphs]
     missing = tuple(str(item) for item in items if item not in taken)
-    return Choice(plan, planned(needs, least, plan.region.prepacking), missing, rank)
+    return Choice(plan, planned(needs, least, plan.region.prepacking), missing, needs.passed_over(), rank)
 
 
 def _largest(items: list[Item]) -> list[Item]:
@@ -152,7 +153,7 @@ def _greedy(needs: Needs, items: list[Item], room: int, lean: int, prepacking: b
 
 
 def _variant(needs: Needs, item: Item, lean: int = 2) -> str:
-    names = needs.bundle.manifest.variants(item.role, item.batch)
+    names = needs.variants(item.role, item.batch)
     return names[min(lean, len(names) - 1)]
 
 

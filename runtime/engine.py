@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import Bundle, GraphSpec
+from edgeadapt.runtime import providers
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.state import FlatState, Floats
@@ -56,11 +57,30 @@ class Engine:
         threads: onnxruntime's threads for one operator.
         names: the graphs that will be run; None for all of the bundle.
         prepared: graphs of it to run instead of the exported ones; None for none.
+        planned: a plan was made for those, so that the exported ones may not take their place.
+        limits: on a GPU, of what the session of each graph may take of its memory, 0 for no limit; None: on the CPU.
+
+    Raises:
+        Unprepared: with `planned`, what was prepared has gone. So may `prepare`.
+        EdgeAdaptError: with `limits`, the GPU's provider does not start.
     """
 
-    def __init__(self, bundle: Bundle, state: FlatState, threads: int, names: Iterable[str] | None = None, prepared: Prepared | None = None) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        state: FlatState,
+        threads: int,
+        names: Iterable[str] | None = None,
+        prepared: Prepared | None = None,
+        planned: bool = False,
+        limits: Mapping[str, int] | None = None,
+    ) -> None:
+        if limits is not None:
+            providers.start()
         self._bundle, self._state, self._threads = bundle, state, threads
-        self._prepared, own = sessions.usable(bundle, prepared)
+        self._planned, self._limits = planned, limits
+        self._fresh = limits is not None
+        self._prepared, own = sessions.usable(bundle, prepared, planned)
         self._weights = sessions.Weights(bundle, own)
         self._graphs: dict[str, _Graph] = {}
         graphs = bundle.manifest.graphs
@@ -85,6 +105,8 @@ class Engine:
 
     def settle(self) -> None:
         """Binds the graphs that are loaded to all sets of the state, so that no later run takes more memory than the first."""
+        if self._fresh:
+            return
         state = self._state
         now = tuple(state.parity)
         for graph in self._graphs.values():
@@ -121,9 +143,11 @@ class Engine:
         graph, state = self._graph(name), self._state
         for index, (key, default) in enumerate(graph.defaults.items()):
             graph.hyper[index] = hyper.get(key, default)
-        binding = graph.binding(state.parity)
         try:
+            binding = graph.binding(state.parity)
             graph.session.run_with_iobinding(binding)
+            if self._fresh:
+                binding.synchronize_outputs()
         except Exception as reason:  # RuntimeError today, but the type has changed between releases
             raise sessions.failure(f"graph {name} failed", reason) from None
         metrics = dict(zip(graph.spec.metrics, graph.metrics.tolist())) if graph.spec.metrics else {}
@@ -138,7 +162,8 @@ class Engine:
     def _graph(self, name: str) -> _Graph:
         graph = self._graphs.get(name)
         if graph is None:
-            session = sessions.load(self._bundle, name, self._threads, self._weights, self._prepared.get(name))
+            limit = None if self._limits is None else self._limits[name]
+            session = sessions.load(self._bundle, name, self._threads, self._weights, self._prepared.get(name), self._planned, limit)
             graph = self._graphs[name] = self._assemble(session, name)
         return graph
 
@@ -156,7 +181,7 @@ class Engine:
             fixed["y"] = self._labels[: spec.batch]
         defaults = {key: spec.defaults.get(key, self._bundle.manifest.hyper[key].default) for key in spec.hyper}
         touched, value = ((), self._source_value) if spec.role == "source" else (state.touched[name], self._state_value)
-        return _Graph(session, spec, defaults, fixed, self._logits[: spec.batch], touched, value)
+        return _Graph(session, spec, defaults, fixed, self._logits[: spec.batch], touched, value, self._fresh)
 
     def _state_value(self, name: str, following: bool) -> Any:
         """A tensor's current or following set as onnxruntime sees it, without a copy."""
@@ -178,7 +203,10 @@ class Engine:
 
 
 class _Graph:
-    """A session, its scalars, and its bindings: one for every combination of current sets that it has met."""
+    """A session, its scalars, and its bindings: one for every combination of current sets that it has met.
+
+    fresh: a binding is good for one run. On a GPU, onnxruntime copies what is bound when it is bound, and would not see what is written to it later.
+    """
 
     def __init__(
         self,
@@ -189,7 +217,9 @@ class _Graph:
         logits: Floats,
         touched: tuple[int, ...],
         value: Callable[[str, bool], Any],
+        fresh: bool = False,
     ) -> None:
+        self._fresh = fresh
         self.session, self.spec, self.defaults, self.logits = session, spec, defaults, logits
         self.hyper = np.zeros(len(spec.hyper), np.float32)
         self.metrics = np.zeros(len(spec.metrics), np.float32)
@@ -202,6 +232,8 @@ class _Graph:
 
     def binding(self, parity: list[int]) -> Any:
         """The binding for the sets that are current."""
+        if self._fresh:
+            return self._bind()
         key = tuple(parity[index] for index in self._touched)
         found = self._bindings.get(key)
         if found is None:
@@ -217,4 +249,6 @@ class _Graph:
         for name, value in outputs.items():
             if value is not None:
                 binding.bind_ortvalue_output(name, value)
+        if self._fresh:
+            binding.synchronize_inputs()
         return binding

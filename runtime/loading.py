@@ -8,18 +8,21 @@ import logging
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import NamedTuple
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError
+from edgeadapt.memory import cuda
 from edgeadapt.progress import Progress
 from edgeadapt.runtime import choice as choices
 from edgeadapt.runtime import region as regions
 from edgeadapt.runtime.choice import Choice, Item
 from edgeadapt.runtime.engine import Engine
-from edgeadapt.runtime.memory import FIRST_GRAPH, Claim, Needs, Planned, laid_out, mapped_files, resident
+from edgeadapt.runtime.memory import FIRST_GRAPH, Claim, Needs, Planned, laid_out, mapped_files, planned, resident
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
+from edgeadapt.runtime.session import Unprepared
 from edgeadapt.runtime.state import FlatState
 
 LOG = logging.getLogger("edgeadapt")
@@ -29,60 +32,124 @@ _STEP = 2**20  # bytes that are planned less, at least, when more was taken than
 
 
 class Loaded(NamedTuple):
-    """An engine over a state, why it has the graphs that it has, and which of them are prepared ones."""
+    """An engine over a state, why it has the graphs that it has, and which of them are prepared ones.
+
+    again: where there are such, chooses once more within the same budget, but from the graphs as exported; see `_exported`.
+    """
 
     choice: Choice
     state: FlatState
     engine: Engine
     prepared: Prepared | None = None
+    again: Callable[[], Choice] | None = None
 
 
-def everything(bundle: Bundle, items: list[Item], threads: int, prepared: Prepared | None = None) -> Loaded:
+def everything(
+    bundle: Bundle, items: list[Item], threads: int, prepared: Prepared | None = None, device: cuda.Device | None = None
+) -> Loaded:
     """All that is wanted, each graph loaded when it is first run, in memory that grows as needed.
 
     Raises:
         BundleError: the first graph cannot be loaded.
+        EdgeAdaptError: the GPU's provider does not start.
     """
-    choice = choices.everything(Needs(bundle, threads, counted=False), items)
+    needs = Needs(bundle, threads, counted=False, device=device)
+    choice = choices.everything(needs, items)
     state = _state(bundle, choice)
-    engine = Engine(bundle, state, threads, choice.plan.graphs, prepared)
+    engine = Engine(bundle, state, threads, choice.plan.graphs, prepared, limits=choice.plan.limits)
     engine.prepare(FIRST_GRAPH)
+    _tell(needs, choice)
     return Loaded(choice, state, engine, prepared)
 
 
-def fit(bundle: Bundle, items: list[Item], claim: Claim, threads: int, strict: bool, prepared: Prepared | None = None) -> Loaded:
+def fit(
+    bundle: Bundle,
+    items: list[Item],
+    claim: Claim,
+    threads: int,
+    strict: bool,
+    prepared: Prepared | None = None,
+    device: cuda.Device | None = None,
+    slack: int = 0,
+) -> Loaded:
     """The best that fits, loaded. What cannot be counted beforehand is looked at then: if it took more than planned, less is loaded.
+
+    What was prepared and has gone since it was found is not used: the choice is made from the graphs as exported.
 
     Raises:
         BundleError: a graph cannot be loaded.
         BudgetError: too little fits.
+        EdgeAdaptError: the GPU's provider does not start.
     """
-    ways = [Needs(bundle, threads, prepared)]  # of serving; what was prepared may take more for its own weights, and not be worth that
-    if prepared is not None:
-        ways.append(Needs(bundle, threads))
     regions.left()  # the process's first session brings in pages of the libraries, which belong to what is held now
+    claim.empty()
     now = resident()
-    held, more = max(now, claim.promised()), 0
+    held = max(now, claim.promised())
+    try:
+        loaded, needs = _fitted(bundle, items, claim, threads, strict, prepared, device, slack, now, held)
+    except Unprepared as reason:
+        LOG.warning("%s runs as exported: %s", bundle.path.name, reason.message)
+        give_back()
+        loaded, needs = _fitted(bundle, items, claim, threads, strict, None, device, slack, now, held)
+    claim.fill(held, loaded.choice.plan.ledger)
+    _tell(needs, loaded.choice)
+    return loaded
+
+
+def _fitted(
+    bundle: Bundle,
+    items: list[Item],
+    claim: Claim,
+    threads: int,
+    strict: bool,
+    prepared: Prepared | None,
+    device: cuda.Device | None,
+    slack: int,
+    now: int,
+    held: int,
+) -> tuple[Loaded, Needs]:
+    ways, more = [Needs(bundle, threads, prepared, device=device, slack=slack)], 0
+    if prepared is not None:  # it may take more, for weights of its own, and not be worth that
+        ways.append(Needs(bundle, threads, slack=slack))
     while True:
-        needs, choice = _best(ways, items, claim.budget, held, strict, more)
-        choice = replace(choice, plan=laid_out(needs, choice.plan), least=laid_out(needs, choice.least))
-        excess = held + choice.plan.total - claim.budget
-        if excess > 0:
-            more += excess
-            continue
+        needs, choice, more = _chosen(ways, items, claim.budget, held, strict, more)
         files, state = mapped_files(), _state(bundle, choice)
         engine = load(bundle, state, threads, choice.plan, needs.prepared)
-        excess = resident() + (held - now) + _to_come(choice.plan, mapped_files() - files) - claim.budget
+        to_come = choice.plan.ledger.on_device + _to_come(choice.plan, mapped_files() - files)
+        excess = resident() + (held - now) + to_come - claim.budget
         if excess <= 0:
             break
         LOG.info("%s: its graphs took %d bytes more than planned; choosing again", bundle.path.name, excess)
         more += max(excess, _STEP)
         del engine, state
         give_back()
-    claim.filled = held + choice.plan.total
-    if choice.missing:
-        LOG.warning("%s: no room in the budget for %s", bundle.path.name, ", ".join(choice.missing))
-    return Loaded(choice, state, engine, needs.prepared)
+    again = partial(_exported, bundle, items, claim.budget, held, threads, slack, choice.least.graphs) if needs.prepared is not None else None
+    return Loaded(choice, state, engine, needs.prepared, again), needs
+
+
+def _exported(bundle: Bundle, items: list[Item], budget: int, held: int, threads: int, slack: int, least: tuple[str, ...]) -> Choice:
+    """What fits of the graphs as exported; the least alone, as plan and as least, where nothing more does."""
+    needs = Needs(bundle, threads, slack=slack)
+    try:
+        return _chosen([needs], items, budget, held, False, 0)[1]
+    except BudgetError:
+        plan = laid_out(needs, planned(needs, least, False))
+        return Choice(plan, plan, ())
+
+
+def _chosen(ways: Sequence[Needs], items: list[Item], budget: int, held: int, strict: bool, more: int) -> tuple[Needs, Choice, int]:
+    """A choice whose graphs were laid out in their regions, the way that leads to it, and the bytes that it leaves besides its plan.
+
+    Raises:
+        BudgetError: too little fits.
+    """
+    while True:
+        needs, choice = _best(ways, items, budget, held, strict, more)
+        choice = replace(choice, plan=laid_out(needs, choice.plan), least=laid_out(needs, choice.least))
+        excess = held + choice.plan.total - budget
+        if excess <= 0:
+            return needs, choice, more
+        more += excess
 
 
 def _best(ways: Sequence[Needs], items: list[Item], budget: int, held: int, strict: bool, beyond: int) -> tuple[Needs, Choice]:
@@ -123,6 +190,18 @@ def prepared_first(
     return make(ensure(bundle, threads, progress, names=lacking))
 
 
+def _tell(needs: Needs, choice: Choice) -> None:
+    """What was left out, passed over, or runs elsewhere than was asked for, as lines of the log."""
+    bundle = needs.bundle.path.name
+    if choice.missing:
+        LOG.warning("%s: no room in the budget for %s", bundle, ", ".join(choice.missing))
+    if choice.passed_over:
+        LOG.info("%s: not used, because the GPU lacks operators of theirs: %s", bundle, ", ".join(choice.passed_over))
+    for name in choice.plan.graphs if needs.device is not None else ():
+        if lacking := needs[name].lacking:
+            LOG.warning("%s: of %s, nodes run on the CPU, because the GPU lacks them: %s", bundle, name, ", ".join(lacking))
+
+
 def _state(bundle: Bundle, choice: Choice) -> FlatState:
     graphs = bundle.manifest.graphs
     return FlatState(bundle.manifest.state, {name: graphs[name] for name in choice.plan.graphs}, bundle.initial_state())
@@ -133,7 +212,7 @@ def _to_come(plan: Planned, mapped: int) -> int:
     lines = plan.lines()
     untouched = plan.region.size - lines["region"] < 256 <= plan.region.size  # nothing was prepacked into it: its table is still to be made
     first = lines["region"] + lines["state"] + lines["frames and logits"] + (lines["region's table"] if untouched else 0)
-    return first + max(0, lines["weights"] + lines["code"] - mapped)
+    return first + lines.get("slack", 0) + max(0, lines["weights"] + lines["code"] + lines.get("CUDA libraries", 0) - mapped)
 
 
 def load(bundle: Bundle, state: FlatState, threads: int, plan: Planned, prepared: Prepared | None = None) -> Engine:
@@ -141,12 +220,14 @@ def load(bundle: Bundle, state: FlatState, threads: int, plan: Planned, prepared
 
     Raises:
         BundleError: a graph cannot be loaded.
+        Unprepared: of those that were prepared, one has gone, and the exported one may not fit where it was to lie.
         BudgetError: there is not enough memory to load them, or onnxruntime does not hold to the limit.
+        EdgeAdaptError: the GPU's provider does not start.
     """
     wanted = plan.region
     for _ in range(1 + _KEPT_AGAIN):
         with regions.using(wanted):
-            engine = Engine(bundle, state, threads, plan.graphs, prepared)
+            engine = Engine(bundle, state, threads, plan.graphs, prepared, True, plan.limits)
             for name in plan.graphs:
                 engine.prepare(name)
             left = regions.left() if wanted.size else wanted.kept
@@ -163,5 +244,6 @@ def load(bundle: Bundle, state: FlatState, threads: int, plan: Planned, prepared
 def give_back() -> None:
     """Has what was let go of returned to the system: sessions and their bindings refer to each other, and malloc keeps what is freed in pieces."""
     gc.collect()
+    regions.release()
     with suppress(AttributeError, OSError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,11 +14,12 @@ import onnxruntime
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError
-from edgeadapt.memory import Graph, Machine, Plan, footprint, read, smallest, suited
-from edgeadapt.memory.ledger import Ledger, Line
+from edgeadapt.memory import Graph, Machine, Plan, cuda, footprint, read, smallest, suited
+from edgeadapt.memory.ledger import Ledger, Line, gpu_lines, slack_line
 from edgeadapt.memory.rules import SEGMENT
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
+from edgeadapt.runtime.session import Unprepared
 from edgeadapt.units import format_bytes
 
 FIRST_GRAPH = "predict.b1"
@@ -66,8 +67,10 @@ class Need:
         room: that with a margin.
         inside, beside: copies of its weights that are made while it loads, in the region and besides.
         structures: of its session.
-        exact: whether `region` was counted; else it is the manifest's word, and nothing bounds it.
+        exact: whether `region` was counted; else it is an estimate, and nothing bounds it.
         places: windows of the bundle's file and of the prepared graphs' that its weights lie in, as `footprint.windows` has them; None: unknown.
+        device: the limit of what it takes of a GPU's memory; 0 on the CPU.
+        lacking: its operators that run on the CPU because the GPU lacks them.
     """
 
     region: int
@@ -77,6 +80,8 @@ class Need:
     structures: int
     exact: bool
     places: tuple[int, int] | None = None
+    device: int = 0
+    lacking: tuple[str, ...] = ()
 
 
 def margined(region: int) -> int:
@@ -94,13 +99,23 @@ class Needs:
         threads: of one operator.
         prepared: graphs that will run instead of the bundle's; None for none.
         counted: False takes the manifest's word, which costs nothing and bounds nothing.
+        device: the GPU that they run on; None for the CPU.
+        slack: bytes of a budget that are kept free for the program.
 
     Attributes:
-        bundle, threads, prepared: as given.
+        bundle, threads, prepared, device, slack: as given.
     """
 
-    def __init__(self, bundle: Bundle, threads: int, prepared: Prepared | None = None, counted: bool = True) -> None:
-        self.bundle, self.threads, self.prepared, self._counted = bundle, threads, prepared, counted
+    def __init__(
+        self,
+        bundle: Bundle,
+        threads: int,
+        prepared: Prepared | None = None,
+        counted: bool = True,
+        device: cuda.Device | None = None,
+        slack: int = 0,
+    ) -> None:
+        self.bundle, self.threads, self.prepared, self.device, self.slack, self._counted = bundle, threads, prepared, device, slack, counted
         self._prepared = {} if prepared is None else prepared.graphs
         self._sizes = (bundle.path.stat().st_size, 0 if prepared is None else prepared.own_bytes)
         self._machine = Machine.here(threads)
@@ -118,12 +133,14 @@ class Needs:
 
     def _read(self, name: str) -> Need:
         spec = self.bundle.manifest.graphs[name]
+        if self.device is not None:
+            return self._on_device(name)
         if not self._counted:
             return Need(spec.peak_bytes, margined(spec.peak_bytes), 0, 0, _NODE * spec.nodes, False)
         graph, ready = self.graph(name), self._prepared.get(name)
         places = footprint.places(graph, ready is not None, _PAGE)
         structures = footprint.session_bytes(graph)
-        told = spec.region_bytes + (self.threads - 1) * SEGMENT if spec.region_bytes else 0  # a convolution's workspace, for each thread
+        told = self._told(name)
         if ready is not None:  # it was seen to run in its region, and was kept because that is within what was planned for the exported graph
             region = ready.region_bytes
             room = max(region, min(margined(region), margined(told) if told else margined(region)))
@@ -131,10 +148,40 @@ class Needs:
         inside, beside = footprint.prepacked(graph)
         if _PACKS_INSIDE:
             inside += beside
+        region = self._region(name, graph)
+        return Need(region, margined(region), inside, beside, structures, graph.countable, places)
+
+    def _region(self, name: str, graph: Graph) -> int:
+        spec = self.bundle.manifest.graphs[name]
         if graph.unknown():
-            return Need(spec.peak_bytes, margined(spec.peak_bytes), inside, beside, structures, False, places)
-        region = told or smallest(Plan(graph, machine=self._machine))
-        return Need(region, margined(region), inside, beside, structures, True, places)
+            return spec.peak_bytes
+        return self._told(name) or smallest(Plan(graph, machine=self._machine))
+
+    def _told(self, name: str) -> int:
+        """The manifest's word on a graph's region; 0 where it has none."""
+        spec = self.bundle.manifest.graphs[name]
+        return spec.region_bytes + (self.threads - 1) * SEGMENT if spec.region_bytes else 0  # a convolution's workspace, for each thread
+
+    def _on_device(self, name: str) -> Need:
+        """On a GPU; what its sessions need of the process's memory is an estimate, and nothing bounds it."""
+        graph = self.graph(name)
+        region, lacking = self._region(name, graph), cuda.lacking(graph, self.bundle.manifest.opset)
+        host = region if lacking else footprint.LEAST_MARGIN
+        places, structures = footprint.places(graph, False, _PAGE), footprint.session_bytes(graph)
+        return Need(host, margined(host), 0, 0, structures, False, places, cuda.limit(graph, region), lacking)
+
+    def variants(self, role: str, batch: int) -> tuple[str, ...]:
+        """As `Manifest.variants`, but on a GPU only those of which it has every operator, if there are any."""
+        names = self.bundle.manifest.variants(role, batch)
+        return names if self.device is None else cuda.fitting(names, {name: self[name].lacking for name in names})[0]
+
+    def passed_over(self) -> tuple[str, ...]:
+        """The graphs that are not used because the GPU lacks operators of theirs, and another variant's not; with the operators."""
+        if self.device is None:
+            return ()
+        graphs = self.bundle.manifest.graphs
+        used = {name for spec in graphs.values() for name in self.variants(spec.role, spec.batch)}
+        return tuple(f"{name} ({', '.join(self[name].lacking)})" for name in graphs if name not in used)
 
     def weights(self, names: Iterable[str]) -> int:
         """Bytes of the files of weights that are mapped once these graphs have run."""
@@ -151,13 +198,18 @@ class Needs:
         return any(name in self._prepared for name in names)
 
     def graph(self, name: str) -> Graph:
-        """A graph as it will run."""
+        """A graph as it will run.
+
+        Raises:
+            BundleError: it is damaged.
+            Unprepared: it was prepared, and has gone.
+        """
         where = f"{self.bundle.path.name}: {name}"
         if (ready := self._prepared.get(name)) is not None:
             try:
                 return read(ready.model.read_bytes(), where)
             except OSError as reason:
-                raise BudgetError(f"{ready.model}: the prepared graph has gone ({reason.strerror})", "open the bundle again") from None
+                raise Unprepared(f"{ready.model}: the prepared graph has gone ({reason.strerror})", "open the bundle again") from None
         return read(self.bundle.graph_bytes(name), where)
 
     def layout(self, name: str) -> Plan:
@@ -178,11 +230,13 @@ class Planned:
         graphs: their names.
         region: what they take their tensors from.
         ledger: what they add to a process in which onnxruntime has made its first session.
+        limits: on a GPU, of what each graph's session may take of its memory, 0 for no limit; None on the CPU.
     """
 
     graphs: tuple[str, ...]
     region: Region
     ledger: Ledger
+    limits: Mapping[str, int] | None = None
 
     @property
     def total(self) -> int:
@@ -211,11 +265,13 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
     largest = max(found, key=lambda need: need.room)
     top, margin = largest.region, largest.room - largest.region + more
     fixed = bounded and all(need.exact for need in found)
-    region = Region(_up(top + margin + inside), _up(beside + _SMALL * len(names)), prepacking) if fixed else Region()
+    region = Region(_up(top + margin + inside), _up(beside + _SMALL * len(names)), prepacking) if fixed else Region(prepacking=prepacking)
     code = _CODE + (footprint.FUSED_CODE if needs.any_prepared(names) else 0)
+    known = "counted" if all(need.exact for need in found) else "estimated"
+    limits = None if needs.device is None else {name: need.device if bounded else 0 for name, need in zip(names, found)}
     bound = sum(len(manifest.graphs[name].reads) + len(manifest.graphs[name].writes) for name in names)
     lines = [
-        Line("region", top + margin, "counted", f"tensors and workspace, with a margin of {format_bytes(margin)}"),
+        Line("region", top + margin, known, f"tensors and workspace, with a margin of {format_bytes(margin)}"),
         Line("region's table", (top + margin + inside) // 256 * footprint.TABLE_ENTRY, "counted", "onnxruntime's own list of its pieces"),
         Line("prepacked weights", inside + beside, "counted", "copies that onnxruntime keeps" if prepacking else "switched off"),
         Line("weights", needs.weights(names), "counted", "mapped once for all graphs"),
@@ -225,8 +281,10 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         Line("state", footprint.state_bytes(manifest.state, manifest.graphs, names), "counted", "the set in use, and the one written next"),
         Line("frames and logits", _buffers(bundle, names), "counted", "of the largest batch, the caller's and ours"),
         Line("allowance", _ALLOWANCE, "estimated", "for what differs from run to run"),
+        *([] if needs.device is None else gpu_lines(needs.device, [need.device for need in found], "counted" if bounded else "estimated")),
+        *slack_line(needs.slack),
     ]
-    return Planned(tuple(names), region, Ledger(tuple(lines)))
+    return Planned(tuple(names), region, Ledger(tuple(lines)), limits)
 
 
 def laid_out(needs: Needs, plan: Planned) -> Planned:
@@ -267,15 +325,40 @@ class Claim:
 
     Attributes:
         budget: the most bytes the process may hold resident.
-        filled: what it may come to hold by what was opened under this claim.
+        planned: what was opened under it may come to hold, in bytes. 0: nothing yet.
+        filled: what the process may come to hold by it and by those that were living when it was opened.
+        besides: what the process held when it was opened, without what any adapter may come to hold.
+        on_device: of `planned`, what lies in a GPU's share of the memory and is not resident.
     """
 
     def __init__(self, owner: Claims, budget: int) -> None:
-        self._owner, self.budget, self.filled = owner, budget, 0
+        self._owner, self.budget = owner, budget
+        self.planned = self.filled = self.besides = self.on_device = 0
 
     def promised(self) -> int:
-        """What the process may come to hold by what was opened under any claim, in bytes."""
-        return max((claim.filled for claim in self._owner.living()), default=0)
+        """What the process may come to hold by what was opened under any living claim, in bytes."""
+        living = self._owner.living()
+        return max(claim.besides for claim in living) + sum(claim.planned for claim in living) if living else 0
+
+    def fill(self, held: int, ledger: Ledger) -> None:
+        """Notes what is opened under it.
+
+        Args:
+            held: what the process held before, or had promised.
+            ledger: what is added.
+        """
+        others = sum(claim.planned for claim in self._owner.living() if claim is not self)
+        self.filled, self.besides = held + ledger.total, held - others
+        self.planned, self.on_device = ledger.total, ledger.on_device
+
+    def resident(self) -> tuple[int, int]:
+        """(of the budget, of what was promised) what may be resident: all but what lies in a GPU's share of the memory."""
+        away = sum(claim.on_device for claim in self._owner.living())
+        return self.budget - away, self.promised() - away
+
+    def empty(self) -> None:
+        """Forgets what was opened under it and is not any more."""
+        self.planned = self.filled = self.besides = self.on_device = 0
 
     def release(self) -> None:
         """Gives it back; a second time nothing happens."""

@@ -78,6 +78,18 @@ def apply(options: Any) -> None:
             options.add_session_config_entry("session.disable_prepacking", "1")
 
 
+def release() -> None:
+    """Lets go of a fixed region that onnxruntime holds on to for sessions yet to be made, after its own have gone; sessions keep theirs.
+
+    Without this, what an adapter touched of its region stayed resident after it was closed, until the next one was opened.
+    """
+    global _registered  # noqa: PLW0603 - as the arena itself, this is the process's
+    with LOCK:
+        if _wanted is GROWING is not _registered:
+            _register(GROWING)
+            _registered = GROWING
+
+
 def _register(region: Region) -> None:
     place = onnxruntime.OrtMemoryInfo("Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT)
     settings = {

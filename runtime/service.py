@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from edgeadapt.bundle import Bundle, Manifest
 from edgeadapt.errors import BudgetError, EdgeAdaptError, UsageError
 from edgeadapt.runtime import loading
-from edgeadapt.runtime.choice import ROLES
+from edgeadapt.runtime.choice import ROLES, Choice
 from edgeadapt.runtime.engine import Engine, Outcome
 from edgeadapt.runtime.memory import FIRST_GRAPH, Planned, resident
 from edgeadapt.runtime.pressure import Change, Level, Pressure
+from edgeadapt.runtime.session import Unprepared
 
 LOG = logging.getLogger("edgeadapt")
 
@@ -34,10 +36,11 @@ class Service:
 
     def __init__(self, bundle: Bundle, loaded: loading.Loaded, threads: int, pressure: Pressure | None, counters: dict[str, int]) -> None:
         self.choice, self.caches = loaded.choice, dict[str, Callable[[], object]]()
-        self._bundle, self._state, self._prepared = bundle, loaded.state, loaded.prepared
+        self._bundle, self._state, self._prepared, self._again = bundle, loaded.state, loaded.prepared, loaded.again
         self._threads, self._pressure, self._counters = threads, pressure, counters
         self._engine: Engine | None = loaded.engine
         self._closed, self._regain = False, 0
+        self._narrow = False  # as exported, only the least fits, and what was prepared has gone
         self._graphs = _by_role(bundle.manifest, loaded.choice.plan.graphs)
         self.batches = {role: tuple(sizes) for role, sizes in self._graphs.items()}
 
@@ -156,13 +159,40 @@ class Service:
         return True
 
     def _made(self, plan: Planned) -> Engine:
-        return loading.load(self._bundle, self._state, self._threads, plan, self._prepared)
+        """The engine of a plan of the choice. Where what was prepared has gone, the choice is made again, from the graphs as exported.
+
+        Raises:
+            BudgetError: then only predicting fits, and this is not the plan for that.
+        """
+        least = plan is self.choice.least
+        try:
+            engine = None if self._narrow and not least else loading.load(self._bundle, self._state, self._threads, plan, self._prepared)
+        except Unprepared as reason:
+            if self._again is None:
+                raise
+            LOG.warning("%s runs as exported: %s", self._bundle.path.name, reason.message)
+            loading.give_back()
+            self._choose(self._again())
+            plan, engine = self.choice.least if least else self.choice.plan, None
+        if self._narrow and not least:
+            raise BudgetError("the graphs as exported do not fit the budget, and what was prepared has gone", "open the bundle again")
+        engine = engine or loading.load(self._bundle, self._state, self._threads, plan)
+        self._graphs = _by_role(self._bundle.manifest, plan.graphs)
+        return engine
+
+    def _choose(self, found: Choice) -> None:
+        """Goes on with what was chosen from the graphs as exported."""
+        self._prepared, self._narrow = None, found.plan is found.least
+        if self._narrow:  # what there was before is still wanted, and counted where it is not done
+            self.choice = replace(self.choice, least=found.least)
+            return
+        self.choice = found
+        self.batches = {role: tuple(sizes) for role, sizes in _by_role(self._bundle.manifest, found.plan.graphs).items()}
 
     def _load(self, plan: Planned) -> None:
         self._engine = None
         loading.give_back()
         self._engine = self._made(plan)
-        self._graphs = _by_role(self._bundle.manifest, plan.graphs)
 
 
 def _by_role(manifest: Manifest, names: Iterable[str]) -> dict[str, dict[int, str]]:

@@ -14,7 +14,7 @@ from edgeadapt.bundle import Bundle, Graph
 from edgeadapt.bundle.onnxwire import External, without_declarations
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError
 from edgeadapt.memory.graph import OWN
-from edgeadapt.runtime import region
+from edgeadapt.runtime import providers, region
 from edgeadapt.runtime.prepared import LOG, Prepared, PreparedGraph
 
 _M_MMAP_THRESHOLD = -3
@@ -101,18 +101,41 @@ class Weights:
             chosen.add_initializer(tensor.name, self._values[key])
 
 
-def usable(bundle: Bundle, prepared: Prepared | None) -> tuple[dict[str, PreparedGraph], memoryview | None]:
-    """The graphs to run instead of the exported ones, and their weights; none where the weights have gone since they were checked."""
+class Unprepared(BundleError):
+    """What was prepared cannot be loaded any more, and a plan was made for it."""
+
+
+def usable(bundle: Bundle, prepared: Prepared | None, planned: bool = False) -> tuple[dict[str, PreparedGraph], memoryview | None]:
+    """The graphs to run instead of the exported ones, and their weights; none where the weights have gone since they were checked.
+
+    Args:
+        bundle: the bundle.
+        prepared: what was found.
+        planned: a plan needs them.
+
+    Raises:
+        Unprepared: with `planned`, they have gone.
+    """
     if prepared is None:
         return {}, None
     try:
         return dict(prepared.graphs), prepared.mapped()
     except BundleError as reason:
+        if planned:
+            raise Unprepared(reason.message, reason.hint) from None
         LOG.warning("%s runs as exported: %s", bundle.path.name, reason.message)
         return {}, None
 
 
-def load(bundle: Bundle, name: str, threads: int, weights: Weights, prepared: PreparedGraph | None = None) -> Any:
+def load(
+    bundle: Bundle,
+    name: str,
+    threads: int,
+    weights: Weights,
+    prepared: PreparedGraph | None = None,
+    planned: bool = False,
+    limit: int | None = None,
+) -> Any:
     """A session of one of the bundle's graphs, checked against what the manifest says of its inputs and outputs.
 
     Args:
@@ -121,38 +144,47 @@ def load(bundle: Bundle, name: str, threads: int, weights: Weights, prepared: Pr
         threads: of one operator.
         weights: they must outlive the session.
         prepared: what to load instead of the graph as exported; if that cannot be loaded, a line in the log says so and the graph is.
+        planned: a plan was made for what was prepared, so nothing else may take its place.
+        limit: on a GPU, of what the session may take of its memory, 0 for no limit; None: on the CPU.
 
     Raises:
         BundleError: the graph is damaged, contradicts the manifest, or this onnxruntime cannot load it.
+        Unprepared: with `planned`, what was prepared cannot be loaded.
+        EdgeAdaptError: the GPU's provider does not start.
     """
     if prepared is not None:
         try:
             return open_graph(bundle, name, threads, weights, prepared)
         except EdgeAdaptError as reason:
+            if planned:
+                raise Unprepared(reason.message, reason.hint) from None
             LOG.warning("%s: graph %s runs as exported: %s", bundle.path.name, name, reason.message)
-    return open_graph(bundle, name, threads, weights, None)
+    return open_graph(bundle, name, threads, weights, None, limit)
 
 
-def open_graph(bundle: Bundle, name: str, threads: int, weights: Weights, prepared: PreparedGraph | None) -> Any:
+def open_graph(bundle: Bundle, name: str, threads: int, weights: Weights, prepared: PreparedGraph | None, limit: int | None = None) -> Any:
     """As `load`, but what cannot be loaded is not replaced by anything else.
 
     Raises:
         EdgeAdaptError: the graph is damaged or cannot be loaded.
     """
     if prepared is None:
-        return _open(bundle, name, threads, weights, bundle.graph(name), bundle.folder)
-    return _open(bundle, name, threads, weights, prepared.read(bundle.weights_size, weights.own_size), prepared.folder)
+        return _open(bundle, name, threads, weights, bundle.graph(name), bundle.folder, limit)
+    return _open(bundle, name, threads, weights, prepared.read(bundle.weights_size, weights.own_size), prepared.folder, limit)
 
 
-def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Graph, folder: str) -> Any:
+def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Graph, folder: str, limit: int | None) -> Any:
     with region.LOCK:
         chosen = options(threads)
         chosen.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
-        weights.share(graph.external, chosen)
+        if limit is None:  # on a GPU, onnxruntime copies them there itself
+            weights.share(graph.external, chosen)
         try:
-            session = onnxruntime.InferenceSession(without_declarations(graph.data), chosen, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(without_declarations(graph.data), chosen, **providers.arguments(limit))
         except Exception as reason:  # onnxruntime's own types have no common base of theirs
             raise failure(f"{bundle.path}: onnxruntime {VERSION} cannot load graph {name}", reason) from None
+    if limit is not None:
+        providers.checked(session, f"graph {name}")
     _check(session, bundle, name)
     return session
 

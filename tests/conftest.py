@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Generator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 import hypothesis
 import pytest
 
+from edgeadapt.devices.boards import probe
 from edgeadapt.memory import schedule
 
 HAS_TORCH = importlib.util.find_spec("torch") is not None
@@ -69,7 +71,7 @@ def pytest_ignore_collect(collection_path: Path) -> bool | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselects what this machine cannot hold: no data pack, no torch. The closing line counts them."""
+    """Deselects what this machine cannot hold: no data pack, no torch, no GPU. The closing line counts them."""
     absent = [item for item in items if _absent(item)]
     if absent:
         config.hook.pytest_deselected(items=absent)
@@ -89,9 +91,18 @@ def pytest_testnodedown(node: Any) -> None:
         node.config.pluginmanager.get_plugin("terminalreporter").pytest_deselected([SimpleNamespace()] * absent)
 
 
+@cache
+def _has_cuda() -> bool:
+    """Whether there is a GPU, and an onnxruntime that could use it. Whether it does, is for the tests to find out."""
+    import onnxruntime
+
+    return bool(probe.look().gpu) and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
 def _absent(item: pytest.Item) -> bool:
     without_data = item.get_closest_marker("data") is not None and not os.environ.get("EDGEADAPT_DATA")
-    return without_data or (not HAS_TORCH and item.get_closest_marker("device") is None)
+    without_cuda = item.get_closest_marker("cuda") is not None and not _has_cuda()
+    return without_data or without_cuda or (not HAS_TORCH and item.get_closest_marker("device") is None)
 
 
 @pytest.hookimpl(wrapper=True)

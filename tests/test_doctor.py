@@ -64,8 +64,37 @@ def test_a_pi_with_everything_turned_on_has_no_problems(tmp_path):
 def test_a_jetson_and_its_gpu(tmp_path):
     report = examine.look(fake.jetson(tmp_path), tmp_path / "cache", GOOD)
     assert ability(report, "GPU").text.startswith("CUDA memory comes out of the same memory and is not counted by cgroups")
+    assert "this onnxruntime has no CUDA provider: onnxruntime-gpu has" in ability(report, "CUDA").text
     assert "in no group that is counted" in ability(report, "limit").text
     assert "4 of 6 cores" in doctor.summary(report)
+
+
+def test_a_cuda_provider_is_started(tmp_path):
+    with_cuda = dataclasses.replace(GOOD, providers=("CUDAExecutionProvider", "CPUExecutionProvider"))
+    asked = []
+
+    def fails(name: str) -> str:
+        asked.append(name)
+        return "libcudnn.so.9 is not there"
+
+    report = examine.look(fake.jetson(tmp_path), tmp_path, with_cuda, fails)
+    assert asked == ["CUDAExecutionProvider"]
+    assert ability(report, "CUDA provider").text == "does not start: libcudnn.so.9 is not there"
+    assert "onnxruntime's CUDA provider does not start: libcudnn.so.9 is not there" in problems(report)
+    assert report.usable  # on the processor
+    assert "providers   CUDA, CPU" in doctor.summary(report)
+    works = examine.look(fake.jetson(tmp_path), tmp_path, with_cuda, lambda _: "")
+    assert ability(works, "CUDA provider").able
+    assert not any("CUDA" in text for text in problems(works))
+    assert not any(entry.subject == "CUDA provider" for entry in examine.look(fake.pi5(tmp_path / "pi"), tmp_path, GOOD, fails).abilities)
+
+
+def test_a_provider_that_this_onnxruntime_lacks_does_not_start():
+    """A real child: onnxruntime takes the CPU instead and says nothing, which counts as not started."""
+    assert examine.floor.start("CPUExecutionProvider") == ""
+    assert examine.floor.start("NoSuchExecutionProvider") != ""
+    assert examine.floor.start("CPUExecutionProvider", python="/no/such/python").startswith("/no/such/python does not start")
+    assert "within 0.001 seconds" in examine.floor.start("CPUExecutionProvider", timeout=0.001)
 
 
 def test_a_container(tmp_path):

@@ -146,8 +146,9 @@ def test_json_has_everything(path, capsys) -> None:
     found = json.loads(capsys.readouterr().out)
     assert set(found) == {
         *("bundle", "digest", "board", "key", "memory", "threads", "budget", "fits", "margin", "rates_known"),
-        *("choice", "ledger", "choices", "curves"),
+        *("provider", "passed_over", "on_processor", "choice", "ledger", "choices", "curves"),
     }
+    assert (found["provider"], found["passed_over"], found["on_processor"]) == ("cpu", [], [])
     assert (found["key"], found["threads"], found["budget"], found["fits"]) == ("pi4-1gb", 2, 200 * 2**20, True)
     assert found["margin"] == found["budget"] - found["ledger"]["total"]
     assert sum(line["bytes"] for line in found["ledger"]["lines"]) == found["ledger"]["total"] == found["choice"]["total"]

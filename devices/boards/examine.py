@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from edgeadapt._version import __version__
@@ -17,6 +18,9 @@ from edgeadapt.units import format_bytes
 
 OLDEST_RUNTIME = (1, 23)
 """onnxruntime that setup.cfg asks for."""
+
+CUDA = "CUDAExecutionProvider"
+"""onnxruntime's name of it."""
 
 MEMORY_TOLD = (1, 28)
 """onnxruntime whose profiler tells memory node by node."""
@@ -58,6 +62,7 @@ class Report:
         calibration: date and versions of the saved calibration, or that there is none.
         abilities: what can be enforced.
         problems: what is wrong, the fatal first.
+        cuda: why onnxruntime's CUDA provider does not start, "" where it does, None where onnxruntime has none.
     """
 
     machine: Machine
@@ -68,6 +73,7 @@ class Report:
     calibration: str
     abilities: tuple[Ability, ...]
     problems: tuple[Problem, ...]
+    cuda: str | None = None
 
     @property
     def usable(self) -> bool:
@@ -75,16 +81,23 @@ class Report:
         return not any(problem.fatal for problem in self.problems)
 
 
-def look(root: str | os.PathLike[str] = "/", cache: str | os.PathLike[str] | None = None, loaded: Floor | None = None) -> Report:
+def look(
+    root: str | os.PathLike[str] = "/",
+    cache: str | os.PathLike[str] | None = None,
+    loaded: Floor | None = None,
+    start: Callable[[str], str] = floor.start,
+) -> Report:
     """Examines a machine.
 
     Args:
         root: where /proc, /sys and /dev are.
         cache: the cache folder; the user's own where None.
         loaded: what loading onnxruntime found; None finds out in a child process.
+        start: starts one of onnxruntime's providers and says why it does not.
     """
     machine = probe.look(root)
     found = floor.look() if loaded is None else loaded
+    cuda = start(CUDA) if CUDA in found.providers else None
     storage = probe.storage(cache or cache_folder())
     software = {
         "edgeadapt": __version__,
@@ -99,6 +112,7 @@ def look(root: str | os.PathLike[str] = "/", cache: str | os.PathLike[str] | Non
     problems = [
         *_hardware(machine),
         *_software(found, software),
+        *_providers(cuda),
         *_memory(machine),
         *_room(machine, board),
         *_storage(storage),
@@ -112,8 +126,9 @@ def look(root: str | os.PathLike[str] = "/", cache: str | os.PathLike[str] | Non
         floor=found,
         cache=storage,
         calibration=_told(saved),
-        abilities=tuple(_abilities(machine, software)),
+        abilities=tuple(_abilities(machine, software, cuda)),
         problems=tuple(sorted(problems, key=lambda problem: not problem.fatal)),
+        cuda=cuda,
     )
 
 
@@ -171,6 +186,12 @@ def _software(loaded: Floor, software: dict[str, str]) -> list[Problem]:
     return found
 
 
+def _providers(cuda: str | None) -> list[Problem]:
+    if cuda:
+        return [Problem(f"onnxruntime's CUDA provider does not start: {cuda}", "install the driver, CUDA and cuDNN that it asks for; or use the CPU")]
+    return []
+
+
 def _memory(machine: Machine) -> list[Problem]:
     found, group = [], machine.cgroup
     if group.state == "off":
@@ -212,7 +233,7 @@ def _storage(storage: Storage) -> list[Problem]:
     return []
 
 
-def _abilities(machine: Machine, software: dict[str, str]) -> list[Ability]:
+def _abilities(machine: Machine, software: dict[str, str], cuda: str | None) -> list[Ability]:
     found = [_limit(machine), _pressure(machine), _overcommit(machine)]
     if machine.swaps:
         size = format_bytes(sum(swap.size for swap in machine.swaps))
@@ -228,7 +249,12 @@ def _abilities(machine: Machine, software: dict[str, str]) -> list[Ability]:
         found.append(Ability("no swapping", True, "there is no swap: what is resident stays so"))
     if machine.gpu:
         where = "comes out of the same memory and " if machine.gpu == "jetson" else ""
-        found.append(Ability("GPU counted", False, f"CUDA memory {where}is not counted by cgroups or as resident bytes; edgeadapt runs on the CPU"))
+        text = f"CUDA memory {where}is not counted by cgroups or as resident bytes; with --provider cuda, edgeadapt bounds and counts its own"
+        found.append(Ability("GPU counted", False, text))
+    if machine.gpu or cuda is not None:
+        state = "starts: --provider cuda runs on the GPU" if cuda == "" else f"does not start: {cuda}"
+        absent = "this onnxruntime has no CUDA provider: onnxruntime-gpu has (docs/providers.md)"
+        found.append(Ability("CUDA provider", cuda == "", absent if cuda is None else state))
     glibc = software["libc"].startswith("glibc")
     found.append(
         Ability(

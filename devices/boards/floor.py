@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -85,6 +86,43 @@ def look(python: str = sys.executable, timeout: float = 120.0) -> Floor:
     except (ValueError, IndexError):
         return Floor(error=f"{python} ended with code {ended.returncode}: {ended.stderr.decode(errors='replace').strip()[-300:]}")
     return Floor(**{**told, "providers": tuple(told.get("providers", ()))})
+
+
+_START = """
+import sys
+sys.path[:] = [entry for entry in sys.path if entry]
+import numpy, onnxruntime
+onnxruntime.set_default_logger_severity(3)
+name = sys.argv[1]
+session = onnxruntime.InferenceSession(sys.stdin.buffer.read(), providers=[name, "CPUExecutionProvider"], enable_fallback=0)
+if name not in session.get_providers():
+    sys.exit(1)  # onnxruntime has logged why
+ran = session.run(None, {"x": numpy.full(1, 2.5, numpy.float32)})[0].tolist() == [2.5]
+sys.exit(0 if ran else "a trivial model gave a wrong result")
+"""
+
+
+def start(provider: str, python: str = sys.executable, timeout: float = 120.0) -> str:
+    """Has a child run a trivial model on one of onnxruntime's providers; why it does not, or "" where it does.
+
+    Args:
+        provider: its name, one of `Floor.providers`.
+        python: the interpreter.
+        timeout: seconds after which the child is ended.
+    """
+    environment = {**os.environ, "ORT_DISABLE_TELEMETRY": "1"}
+    command = [python, "-W", "ignore", "-c", _START, provider]
+    try:
+        ended = subprocess.run(command, input=TRIVIAL, capture_output=True, timeout=timeout, env=environment, check=False)
+    except subprocess.TimeoutExpired:
+        return f"it did not start within {timeout:g} seconds"
+    except OSError as reason:
+        return f"{python} does not start: {reason.strerror}"
+    if ended.returncode < 0:
+        return f"it ended the process ({_signal(-ended.returncode)})"
+    said = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", ended.stderr.decode(errors="replace")).splitlines() if line.strip()]
+    told = next((line for line in said if "Failed to load library" in line or "CUDA failure" in line), said[-1] if said else "it does not say why")
+    return "" if ended.returncode == 0 else re.sub(r"^.*?(Failed to load library|CUDA failure)", r"\1", told)
 
 
 def _signal(number: int) -> str:

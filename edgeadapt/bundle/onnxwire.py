@@ -13,6 +13,12 @@ from dataclasses import dataclass
 from edgeadapt.errors import BundleError
 
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4}
+KINDS = {
+    **{1: "float", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64"},
+    **{9: "bool", 10: "float16", 11: "double", 12: "uint32", 13: "uint64", 16: "bfloat16"},
+}
+"""What onnxruntime calls each TensorProto.DataType of a whole number of bytes."""
+
 _MAX_DEPTH = 16  # of subgraphs
 
 Value = int | memoryview

@@ -4,7 +4,7 @@
   edgeadapt doctor --json | jq .problems
   edgeadapt doctor --boards
 
-Reads /proc and /sys and starts one child process that loads onnxruntime; changes nothing. The exit code is 1 where edgeadapt cannot be used here.
+Reads /proc and /sys and starts child processes that load onnxruntime; changes nothing. The exit code is 1 where edgeadapt cannot be used here.
 """
 
 from __future__ import annotations
@@ -72,6 +72,7 @@ def summary(report: Report) -> str:
         ),
         ("floor", f"{measured}, {format_bytes(board.floor)} in plans ({board.floor_known}): Python, numpy, onnxruntime and a trivial session"),
         ("software", ", ".join(f"{name} {version}" if version else f"no {name}" for name, version in software.items())),
+        ("providers", ", ".join(name.removesuffix("ExecutionProvider") for name in floor.providers) or "none"),
         ("calibration", report.calibration),
         ("cache", f"{report.cache.path}, {format_bytes(report.cache.free)} free"),
     ]

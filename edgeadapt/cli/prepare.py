@@ -21,6 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     parser.add_argument("bundle", metavar="X.edgeadapt", help="the bundle")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of one operator, as it will be served with (default: 1)")
+    parser.add_argument("--provider", default="cpu", metavar="cpu|cuda", help="only for cpu is there anything to prepare (default: cpu)")
     parser.add_argument("--cache", metavar="DIR", help="keep it there; EDGEADAPT_CACHE then names the folder to whoever serves")
     parser.add_argument("--force", action="store_true", help="prepare anew what is in the cache already")
     parser.add_argument("--json", action="store_true", help="print the record as JSON")
@@ -31,11 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
     """Prepares, and prints what was decided."""
     from edgeadapt.bundle import Bundle
     from edgeadapt.errors import UsageError
+    from edgeadapt.memory.cuda import is_cuda
     from edgeadapt.progress import Bars, Progress, quiet
     from edgeadapt.runtime import prepared, preparing
 
     if arguments.threads < 1:
         raise UsageError(f"--threads {arguments.threads} is not a number of threads", "give 1 or more")
+    if is_cuda(arguments.provider):
+        print("nothing was prepared: graphs are prepared for the cpu provider only, and run on cuda as exported", file=sys.stderr)
+        return 0
     bundle = Bundle.open(arguments.bundle)
     with Bars() as bars:
         progress: Progress = quiet if arguments.quiet else bars

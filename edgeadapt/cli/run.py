@@ -51,6 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--batch", type=int, metavar="N", help="frames in a window, one of the bundle's batches (default: the largest)")
     parser.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes the process may hold resident, such as 128MiB")
     parser.add_argument("--reserve", type=parse_bytes, metavar="SIZE", help="with --budget: give way when the system has less than this left")
+    parser.add_argument("--slack", type=parse_bytes, default=0, metavar="SIZE", help="with --budget: keep that much of it free")
+    parser.add_argument("--provider", default="cpu", metavar="cpu|cuda", help="what graphs run on (default: cpu)")
     parser.add_argument(
         "--prepared",
         action=argparse.BooleanOptionalAction,
@@ -78,7 +80,8 @@ def run(arguments: argparse.Namespace) -> int:
 
     settings = _settings(arguments.set)
     _check_report(arguments.report)
-    used: dict[str, Any] = {"roles": "adapt" if arguments.adapt else "predict", "reserve": arguments.reserve, "prepared": arguments.prepared}
+    used: dict[str, Any] = {"roles": "adapt" if arguments.adapt else "predict"}
+    used |= {name: getattr(arguments, name) for name in ("reserve", "prepared", "provider", "slack")}
     if arguments.budget is not None and arguments.batch is not None:
         used["batches"] = [arguments.batch]
     with Bars() as bars:

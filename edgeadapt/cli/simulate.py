@@ -4,6 +4,7 @@
   edgeadapt simulate model.edgeadapt --role predict --batch 1 --json
   edgeadapt simulate model.edgeadapt --plot memory.html
   edgeadapt simulate model.edgeadapt --measure
+  edgeadapt simulate model.edgeadapt --board orin-nano-8gb --provider cuda --budget 3GiB
 
 The memory is that of the whole process at its peak, as the operating system counts it, once it has predicted and adapted. Lines are counted from the
 bundle, measured on models made for it, or estimated. Times are rough. Nothing is run, except with --measure, which runs the configuration in a
@@ -38,6 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--role", choices=("adapt", "predict", "learn"), help="what is done (default: adapt if the bundle can)")
     parser.add_argument("--batch", type=int, metavar="N", help="frames in a step (default: the role's largest)")
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of one operator (default: 1)")
+    parser.add_argument("--provider", default="cpu", metavar="cpu|cuda", help="what graphs run on (default: cpu)")
+    parser.add_argument("--slack", type=parse_bytes, default=0, metavar="SIZE", help="keep that much of the memory free for the program around it")
     parser.add_argument("--plot", metavar="FILE.html|DIR", help="also write the curves as a page; into a folder: report.html and report.json")
     parser.add_argument(
         "--prepared",
@@ -60,14 +63,17 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--threads {arguments.threads} is not a number of threads", "give 1 or more")
     bundle = Bundle.open(arguments.bundle)
     board = boards.load(arguments.board or boards.HERE)
+    if arguments.measure and arguments.provider != "cpu":
+        raise UsageError("--measure runs on the processor only", "leave it out, or --provider")
     ready = None
-    if arguments.prepared is not False and (arguments.board in (None, boards.HERE) or arguments.prepared):
+    if arguments.provider == "cpu" and arguments.prepared is not False and (arguments.board in (None, boards.HERE) or arguments.prepared):
         from edgeadapt.runtime.prepared import find
 
         ready = find(bundle, arguments.threads)
         if ready is None and arguments.prepared:
             raise UsageError(f"{bundle.path.name} was not prepared for this machine and {arguments.threads} threads", "run edgeadapt prepare first")
-    found = simulate(bundle, board, arguments.role, arguments.batch, arguments.budget, arguments.threads, ready)
+    asked = (arguments.role, arguments.batch, arguments.budget, arguments.threads)
+    found = simulate(bundle, board, *asked, prepared=ready, provider=arguments.provider, slack=arguments.slack)
     measured = None
     if arguments.measure:
         from edgeadapt.devices.boards import floor
@@ -95,7 +101,8 @@ def text(found: Simulation, board: BoardLike, style: Style, measured: Sequence[M
     lines = f"memory of the process at its peak\n{found.ledger.table()}"
     if found.fits is False:  # the error that follows has the lines
         lines = f"memory of the process at its peak: {format_bytes(found.ledger.total)}"
-    parts = [f"{found.bundle} on {found.board}: {found.choice.words}, {threads}", lines]
+    where = "" if found.provider == "cpu" else f", on its GPU ({found.provider})"
+    parts = [f"{found.bundle} on {found.board}: {found.choice.words}, {threads}{where}", lines]
     if found.budget is not None and found.margin is not None:
         verdict = "fits, with" if found.fits else "does not fit:"
         parts[-1] += (
@@ -103,6 +110,10 @@ def text(found: Simulation, board: BoardLike, style: Style, measured: Sequence[M
         )
     if found.ledger.total > board.memory or (found.budget or 0) > board.memory:
         parts[-1] += f"\n  one process can use {format_bytes(board.memory)} of this board's memory"
+    if found.passed_over:
+        parts.append(f"not used, because the GPU lacks operators of theirs: {', '.join(found.passed_over)}")
+    if found.on_processor:
+        parts.append(f"with nodes that run on the processor, because the GPU lacks them: {', '.join(found.on_processor)}")
     parts.append(_choices(found))
     if measured:
         parts.append(_compared(measured))
@@ -112,7 +123,6 @@ def text(found: Simulation, board: BoardLike, style: Style, measured: Sequence[M
 
 def _choices(found: Simulation) -> str:
     from edgeadapt.cli.inspect import table
-    from edgeadapt.memory.simulation import format_seconds
     from edgeadapt.units import format_bytes
 
     rows = []
@@ -121,11 +131,12 @@ def _choices(found: Simulation) -> str:
         mark = "best" if choice.best else ""
         form = "prepared" if choice.prepared else "exported"
         prepacked = "prepacked" if choice.prepacking else "as stored"
-        time = (format_seconds(choice.seconds), format_seconds(choice.per_frame))
+        prepacked = "on the GPU" if found.provider == "cuda" else prepacked
+        time = (found.time(choice.seconds), found.time(choice.per_frame))
         rows.append((choice.graph, choice.role, str(choice.batch), form, prepacked, format_bytes(choice.total), *time, fits, mark))
     header = ("graph", "role", "batch", "form", "weights", "memory", "a step", "a frame", "budget" if found.budget else "", "")
     body = table(header, rows, left=2, words=True)
-    return f"configurations that no other beats in memory, time and batch; times are {found.rates_known} and rough\n{body}"
+    return f"configurations that no other beats in memory, time and batch; times are {found.times}\n{body}"
 
 
 def _curve(curve: Curve, style: Style) -> str:

@@ -88,10 +88,11 @@ class GraphLike(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor's shape and the bits of one element."""
+    """A tensor's shape, the bits of one element, and its TensorProto.DataType."""
 
     shape: tuple[int, ...]
     bits: int
+    kind: int = 1
 
     @property
     def nbytes(self) -> int:
@@ -130,6 +131,13 @@ class Graph:
         """Tensors that nodes name and whose shape the file does not state."""
         named = {name for node in self.nodes for name in (*node.inputs, *node.outputs) if name}
         return sorted(named - set(self.values))
+
+    @property
+    def countable(self) -> bool:
+        """Whether its memory can be counted to the byte: all shapes are stated, and it is known what each operator does to memory."""
+        from edgeadapt.memory.rules import uncounted
+
+        return not self.unknown() and not uncounted(self)
 
 
 def read(data: bytes | memoryview, where: str = "the graph") -> Graph:
@@ -225,7 +233,7 @@ def _initialiser(data: memoryview) -> tuple[str, Tensor, onnxwire.External | Non
             name = onnxwire.text(value, "a tensor's name")
         elif number == 13:
             entries.update([onnxwire.entry(onnxwire.view(value, "external data"))])
-    tensor = Tensor(tuple(sizes), onnxwire.BITS.get(kind, 8))
+    tensor = Tensor(tuple(sizes), onnxwire.BITS.get(kind, 8), kind)
     if not entries:
         return name, tensor, None
     offset = entries.get("offset", "0")
@@ -243,7 +251,7 @@ def _declared(data: memoryview) -> tuple[str, Tensor | None]:
             for inner, tensor in onnxwire.fields(onnxwire.view(value, "a type")):
                 if inner == 1:
                     kind, shape = _tensor_type(onnxwire.view(tensor, "a tensor's type"))
-    return name, None if shape is None else Tensor(shape, onnxwire.BITS.get(kind, 8))
+    return name, None if shape is None else Tensor(shape, onnxwire.BITS.get(kind, 8), kind)
 
 
 def _tensor_type(data: memoryview) -> tuple[int, tuple[int, ...] | None]:

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BundleError, UsageError
-from edgeadapt.memory import footprint
+from edgeadapt.memory import cuda, footprint
 from edgeadapt.memory.graph import Graph, read
 from edgeadapt.memory.liveness import Plan
 from edgeadapt.memory.region import smallest, suited
-from edgeadapt.memory.rules import Machine
+from edgeadapt.memory.rules import Machine, uncounted
 from edgeadapt.units import format_bytes
 
 FIRST = "predict.b1"
@@ -34,12 +34,18 @@ class Line:
         bytes: resident at the peak.
         known: "counted" from the bundle to the byte or page, "measured" on models like it, or "estimated".
         note: how it came about.
+        elsewhere: it lies in a GPU's own memory: shown, and not part of the sum.
     """
 
     name: str
     bytes: int
     known: str
     note: str = ""
+    elsewhere: bool = False
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON; "elsewhere" only where it is."""
+        return {"name": self.name, "bytes": self.bytes, "known": self.known, "note": self.note, **({"elsewhere": True} if self.elsewhere else {})}
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,12 @@ class Ledger:
     @property
     def total(self) -> int:
         """Their sum: the process's peak."""
-        return sum(line.bytes for line in self.lines)
+        return sum(line.bytes for line in self.lines if not line.elsewhere)
+
+    @property
+    def on_device(self) -> int:
+        """Of the sum, what lies in the GPU's share of the board's memory, which no system counts as the process's."""
+        return sum(line.bytes for line in self.lines if line.name in cuda.LINES and not line.elsewhere)
 
     def __getitem__(self, name: str) -> Line:
         """The line of that name; KeyError where there is none."""
@@ -62,11 +73,12 @@ class Ledger:
 
     def plain(self) -> dict[str, Any]:
         """For JSON: {"total": bytes, "lines": [{"name", "bytes", "known", "note"}, ...]}."""
-        return {"total": self.total, "lines": [asdict(line) for line in self.lines]}
+        return {"total": self.total, "lines": [line.plain() for line in self.lines]}
 
     def table(self) -> str:
-        """Aligned text: name, bytes, the same rounded, how it is known, note; the sum last."""
-        rows = [*self.lines, Line("process's peak", self.total, "")]
+        """Aligned text: name, bytes, the same rounded, how it is known, note; then the sum, and after it what lies elsewhere."""
+        here, away = ([line for line in self.lines if line.elsewhere is kind] for kind in (False, True))
+        rows = [*here, Line("process's peak", self.total, ""), *away]
         width = max(len(line.name) for line in rows)
         shown = [f"  {line.name:<{width}} {line.bytes:>13,} B {format_bytes(line.bytes):>9}  {line.known:<9} {line.note}".rstrip() for line in rows]
         return "\n".join(shown)
@@ -133,6 +145,8 @@ class Setup:
         prepacking: whether onnxruntime keeps rearranged copies of constant weights.
         region: bytes of the one region of memory for tensors; 0 takes what the graphs need, with a margin.
         prepared: what runs instead of the bundle's graphs; None: they run as exported.
+        device: the GPU that graphs run on; None for the CPU.
+        slack: bytes kept free for the program around it.
     """
 
     graphs: tuple[str, ...]
@@ -144,6 +158,8 @@ class Setup:
     prepacking: bool = True
     region: int = 0
     prepared: PreparedLike | None = None
+    device: cuda.Device | None = None
+    slack: int = 0
 
     @property
     def machine(self) -> Machine:
@@ -225,12 +241,8 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
     """
     names = used(setup.graphs)
     found = {name: layout(bundle, name, setup.machine, setup.prepared) for name in names}
-    largest = max(found, key=lambda name: found[name].region)
-    top = found[largest]
-    scratch = top.plan.events[top.peak].scratch if top.plan.events else 0
-    inside, beside = ((sum(item.inside for item in found.values()), sum(item.beside for item in found.values())) if setup.prepacking else (0, 0))
-    region = setup.region or region_of(list(found.values()))
-    touched = footprint.touched((item.plan for item in found.values()), region, setup.page)
+    kept = setup.prepacking and setup.device is None
+    inside, beside = ((sum(item.inside for item in found.values()), sum(item.beside for item in found.values())) if kept else (0, 0))
     frozen = {(tensor.location, tensor.offset, tensor.shape) for item in found.values() for tensor in item.graph.external}
     mapped = _mapped(bundle, found.values(), setup)
     nodes = sum(len(item.graph.nodes) for item in found.values())
@@ -245,12 +257,9 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
             f"Python's side of {len(names)} graphs and {len(bundle.manifest.state)} state tensors",
         ),
         Line("weights", mapped, "counted", "mapped once for all graphs"),
-        Line("prepacked weights", inside + beside, "counted", "copies that onnxruntime keeps of them" if setup.prepacking else "switched off"),
+        Line("prepacked weights", inside + beside, "counted", "copies that onnxruntime keeps of them" if kept else "switched off"),
         Line("graph structures", sum(footprint.session_bytes(item.graph) for item in found.values()), "measured", f"{nodes:,} nodes"),
-        Line("activations", top.plan.peak - scratch, "counted", f"live tensors at the peak of {largest}"),
-        Line("workspace", scratch, "counted", "of the operator that runs then"),
-        Line("gaps", max(touched - top.plan.peak, 0), "counted", "of the region, between tensors at the peak but used at other times"),
-        Line("region's table", (region + inside) // 256 * footprint.TABLE_ENTRY, "counted", "onnxruntime's own list of the region's pieces"),
+        *_tensors(bundle, found, setup, inside),
         Line(
             "state",
             footprint.state_bytes(bundle.manifest.state, bundle.manifest.graphs, names),
@@ -261,9 +270,55 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
     ]
     if setup.threads > 1:
         lines.append(Line("threads", footprint.THREAD * (setup.threads - 1), "measured", f"{setup.threads - 1} besides the first"))
-    spread = math.ceil(ALLOWANCE * sum(line.bytes for line in lines)) // setup.page * setup.page
+    spread = math.ceil(ALLOWANCE * Ledger(tuple(lines)).total) // setup.page * setup.page
     lines.append(Line("allowance", spread, "estimated", f"{ALLOWANCE:.1%}, for what differs from run to run"))
-    return Ledger(tuple(lines))
+    return Ledger((*lines, *slack_line(setup.slack)))
+
+
+def slack_line(size: int) -> tuple[Line, ...]:
+    """The line of what is kept free for the program around an adapter; none for nothing."""
+    return (Line("slack", size, "estimated", "kept free for the program, as asked"),) if size else ()
+
+
+def _tensors(bundle: Bundle, found: Mapping[str, Layout], setup: Setup, inside: int) -> list[Line]:
+    """What graphs compute with: in the one region, or in the GPU's memory and in what its sessions need beside it."""
+    if setup.device is not None:
+        opset = bundle.manifest.opset
+        limits = [cuda.limit(item.graph, item.region) for item in found.values()]
+        host = max(cuda.on_host(item.graph, item.region, opset) for item in found.values())
+        return [Line("region", host, "estimated", "of nodes that run on the processor"), *gpu_lines(setup.device, limits)]
+    largest = max(found, key=lambda name: found[name].region)
+    top = found[largest]
+    scratch = top.plan.events[top.peak].scratch if top.plan.events else 0
+    region = setup.region or region_of(list(found.values()))
+    touched = footprint.touched((item.plan for item in found.values()), region, setup.page)
+    odd = sorted({name for item in found.values() for name in uncounted(item.graph)})
+    known = "estimated" if odd else "counted"
+    unknown = f", without that of {', '.join(odd)}, which is not known" if odd else ""
+    return [
+        Line("activations", top.plan.peak - scratch, known, f"live tensors at the peak of {largest}"),
+        Line("workspace", scratch, known, f"of the operator that runs then{unknown}"),
+        Line("gaps", max(touched - top.plan.peak, 0), known, "of the region, between tensors at the peak but used at other times"),
+        Line("region's table", (region + inside) // 256 * footprint.TABLE_ENTRY, known, "onnxruntime's own list of the region's pieces"),
+    ]
+
+
+def gpu_lines(device: cuda.Device, limits: Sequence[int], known: str = "counted") -> list[Line]:
+    """What sessions of the CUDA provider take: of the GPU's memory, within the limits that they are made with, and of the process's.
+
+    Args:
+        device: the GPU. What lies in a memory of its own is not part of a ledger's sum.
+        limits: bytes, one a session.
+        known: how they are.
+    """
+    apart = not device.unified
+    where = "in memory of its own, not in the sum" if apart else "of the board's memory"
+    first = 0 if device.started else 1
+    return [
+        Line("CUDA libraries", first * cuda.LIBRARIES, "estimated", "pages of driver, cuDNN and cuBLAS"),
+        Line("GPU memory", sum(limits), known, f"{where}: the limit of each session, weights included", apart),
+        Line("CUDA context", first * cuda.CONTEXT, "estimated", f"{where}: kernels, and what cuBLAS takes", apart),
+    ]
 
 
 def region_of(found: Sequence[Layout]) -> int:

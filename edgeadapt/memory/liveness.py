@@ -92,11 +92,13 @@ class Plan:
 
     def curve(self) -> list[int]:
         """Bytes in use while each node runs, scratch included."""
-        used, points = 0, []
+        used, points, sizes = 0, [], self.sizes
         for event in self.events:
-            used += sum(self.sizes[name] for name in event.taken)
+            for name in event.taken:
+                used += sizes[name]
             points.append(used + event.scratch)
-            used -= sum(self.sizes[name] for name in event.freed)
+            for name in event.freed:
+                used -= sizes[name]
         return points
 
     def after(self) -> list[int]:

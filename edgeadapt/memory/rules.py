@@ -36,6 +36,19 @@ CONVOLUTIONS = frozenset({"Conv", "com.microsoft.FusedConv"})
 SEGMENT = 65536
 """Bytes a thread that a convolution copies its windows through."""
 
+_EMITTED = """
+Abs Acos Acosh Add And ArgMax ArgMin Asin Asinh Atan Atanh AveragePool BatchNormalization BitShift BitwiseAnd BitwiseNot BitwiseOr
+BitwiseXor Cast Ceil Clip Concat Conv ConvTranspose Cos Cosh CumSum Div Elu Equal Erf Exp Expand Flatten Floor Gather GatherElements Gelu
+Gemm Greater GreaterOrEqual Identity IsInf IsNaN LayerNormalization LeakyRelu Less LessOrEqual Log LogSoftmax MatMul Max MaxPool Min Mod Mul
+Neg Not Or Pad Pow Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSum Relu Reshape Round ScatterElements Sigmoid Sign Sin Sinh
+Slice Softmax Softplus Sqrt Squeeze Sub Tan Tanh Tile TopK Transpose Unsqueeze Where Xor
+"""
+_OTHERS = "Celu HardSigmoid Selu Softsign Split ThresholdedRelu Trilu"
+_FUSED = "FusedConv FusedGemm FusedMatMul nchwc.AveragePool nchwc.Conv nchwc.GlobalAveragePool nchwc.MaxPool nchwc.ReorderInput nchwc.ReorderOutput"
+KNOWN = frozenset([*_EMITTED.split(), *_OTHERS.split(), *(f"com.microsoft.{name}" for name in _FUSED.split())])
+"""Operators whose outputs, scratch and writing in place were compared with onnxruntime's profiler: those that the exporter emits, a few besides, and
+what onnxruntime makes of them when graphs are prepared. Of any other, what it takes besides its outputs is not known."""
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -51,6 +64,11 @@ class Machine:
 
 
 X86 = Machine()
+
+
+def uncounted(graph: GraphLike) -> list[str]:
+    """The operators of a graph of which it is not known what they do to memory, each once."""
+    return sorted({node.op for node in graph.nodes if node.op not in KNOWN or (node.op in ("Max", "Min") and len(node.inputs) > 2)})
 
 
 def rounded(size: int) -> int:

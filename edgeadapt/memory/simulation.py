@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, UsageError
-from edgeadapt.memory import costs
+from edgeadapt.memory import costs, cuda
 from edgeadapt.memory.curve import Curve, curve
-from edgeadapt.memory.ledger import FIRST, Ledger, PreparedLike, Setup, layout, ledger
+from edgeadapt.memory.ledger import FIRST, Ledger, PreparedLike, Setup, layout, ledger, used
 from edgeadapt.units import format_bytes
 
 ROLES = ("predict", "adapt", "learn")
@@ -69,6 +69,11 @@ class BoardLike(Protocol):
         """How the two are known."""
         ...
 
+    @property
+    def unified_gpu(self) -> bool:
+        """A GPU takes its memory from the board's own. Asked only of the CUDA provider."""
+        ...
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -124,6 +129,9 @@ class Simulation:
         choices: those that no other of the bundle's configurations beats in batch, memory and time a frame at once, least memory first.
         curves: of the graphs of a step and of prediction, the step's first.
         rates_known: how the board's rates, and so the times, are known.
+        provider: onnxruntime's, "cpu" or "cuda". Of "cuda" no times are known: they order the choices as the processor's would, and are not told.
+        passed_over: variants that are not used because the provider lacks operators of theirs and another has none such, with the operators.
+        on_processor: graphs of which nodes run on the processor because the provider lacks them, with the operators.
     """
 
     bundle: str
@@ -138,6 +146,9 @@ class Simulation:
     choices: tuple[Choice, ...]
     curves: tuple[Curve, ...]
     rates_known: str
+    provider: str = "cpu"
+    passed_over: tuple[str, ...] = ()
+    on_processor: tuple[str, ...] = ()
 
     @property
     def fits(self) -> bool | None:
@@ -156,11 +167,24 @@ class Simulation:
                 key: getattr(self, key)
                 for key in ("bundle", "digest", "board", "key", "memory", "threads", "budget", "fits", "margin", "rates_known")
             },
-            "choice": asdict(self.choice),
+            **{key: getattr(self, key) for key in ("provider", "passed_over", "on_processor")},
+            "choice": self._told(self.choice),
             "ledger": self.ledger.plain(),
-            "choices": [asdict(choice) for choice in self.choices],
+            "choices": [self._told(choice) for choice in self.choices],
             "curves": [item.plain() for item in self.curves],
         }
+
+    def time(self, seconds: float) -> str:
+        """A duration in words, where one is known."""
+        return format_seconds(seconds) if self.provider == "cpu" else "–"
+
+    @property
+    def times(self) -> str:
+        """How times are known, in a sentence's end."""
+        return f"{self.rates_known} and rough" if self.provider == "cpu" else "not known for a GPU"
+
+    def _told(self, choice: Choice) -> dict[str, Any]:
+        return {**asdict(choice), **({} if self.provider == "cpu" else {"seconds": None})}
 
     def check(self) -> None:
         """Whether it fits.
@@ -200,6 +224,8 @@ def simulate(
     budget: int | None = None,
     threads: int = 1,
     prepared: PreparedLike | None = None,
+    provider: str = "cpu",
+    slack: int = 0,
 ) -> Simulation:
     """What a configuration of a bundle takes on a board.
 
@@ -214,9 +240,11 @@ def simulate(
         budget: the most bytes that the process may hold; None: no limit.
         threads: that one operator may use.
         prepared: what was prepared of the bundle for that machine and number of threads; None: the graphs as exported.
+        provider: onnxruntime's: "cpu", or "cuda", whose memory counts where the board's GPU has none of its own.
+        slack: bytes kept free for the program around it.
 
     Raises:
-        UsageError: the bundle has no graph of that role and batch.
+        UsageError: the bundle has no graph of that role and batch, or there is no such provider.
         BundleError: it is damaged.
     """
     manifest = bundle.manifest
@@ -227,10 +255,13 @@ def simulate(
     if batch is not None and batch not in sizes:
         raise UsageError(f"this bundle cannot {role} with batch {batch}", f"it has {', '.join(map(str, sorted(sizes)))}")
     batch = batch or sizes[0]
-    base = Setup((), board.floor, board.floor_known, threads, board.page, board.arm, prepared=prepared)
+    device = cuda.Device(board.unified_gpu) if cuda.is_cuda(provider) else None
+    base = Setup((), board.floor, board.floor_known, threads, board.page, board.arm, prepared=prepared, device=device, slack=slack)
+    missing = {name: cuda.lacking(layout(bundle, name, base.machine).graph, manifest.opset) for name in manifest.graphs} if device else {}
+    passed = _passed_over(bundle, missing)
     shown = [name for name in _roles(bundle) if name != "learn" or role == "learn"]
     pace = _pace(bundle, board, base)
-    found = [_limited(choice, budget) for name in shown for choice in _choices(bundle, board, base, name, pace)]
+    found = [_limited(choice, budget) for name in shown for choice in _choices(bundle, board, base, name, passed, pace)]
     forms = sorted((choice for choice in found if choice.role == role and choice.batch == batch), key=lambda choice: (choice.seconds, choice.total))
     asked = next((choice for choice in forms if choice.fits is not False), min(forms, key=lambda choice: choice.total))
     lines = ledger(bundle, replace(base, graphs=asked.graphs, prepacking=asked.prepacking))
@@ -249,16 +280,32 @@ def simulate(
         _front(found, role),
         tuple(curves),
         board.rates_known if prepared is None else f"{board.rates_known}, or measured when a graph was prepared,",
+        provider,
+        tuple(_with(name, missing) for name in passed),
+        tuple(_with(name, missing) for name in used(asked.graphs) if missing.get(name)),
     )
+
+
+def _passed_over(bundle: Bundle, missing: Mapping[str, tuple[str, ...]]) -> tuple[str, ...]:
+    """The variants that are not used because another runs wholly on the GPU."""
+    specs = bundle.manifest.graphs.values() if missing else ()
+    steps = dict.fromkeys((spec.role, spec.batch) for spec in specs)
+    return tuple(name for role, batch in steps for name in cuda.fitting(bundle.manifest.variants(role, batch), missing)[1])
+
+
+def _with(name: str, missing: Mapping[str, tuple[str, ...]]) -> str:
+    return f"{name} ({', '.join(missing[name])})"
 
 
 def _roles(bundle: Bundle) -> list[str]:
     return [role for role in ROLES if bundle.manifest.planned(role)]
 
 
-def _choices(bundle: Bundle, board: BoardLike, base: Setup, role: str, pace: Mapping[str, float]) -> Iterator[Choice]:
+def _choices(
+    bundle: Bundle, board: BoardLike, base: Setup, role: str, passed: Sequence[str], pace: Mapping[str, float]
+) -> Iterator[Choice]:
     for name, spec in bundle.manifest.graphs.items():
-        if spec.role != role:
+        if spec.role != role or name in passed:
             continue
         beside = f"predict.b{spec.batch}"
         graphs = tuple(dict.fromkeys((FIRST, *([beside] if beside in bundle.manifest.graphs else []), name)))

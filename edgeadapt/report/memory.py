@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from edgeadapt.memory.curve import Curve
-from edgeadapt.memory.simulation import Simulation, format_seconds
+from edgeadapt.memory.simulation import Simulation
 from edgeadapt.report.charts import Curve as Line
 from edgeadapt.report.charts import Group, bars, lines
 from edgeadapt.report.page import Page, Section, Table
@@ -22,7 +22,7 @@ def page_of(found: Simulation) -> Page:
         figures.append(("budget", format_bytes(found.budget), ""))
         figures.append(("to spare" if found.fits else "too much", format_bytes(abs(found.margin)), "" if found.fits else "c0"))
         lead += " That fits the budget." if found.fits else " That does not fit the budget."
-    figures.append(("a step, roughly", format_seconds(found.choice.seconds), ""))
+    figures.append(("a step, roughly", found.time(found.choice.seconds), ""))
     sections = [_ledger(found), _choices(found), *(_curve(curve) for curve in found.curves)]
     threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
     return Page(f"Memory of {found.bundle}", lead, figures, sections, f"edgeadapt simulate, {threads}, digest {found.digest[:16]}. Nothing was run.")
@@ -34,6 +34,8 @@ def _ledger(found: Simulation) -> Section:
     groups = [Group(line.name, [line.bytes / _MIB]) for line in found.ledger.lines if line.bytes >= _MIB / 20]
     chart = bars("Memory by line", groups, ["MiB"], "MiB")
     text = "Counted lines follow from the bundle to the byte or page, measured ones were measured on models made for it."
+    notes = [("Not used, because the GPU lacks operators: ", found.passed_over), ("With nodes that run on the processor: ", found.on_processor)]
+    text += "".join(f" {begin}{', '.join(names)}." for begin, names in notes if names)
     return Section("Line by line", text, chart, Table(("line", "bytes", "", "known", "what it is"), rows, total=True))
 
 
@@ -43,11 +45,11 @@ def _choices(found: Simulation) -> Section:
         fits = {None: "", True: "fits", False: "does not fit"}[choice.fits] + (", best" if choice.best else "")
         packed = "prepacked" if choice.prepacking else "as stored"
         packed += ", prepared" if choice.prepared else ""
-        time = (format_seconds(choice.seconds), format_seconds(choice.per_frame))
+        time = (found.time(choice.seconds), found.time(choice.per_frame))
         rows.append((choice.graph, choice.role, str(choice.batch), packed, format_bytes(choice.total), *time, fits))
     header = ("graph of a step", "role", "batch", "weights", "memory", "a step", "a frame", "")
     text = (
-        f"Those that no other configuration of the bundle beats in memory, time a frame and batch at once. Times are {found.rates_known} and rough."
+        f"Those that no other configuration of the bundle beats in memory, time a frame and batch at once. Times are {found.times}."
     )
     return Section("Configurations", text, "", Table(header, rows))
 
