@@ -19,7 +19,7 @@ from edgeadapt.exporters.ir import Array, Graph
 from edgeadapt.exporters.lowering import Unsupported
 from edgeadapt.exporters.passes.rematerialise import rematerialise
 from edgeadapt.exporters.passes.simplify import simplify
-from edgeadapt.exporters.programs import Program
+from edgeadapt.exporters.programs import STEPS, Program
 from edgeadapt.exporters.tracing import declare_inputs, emit, trace
 from edgeadapt.memory import Plan, best_order, smallest
 
@@ -76,6 +76,11 @@ class Compiled:
         return [name.removeprefix("hyper.") for name in self.graph.inputs if name.startswith("hyper.")]
 
     @property
+    def sums(self) -> dict[str, tuple[int, ...]]:
+        """The sums between the runs of a step that it adds to or ends, and their shapes."""
+        return {name.removeprefix("sum."): self.graph.values[name].shape for name in self.graph.inputs if name.startswith("sum.")}
+
+    @property
     def metrics(self) -> list[str]:
         """Scalars it gives."""
         return [name.removeprefix("metric.") for name in self.graph.outputs if name.startswith("metric.")]
@@ -83,6 +88,23 @@ class Compiled:
 
 def compile_program(program: Program, weights: PlacedWeights) -> list[Compiled]:
     """Make the graph of a program; of a step also its variants that take less memory, the leanest last.
+
+    Raises:
+        ExportError: as `lowered`.
+    """
+    graph = lowered(program)
+    with named_refusals():
+        made = [placed(program, graph, ordered(graph), weights)]
+        for variant, allowance in ALLOWANCES.items() if program.role in STEPS else ():
+            leaner = graph.copy()
+            rematerialise(leaner, allowance)
+            if Plan(leaner).peak <= WORTH * made[-1].peak:
+                made.append(placed(program, leaner, ordered(leaner), weights, variant))
+    return made
+
+
+def lowered(program: Program) -> Graph:
+    """A program as a simplified graph, not yet in an order.
 
     Raises:
         ExportError: an operator of the model, or its gradient, has no form in standard ONNX operators, cannot be differentiated, or is refused
@@ -107,18 +129,17 @@ def compile_program(program: Program, weights: PlacedWeights) -> list[Compiled]:
         simplify(graph)
         used = {name for node in graph.nodes for name in node.inputs}
         graph.inputs = [name for name in graph.inputs if name in used or name == "x"]
-        made = [_planned(program, graph, weights)]
-        for variant, allowance in ALLOWANCES.items() if program.role in ("adapt", "learn") else ():
-            leaner = graph.copy()
-            rematerialise(leaner, allowance)
-            if Plan(leaner).peak <= WORTH * made[-1].peak:
-                made.append(_planned(program, leaner, weights, variant))
-    return made
+    return graph
 
 
-def _planned(program: Program, graph: Graph, weights: PlacedWeights, variant: str = "") -> Compiled:
+def ordered(graph: Graph) -> Plan:
+    """Puts a graph's nodes in the order of least memory, and counts that."""
     graph.nodes = [graph.nodes[index] for index in best_order(graph)]
-    plan = Plan(graph)
+    return Plan(graph)
+
+
+def placed(program: Program, graph: Graph, plan: Plan, weights: PlacedWeights, variant: str = "") -> Compiled:
+    """A program's graph in its order, with its weights in the bundle's."""
     return Compiled(program, graph, to_onnx(graph, weights), plan.peak, smallest(plan), variant)
 
 
@@ -134,12 +155,12 @@ def untraceable(error: Exception, captured: Captured, role: str) -> ExportError:
     """An error that names the modules whose operators raise the same when each is differentiated alone."""
     reason = _first_line(error)
     owners: set[str] = set()
-    if role in ("adapt", "learn"):
+    if role.partition("-")[0] in STEPS:
         for node, raised in _alone(captured):
             if isinstance(raised, Exception) and _first_line(raised) == reason:
                 owners.add(_called(module_path(node)))
     where = ", ".join(sorted(owners)[:4]) or "the model"
-    what = "differentiated" if role in ("adapt", "learn") else "traced"
+    what = "differentiated" if role.partition("-")[0] in STEPS else "traced"
     return ExportError(
         f"{where}: the graph '{role}' cannot be {what}: {reason}",
         "replace the layer, or use a method whose gradient does not pass through it (norm, side)",
@@ -175,7 +196,7 @@ def explain(error: Unsupported, captured: Captured, role: str) -> ExportError:
     operators = ", ".join(sorted(name.removeprefix("aten.") for name in missing)[:4])
     what = (
         "cannot be differentiated here"
-        if any("backward" in name for name in missing) and role in ("adapt", "learn")
+        if any("backward" in name for name in missing) and role.partition("-")[0] in STEPS
         else "has no form in standard ONNX operators"
     )
     return ExportError(

@@ -90,7 +90,7 @@ def _to_come(plan: Planned, mapped: int) -> int:
     """Bytes that the first runs will add to graphs that are loaded, if `mapped` bytes of files came in with them."""
     lines = plan.lines()
     untouched = plan.region.size - lines["region"] < 256 <= plan.region.size  # nothing was prepacked into it: its table is still to be made
-    first = lines["region"] + lines["state"] + lines["frames and logits"] + (lines["region's table"] if untouched else 0)
+    first = lines["region"] + lines["state"] + lines.get("sums", 0) + lines["frames and logits"] + (lines["region's table"] if untouched else 0)
     return first + max(0, lines["weights"] + lines["code"] - mapped)
 
 

@@ -13,7 +13,7 @@ import onnxruntime
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError
-from edgeadapt.memory import Graph, Machine, Plan, fits, footprint, read, smallest
+from edgeadapt.memory import Graph, Machine, Plan, costs, fits, footprint, read, smallest
 from edgeadapt.memory.ledger import Ledger, Line
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
@@ -30,6 +30,7 @@ _NODE = 6144  # a session's structures, a node, where the graph is not read
 _CODE = 2_000_000  # less than the ledger's: a session and an error of onnxruntime were there already
 _ALLOWANCE = 2**20  # found resident at most, on three bundles, beyond the other lines: 0.6 MiB
 _TRIES = 16
+_GFLOPS, _GBPS = 12.0, 4.0  # of some small board's core: how forms of a step compare hardly depends on them
 _PACKS_INSIDE = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 28)
 """Packed matrices lie in the region, as seen with 1.23; beside it with 1.31. In between there is room in both places."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -61,13 +62,14 @@ def peak() -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """What one graph takes, in bytes.
+    """What one graph takes, in bytes, and roughly how long.
 
     Attributes:
         region: the smallest one region that a run goes through.
         inside, beside: copies of its weights that are made while it loads, in the region and besides.
         structures: of its session.
         exact: whether `region` was counted; else it is the manifest's word, and nothing bounds it.
+        seconds: of a run, roughly; only the ratio of two says anything. 0 where the graph is not read.
     """
 
     region: int
@@ -75,6 +77,7 @@ class Need:
     beside: int
     structures: int
     exact: bool
+    seconds: float = 0.0
 
 
 class Needs:
@@ -119,13 +122,14 @@ class Needs:
         if _PACKS_INSIDE:
             inside += beside
         structures = footprint.session_bytes(graph)
+        took = 0.0 if graph.unknown() else costs.seconds(graph, _GFLOPS, _GBPS)
         if ready is not None:
-            return Need(ready.region_bytes, ready.packed_bytes, ready.reserved_bytes, structures, True)
+            return Need(ready.region_bytes, ready.packed_bytes, ready.reserved_bytes, structures, True, took)
         if graph.unknown():
             return Need(spec.peak_bytes, inside, beside, structures, False)
         more = (self.threads - 1) * LEAST_MARGIN  # the workspace of a convolution, for each thread
         region = spec.region_bytes + more if spec.region_bytes else smallest(self.layout(graph))
-        return Need(region, inside, beside, structures, True)
+        return Need(region, inside, beside, structures, True, took)
 
     def graph(self, name: str) -> Graph:
         """A graph as it will run."""
@@ -154,11 +158,13 @@ class Planned:
         graphs: their names.
         region: what they take their tensors from.
         ledger: what they add to a process in which onnxruntime has made its first session.
+        frames: the most that the caller gives at a time.
     """
 
     graphs: tuple[str, ...]
     region: Region
     ledger: Ledger
+    frames: int = 0
 
     @property
     def total(self) -> int:
@@ -170,7 +176,7 @@ class Planned:
         return {line.name: line.bytes for line in self.ledger.lines}
 
 
-def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded: bool = True, more: int = 0) -> Planned:
+def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded: bool = True, more: int = 0, frames: int = 0) -> Planned:
     """What serving with these graphs adds to a process in which onnxruntime has made its first session.
 
     Args:
@@ -179,6 +185,7 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         prepacking: let onnxruntime keep copies of weights in the layout that its operators like.
         bounded: in one region that never grows, if all of them can be counted.
         more: bytes to make that region larger.
+        frames: that the caller gives at a time, where these are more than a graph takes at once, as for a step in pieces.
     """
     bundle, found = needs.bundle, [needs[name] for name in names]
     manifest = bundle.manifest
@@ -188,7 +195,7 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
     margin = max(int(MARGIN * top), LEAST_MARGIN) + more
     fixed = bounded and all(need.exact for need in found)
     region = Region(_up(top + margin + inside), _up(beside + _SMALL * len(names)), prepacking) if fixed else Region()
-    bound = sum(len(manifest.graphs[name].reads) + len(manifest.graphs[name].writes) for name in names)
+    bound = sum(footprint.bound(manifest.graphs[name]) for name in names)
     lines = [
         Line("region", top + margin, "counted", f"tensors and workspace, with a margin of {format_bytes(margin)}"),
         Line("region's table", (top + margin + inside) // 256 * footprint.TABLE_ENTRY, "counted", "onnxruntime's own list of its pieces"),
@@ -198,10 +205,12 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         Line("code", _CODE, "measured", "pages of the libraries that only real graphs reach"),
         Line("adapter", footprint.TENSOR * len(manifest.state) + footprint.BOUND * bound, "measured", "views and bindings"),
         Line("state", footprint.state_bytes(manifest.state, manifest.graphs, names), "counted", "the set in use, and the one written next"),
-        Line("frames and logits", _buffers(bundle, names), "counted", "of the largest batch, the caller's and ours"),
+        Line("frames and logits", _buffers(bundle, names, frames), "counted", "of the largest batch, the caller's and ours"),
         Line("allowance", _ALLOWANCE, "estimated", "for what differs from run to run"),
     ]
-    return Planned(tuple(names), region, Ledger(tuple(lines)))
+    if sums := footprint.sums_used(manifest, names):
+        lines.insert(-2, Line("sums", sums, "counted", "what the runs of a step in pieces add up"))
+    return Planned(tuple(names), region, Ledger(tuple(lines)), frames)
 
 
 def laid_out(needs: Needs, plan: Planned) -> Planned:
@@ -224,7 +233,7 @@ def laid_out(needs: Needs, plan: Planned) -> Planned:
             needs.correct(refused)
         elif tries > 2 * _TRIES:
             return plan
-        plan = planned(needs, names, plan.region.prepacking, more=(tries % _TRIES) * max(size // 128, 4096))
+        plan = planned(needs, names, plan.region.prepacking, more=(tries % _TRIES) * max(size // 128, 4096), frames=plan.frames)
         size = plan.region.size
 
 
@@ -237,7 +246,7 @@ def _up(size: int) -> int:
     return -(-size // 256) * 256
 
 
-def _buffers(bundle: Bundle, names: Iterable[str]) -> int:
+def _buffers(bundle: Bundle, names: Iterable[str], frames: int) -> int:
     manifest = bundle.manifest
     frame, output = 4, 4 * manifest.task.classes
     for size in manifest.input.shape:
@@ -245,7 +254,8 @@ def _buffers(bundle: Bundle, names: Iterable[str]) -> int:
     if manifest.task.kind == "segmentation":
         for size in manifest.input.shape[1:]:
             output *= size  # at most one score a pixel and class
-    return 2 * max(manifest.graphs[name].batch for name in names) * (frame + output)
+    ours = max(manifest.graphs[name].batch for name in names)
+    return (ours + max(ours, frames)) * (frame + output)
 
 
 class Claim:

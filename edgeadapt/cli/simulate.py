@@ -109,8 +109,8 @@ def _choices(found: Simulation) -> str:
         mark = "best" if choice.best else ""
         prepacked = "prepacked" if choice.prepacking else "as stored"
         time = (format_seconds(choice.seconds), format_seconds(choice.per_frame))
-        rows.append((choice.graph, choice.role, str(choice.batch), prepacked, format_bytes(choice.total), *time, fits, mark))
-    header = ("graph", "role", "batch", "weights", "memory", "a step", "a frame", "budget" if found.budget else "", "")
+        rows.append((choice.graph, choice.role, str(choice.batch), str(choice.micro or ""), prepacked, format_bytes(choice.total), *time, fits, mark))
+    header = ("graph", "role", "batch", "in pieces of", "weights", "memory", "a step", "a frame", "budget" if found.budget else "", "")
     body = table(header, rows, left=2, words=True)
     return f"configurations that no other beats in memory, time and batch; times are {found.rates_known} and rough\n{body}"
 

@@ -84,6 +84,7 @@ class Choice:
         seconds: of a step, roughly.
         fits: whether the peak is within the limit; None without one.
         best: the one to take among those that fit.
+        micro: frames of a piece, where the step is taken in pieces: each is a run of `graph`, and the last of `graphs` ends the step. 0: it is not.
     """
 
     role: str
@@ -95,6 +96,7 @@ class Choice:
     seconds: float
     fits: bool | None = None
     best: bool = False
+    micro: int = 0
 
     @property
     def per_frame(self) -> float:
@@ -103,8 +105,9 @@ class Choice:
 
     @property
     def words(self) -> str:
-        """In words: "adapt at batch 16 (adapt.b16.lean, without prepacked weights)"."""
-        extra = [*([self.graph] if self.graph != f"{self.role}.b{self.batch}" else []), *([] if self.prepacking else ["without prepacked weights"])]
+        """In words: "adapt at batch 16 (adapt.b16.lean, without prepacked weights)", "adapt at batch 16 (in pieces of 4)"."""
+        form = [f"in pieces of {self.micro}"] if self.micro else [self.graph] if self.graph != f"{self.role}.b{self.batch}" else []
+        extra = [*form, *([] if self.prepacking else ["without prepacked weights"])]
         return f"{self.role} at batch {self.batch}" + (f" ({', '.join(extra)})" if extra else "")
 
 
@@ -194,8 +197,8 @@ def simulate(
 ) -> Simulation:
     """What a configuration of a bundle takes on a board.
 
-    A role and batch may have several forms: leaner graphs of the same step, and onnxruntime's copies of weights left out. The quickest that fits is
-    taken, as an adapter with that budget would.
+    A role and batch may have several forms: leaner graphs of the same step, the step in pieces, and onnxruntime's copies of weights left out. The
+    quickest that fits is taken, as an adapter with that budget would.
 
     Args:
         bundle: the bundle.
@@ -222,7 +225,7 @@ def simulate(
     found = [_limited(choice, budget) for name in shown for choice in _choices(bundle, board, base, name)]
     forms = sorted((choice for choice in found if choice.role == role and choice.batch == batch), key=lambda choice: (choice.seconds, choice.total))
     asked = next((choice for choice in forms if choice.fits is not False), min(forms, key=lambda choice: choice.total))
-    lines = ledger(bundle, replace(base, graphs=asked.graphs, prepacking=asked.prepacking))
+    lines = ledger(bundle, replace(base, graphs=asked.graphs, prepacking=asked.prepacking, frames=asked.batch))
     steps = dict.fromkeys([asked.graph, *(name for name in asked.graphs if name != FIRST)])
     curves = (curve(name, item.graph, item.plan) for name in steps for item in (layout(bundle, name, base.machine),))
     return Simulation(
@@ -246,16 +249,16 @@ def _roles(bundle: Bundle) -> list[str]:
 
 
 def _choices(bundle: Bundle, board: BoardLike, base: Setup, role: str) -> Iterator[Choice]:
-    for name, spec in bundle.manifest.graphs.items():
-        if spec.role != role:
-            continue
-        beside = f"predict.b{spec.batch}"
-        graphs = tuple(dict.fromkeys((FIRST, *([beside] if beside in bundle.manifest.graphs else []), name)))
-        time = costs.seconds(layout(bundle, name, base.machine).graph, board.gflops, board.gbps, base.threads)
-        totals = [ledger(bundle, replace(base, graphs=graphs, prepacking=kept)).total for kept in (True, False)]
-        yield Choice(role, spec.batch, name, graphs, True, totals[0], time)
+    manifest = bundle.manifest
+    for form in (form for batch in reversed(manifest.planned(role)) for form in manifest.forms(role, batch)):
+        beside = f"predict.b{form.micro or form.batch}"
+        graphs = tuple(dict.fromkeys((FIRST, *([beside] if beside in manifest.graphs else []), *form.graphs)))
+        times = [costs.seconds(layout(bundle, name, base.machine).graph, board.gflops, board.gbps, base.threads) for name in form.graphs]
+        time = times[0] * (form.batch // form.micro if form.micro else 1) + sum(times[1:])
+        totals = [ledger(bundle, replace(base, graphs=graphs, prepacking=kept, frames=form.batch)).total for kept in (True, False)]
+        yield Choice(role, form.batch, form.graphs[0], graphs, True, totals[0], time, micro=form.micro)
         if totals[1] < (1 - WORTH) * totals[0]:
-            yield Choice(role, spec.batch, name, graphs, False, totals[1], time * UNPACKED)
+            yield Choice(role, form.batch, form.graphs[0], graphs, False, totals[1], time * UNPACKED, micro=form.micro)
 
 
 WORTH = 0.005
