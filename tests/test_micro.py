@@ -239,8 +239,10 @@ def test_a_bundle_adapts_in_pieces_as_torch_does_at_once(place: Path, role: str)
         plan = planned(needs, names, frames=8)
         state = FlatState(manifest.state, {name: manifest.graphs[name] for name in names}, bundle.initial_state())
         adapter = Adapter(bundle, loading.Loaded(Choice(plan, plan, (), forms), state, loading.load(bundle, state, 1, plan)), None, 1)
-        plain = twin_of(bundle, role)
         x, y = data(40)
+        levels = entropy(torch.from_numpy(adapter.predict(x))) / math.log(CLASSES)
+        adapter.hyper = {"margin": float(levels.median())}
+        plain = twin_of(bundle, role, float(levels.median()))
         for begin in range(0, 40, 8):
             rows = slice(begin, begin + 8)
             told = (torch.from_numpy(x[rows]), torch.from_numpy(y[rows]))
@@ -254,10 +256,10 @@ def test_a_bundle_adapts_in_pieces_as_torch_does_at_once(place: Path, role: str)
         assert adapter.stats["steps"] == 5
 
 
-def twin_of(bundle: Bundle, role: str) -> Any:
+def twin_of(bundle: Bundle, role: str, margin: float) -> Any:
     manifest = bundle.manifest
     model = calibrate(resnet_cifar(8), SMALL)
-    plain = twin(model, manifest.to_json(), bundle.initial_state(), 8, role, width=16)
+    plain = twin(model, manifest.to_json(), bundle.initial_state(), 8, role, width=16, margin=margin)
     indices = [torch.from_numpy(data()[0][rows]) for rows in calibration(manifest)]
     plain.calibrate(indices)
     return plain
