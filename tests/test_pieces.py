@@ -8,6 +8,7 @@ import json
 import math
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -238,23 +239,25 @@ def test_a_state_put_in_place_between_the_runs_ends_the_step(path, tmp_path, mon
 
 
 def test_a_step_of_another_thread_waits_for_the_end(path, monkeypatch):
-    """Whichever comes first is whole before the next one begins."""
-    pieces = in_form(path, 1)
-    orders = []
-    for first in (0, 1):
-        twin = in_form(path, 1)
-        for seed in (first, 1 - first):
-            twin.adapt(frames(BATCH, seed))
-        orders.append(twin.state)
-    threads = [threading.Thread(target=pieces.adapt, args=(frames(BATCH, seed),)) for seed in (0, 1)]
-    real, starts = Engine.begin, []
-    monkeypatch.setattr(Engine, "begin", lambda self: (starts.append(pieces.stats["steps"]), real(self))[1])
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert starts == [0, 1]
-    assert any(same(pieces.state, state) for state in orders)
+    """It is called between two runs of a step, and begins when that has ended."""
+    pieces, twin = in_form(path, 1), in_form(path, 1)
+    other = threading.Thread(target=pieces.adapt, args=(frames(BATCH, 1),))
+
+    def call() -> None:
+        other.start()
+        while other.is_alive() and not pieces._serving._step.gate.locked():
+            time.sleep(0.001)
+
+    real, begun = Engine.begin, []
+    monkeypatch.setattr(Engine, "begin", lambda self: (begun.append(pieces.stats["steps"]), real(self))[1])
+    between(pieces, monkeypatch, 3, call)
+    pieces.adapt(frames(BATCH))
+    other.join()
+    assert begun == [0, 1]
+    monkeypatch.undo()
+    for seed in (0, 1):
+        twin.adapt(frames(BATCH, seed))
+    assert same(pieces.state, twin.state)
 
 
 class Script(Signs):
@@ -438,8 +441,11 @@ def test_what_is_measured_is_what_was_predicted(large, micro, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["choice"]["micro"] == micro
     lines = {line["name"]: line for line in found["measured"]}
-    peak = lines["process's peak"]
-    assert peak["predicted"] == pytest.approx(peak["measured"], rel=0.03)
+    peak, floor = lines["process's peak"], lines["Python and libraries"]  # the floor is this machine's own, and not looked at here
+    above_floor = [peak[kind] - floor[kind] for kind in ("predicted", "measured")]
+    assert abs(above_floor[0] - above_floor[1]) <= 0.03 * peak["measured"]
+    region = lines["region for tensors"]
+    assert abs(region["predicted"] - region["measured"]) <= 65536 + 2 * 4096
     assert 0 <= lines["sums"]["measured"] - lines["sums"]["predicted"] <= 2 * 4096
 
 
