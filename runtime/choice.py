@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
@@ -15,7 +15,7 @@ from edgeadapt.memory.ledger import Ledger, Line
 from edgeadapt.runtime.memory import FIRST_GRAPH, Needs, Planned, planned
 from edgeadapt.units import format_bytes
 
-SLOW = 1.1
+SLOW = 1.15
 """How much longer than the quickest, roughly counted, a form of a step may take to make room for smaller batches and other roles."""
 
 ROLES = ("predict", "adapt", "source", "learn")
@@ -115,17 +115,16 @@ def choose(needs: Needs, items: list[Item], budget: int, held: int, strict: bool
             the hint what would fit.
     """
     base = _base(items)
-    ways = {item: _ways(needs, item) for item in items}
     best: tuple[tuple[object, ...], Planned, dict[Item, Form]] | None = None
-    for level, prepacking, order in product(range(max(map(len, ways.values()))), (True, False), (items, list(dict.fromkeys([*base, *items])))):
-        forms = {item: ways[item][min(level, len(ways[item]) - 1)] for item in order}
-        plan, taken = _greedy(needs, forms, budget - held - beyond, prepacking)
+    ways = list(product((True, False), (items, list(dict.fromkeys([*base, *items])))))
+    for forms, (prepacking, order) in ((forms, way) for forms in _levels(needs, items) for way in ways):
+        plan, taken = _greedy(needs, {item: forms[item] for item in order}, budget - held - beyond, prepacking)
         if plan is None:
             continue
         covered = len({item.role for item in taken if item.needed})
         needed, rest = ([item in taken for item in items if item.needed is kind] for kind in (True, False))
         steps = [item in taken for item in _largest(items)]
-        quick = all(_seconds(needs, form) <= SLOW * _seconds(needs, ways[item][0]) for item, form in taken.items())
+        quick = all(_seconds(needs, form) <= SLOW * _seconds(needs, _quickest(needs, item)) for item, form in taken.items())
         rank = (covered, steps, quick, needed, rest)  # a slow step is worth it for a larger batch, not for more to choose from
         if best is None or rank > best[0]:
             best = rank, plan, taken
@@ -168,11 +167,24 @@ def _planned(needs: Needs, forms: Sequence[Form], prepacking: bool) -> Planned:
     return planned(needs, list(names), prepacking, frames=max(form.batch for form in forms))
 
 
+def _levels(needs: Needs, items: Sequence[Item]) -> Iterator[dict[Item, Form]]:
+    """The form of every item, the quickest first, then those with less memory. Graphs that are not come to are not read."""
+    yield {item: _quickest(needs, item) for item in items}
+    ways = {item: _ways(needs, item) for item in items}
+    for level in range(1, max(map(len, ways.values()))):
+        yield {item: found[min(level, len(found) - 1)] for item, found in ways.items()}
+
+
+def _quickest(needs: Needs, item: Item) -> Form:
+    return needs.bundle.manifest.forms(item.role, item.batch)[0]
+
+
 def _ways(needs: Needs, item: Item) -> list[Form]:
-    """The forms of an item, the quickest first, each with less memory than those before it."""
-    kept: list[Form] = []
-    for form in sorted(needs.bundle.manifest.forms(item.role, item.batch), key=lambda form: (_seconds(needs, form), bool(form.micro))):
-        if not kept or _bytes(needs, form) < _bytes(needs, kept[-1]):
+    """The forms of an item, the quickest first, then by time, each with less memory than those before it."""
+    first, *others = needs.bundle.manifest.forms(item.role, item.batch)
+    kept = [first]
+    for form in sorted(others, key=lambda form: _seconds(needs, form)):
+        if _bytes(needs, form) < _bytes(needs, kept[-1]):
             kept.append(form)
     return kept
 
