@@ -19,10 +19,10 @@ from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.ir import Array, Graph
 from edgeadapt.exporters.lowering import Unsupported
 from edgeadapt.exporters.passes.simplify import simplify
-from edgeadapt.exporters.programs import Program
+from edgeadapt.exporters.programs import STEPS, Program
 from edgeadapt.exporters.schedules import Schedules
 from edgeadapt.exporters.tracing import declare_inputs, emit, trace
-from edgeadapt.memory import Plan, smallest
+from edgeadapt.memory import Plan, best_order, smallest
 
 
 class PlacedWeights:
@@ -75,6 +75,11 @@ class Compiled:
         return [name.removeprefix("hyper.") for name in self.graph.inputs if name.startswith("hyper.")]
 
     @property
+    def sums(self) -> dict[str, tuple[int, ...]]:
+        """The sums between the runs of a step that it adds to or ends, and their shapes."""
+        return {name.removeprefix("sum."): self.graph.values[name].shape for name in self.graph.inputs if name.startswith("sum.")}
+
+    @property
     def metrics(self) -> list[str]:
         """Scalars it gives."""
         return [name.removeprefix("metric.") for name in self.graph.outputs if name.startswith("metric.")]
@@ -121,12 +126,18 @@ def lowered(program: Program) -> Graph:
 def scheduled(program: Program, graph: Graph, weights: PlacedWeights, schedules: Schedules) -> list[Compiled]:
     """A program's graph in its order, and its variants, with their weights in the bundle's."""
     with named_refusals():
-        found = schedules.of(graph, program.role in ("adapt", "learn"))
-        return [_placed(program, ordered, weights, variant) for variant, ordered in found]
+        found = schedules.of(graph, program.role in STEPS)
+        return [placed(program, form, Plan(form), weights, variant) for variant, form in found]
 
 
-def _placed(program: Program, graph: Graph, weights: PlacedWeights, variant: str) -> Compiled:
-    plan = Plan(graph)
+def ordered(graph: Graph) -> Plan:
+    """Puts a graph's nodes in the order of least memory, and counts that."""
+    graph.nodes = [graph.nodes[index] for index in best_order(graph)]
+    return Plan(graph)
+
+
+def placed(program: Program, graph: Graph, plan: Plan, weights: PlacedWeights, variant: str = "") -> Compiled:
+    """A program's graph in its order, with its weights in the bundle's."""
     return Compiled(program, graph, to_onnx(graph, weights), plan.peak, smallest(plan), variant)
 
 
@@ -142,12 +153,12 @@ def untraceable(error: Exception, captured: Captured, role: str) -> ExportError:
     """An error that names the modules whose operators raise the same when each is differentiated alone."""
     reason = _first_line(error)
     owners: set[str] = set()
-    if role in ("adapt", "learn"):
+    if role.partition("-")[0] in STEPS:
         for node, raised in _alone(captured):
             if isinstance(raised, Exception) and _first_line(raised) == reason:
                 owners.add(_called(module_path(node)))
     where = ", ".join(sorted(owners)[:4]) or "the model"
-    what = "differentiated" if role in ("adapt", "learn") else "traced"
+    what = "differentiated" if role.partition("-")[0] in STEPS else "traced"
     return ExportError(
         f"{where}: the graph '{role}' cannot be {what}: {reason}",
         "replace the layer, or use a method whose gradient does not pass through it (norm, side)",
@@ -183,7 +194,7 @@ def explain(error: Unsupported, captured: Captured, role: str) -> ExportError:
     operators = ", ".join(sorted(name.removeprefix("aten.") for name in missing)[:4])
     what = (
         "cannot be differentiated here"
-        if any("backward" in name for name in missing) and role in ("adapt", "learn")
+        if any("backward" in name for name in missing) and role.partition("-")[0] in STEPS
         else "has no form in standard ONNX operators"
     )
     return ExportError(

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from edgeadapt._version import __version__
-from edgeadapt.bundle import GraphSpec, HyperSpec, InputSpec, Manifest, MethodInfo, ModelInfo, Part, StateSpec, StatisticsInfo, Task
+from edgeadapt.bundle import GraphSpec, HyperSpec, InputSpec, Manifest, MethodInfo, ModelInfo, Part, StateSpec, StatisticsInfo, SumSpec, Task
 from edgeadapt.exporters.compile import Compiled
 from edgeadapt.exporters.ir import IR_VERSION, OPSET
 from edgeadapt.exporters.options import Options, batch_defaults
@@ -24,8 +24,9 @@ def describe(
     spec: InputSpec,
     warmup: dict[str, Any] | None,
     differences: Sequence[Difference],
+    left_out: Mapping[str, str],
 ) -> Manifest:
-    """The manifest, all but the members' checksums."""
+    """The manifest, all but the members' checksums. left_out: graphs that were tried and are not there, and why."""
     method, captured = model.method, model.method.backbone.captured
     adapted = sorted(set(options.batches))
 
@@ -46,12 +47,13 @@ def describe(
         statistics=StatisticsInfo(model.statistics, tuple(sorted({key.rpartition(".")[0] for key in model.values}))),
         hyper=hyper,
         state=tuple(StateSpec(key, tuple(value.shape), kind) for key, (kind, value) in model.state().items()),
+        sums=tuple(SumSpec(key, shape) for key, shape in {key: shape for item in compiled for key, shape in item.sums.items()}.items()),
         batches=tuple(sorted({1, *adapted})),
-        graphs={item.name: _graph(item, defaults(item.hyper, item.program.batch)) for item in compiled},
+        graphs={item.name: _graph(item, defaults(item.hyper, item.program.batch) if item.program.batch else {}) for item in compiled},
         opset=OPSET,
         ir_version=IR_VERSION,
         warmup=warmup,
-        selfcheck={item.graph: item.plain() for item in differences},
+        selfcheck={**{item.graph: item.plain() for item in differences}, **{key: {"left_out": why} for key, why in left_out.items()}},
     )
 
 
@@ -86,6 +88,7 @@ def _graph(item: Compiled, defaults: dict[str, float]) -> GraphSpec:
         region_bytes=item.region,
         defaults=defaults,
         variant=item.variant,
+        sums=tuple(item.sums),
     )
 
 

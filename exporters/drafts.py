@@ -116,7 +116,7 @@ class Drafts:
         schedules = self.hurried if depth == "hurried" else self.job.schedules
         known = self._lowered.setdefault((candidate.parts, candidate.trained), {})
         compiled, weights = self.job.compile(model, candidate.batches, schedules, quiet, depth == "whole", known)
-        manifest = describe(model, compiled, options, "draft", self.job.task, self.job.spec, None, [])
+        manifest = describe(model, compiled, options, "draft", self.job.task, self.job.spec, None, [], {})
         with opened(manifest, model, compiled, weights) as bundle:
             yield bundle
 
@@ -126,7 +126,7 @@ class Drafts:
         Raises:
             BudgetError: it does not.
         """
-        manifest = describe(model, compiled, self.job.options, "draft", self.job.task, self.job.spec, None, [])
+        manifest = describe(model, compiled, self.job.options, "draft", self.job.task, self.job.spec, None, [], {})
         with opened(manifest, model, compiled, weights) as bundle:
             for batch in self.job.options.batches:
                 simulate(bundle, board, None, batch, budget).check()

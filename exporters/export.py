@@ -24,7 +24,9 @@ from edgeadapt.exporters.data import Samples, load_samples, spec_for
 from edgeadapt.exporters.describe import describe
 from edgeadapt.exporters.drafts import Drafts, Lowered
 from edgeadapt.exporters.methods import METHODS, Method, Setup
+from edgeadapt.exporters.micro import Sums, sums_of
 from edgeadapt.exporters.options import Options, batch_defaults, calibration_rows
+from edgeadapt.exporters.pieces import Pieces, cut_steps
 from edgeadapt.exporters.planner import PARTS, Plan, plan
 from edgeadapt.exporters.programs import Model, Program, build, last_parts, source_model
 from edgeadapt.exporters.schedules import Schedules
@@ -94,7 +96,7 @@ def export(
             so that adapting fits, before anything is trained; see `edgeadapt.exporters.planner`.
         board: where that is: a key or profile as for `edgeadapt.devices.boards.load`, or a board; this machine by default.
         choices: fields of `Options`: method, parts, cuts, kernel, width, train, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
-            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task. One that the method has no use for is refused.
+            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task, micro. One that the method has no use for is refused.
 
     Returns:
         what was exported; `print(report.table())` shows it.
@@ -186,6 +188,7 @@ class _Export:
                 "give training samples with --data, or choose --method norm or tent",
             )
         self._check_rate(method)
+        self._check_micro(method)
         if place is not None:
             planned = plan(self.drafts, *place, self.drafts.wishes(method), self.progress)
             self.options = self.drafts.options(planned.check())
@@ -195,13 +198,15 @@ class _Export:
         trained, warmup = self._train(method)
         trained = self.last_parts(trained, options)
         compiled, weights = self.compile(trained, adapted, self.schedules, self.progress)
-        if place is not None:
-            self.drafts.keep(trained, compiled, weights, *place)
         self.progress("self-check", 0, len(compiled))
         differences = check(compiled)
         self.progress("self-check", len(compiled), len(compiled))
+        pieces = self._cut_steps(trained, compiled, weights)
+        compiled, differences = compiled + pieces.compiled, differences + pieces.differences
+        if place is not None:
+            self.drafts.keep(trained, compiled, weights, *place)
         name = model_name or type(self.model).__name__
-        manifest = describe(trained, compiled, options, name, self.task, self.spec, warmup, differences)
+        manifest = describe(trained, compiled, options, name, self.task, self.spec, warmup, differences, pieces.left_out)
         return dataclasses.replace(self._write(output, manifest, trained, compiled, weights, differences), plan=planned)
 
     def list_candidates(self, board: BoardLike, budget: int | None) -> Plan:
@@ -248,6 +253,33 @@ class _Export:
             raise UsageError(f"the last {options.train} of {parts} parts have nothing that {name} trains", "train more of them")
         return left
 
+    def _mode(self, method: Method) -> str:
+        """What normalisation statistics do."""
+        if not {**method.backbone.source_statistics(), **method.own_statistics()}:
+            return "none"
+        return self.options.statistics or method.statistics
+
+    def _check_micro(self, method: Method) -> None:
+        """See that micro-batches that were asked for can be."""
+        if isinstance(self.options.micro, tuple) and self._mode(method) == "live":
+            raise UsageError(
+                "statistics that follow the stream need all frames of a step at once, so it has no micro-batches",
+                "leave micro out, or keep the statistics as trained: --statistics source",
+            )
+
+    def _cut_steps(self, trained: Model, compiled: list[Compiled], weights: PlacedWeights) -> Pieces:
+        """The graphs for steps in pieces, where there can be any."""
+        chosen = self.options.micro
+        if trained.statistics == "live" or not trained.method.trains or chosen == "none":
+            return Pieces()
+
+        def made(role: str, size: int) -> Sums:
+            self.progress("micro-batches", 0, 0, f"{role} by {size}")
+            bound = dataclasses.replace(trained, method=trained.method.at(self.capture(size)))
+            return sums_of(bound, role, size, *self.example(size, bound.method))
+
+        return cut_steps(compiled, made, None if isinstance(chosen, str) else chosen, weights)
+
     def _check_rate(self, method: Method) -> None:
         """See that the given learning rate is one that the device allows."""
         allowed = Model(method, {}, {}, "none", self.options.optimiser or method.optimiser).hyper().get("rate")
@@ -274,10 +306,7 @@ class _Export:
         options = self.options
         backbone = method.backbone
         source = backbone.source_statistics()
-        mode = options.statistics or method.statistics
-        values = {**source, **method.own_statistics()}
-        if not values:
-            mode = "none"
+        values, mode = {**source, **method.own_statistics()}, self._mode(method)
         shifted = frozenset(
             name.removesuffix(".mean")
             for name, mean in source.items()

@@ -17,7 +17,7 @@ from edgeadapt.exporters.optimisers import OPTIMISERS
 
 REFERENCE_BATCH = 64
 CALIBRATION_BATCHES = 8
-_TRAINING = ("optimiser", "rate", "exact")
+_TRAINING = ("optimiser", "rate", "exact", "micro")
 _WARMUP = ("epochs", "warmup_rate", "max_drop")
 
 
@@ -45,6 +45,7 @@ class Options:
     seed: int = 0
     threads: int = 0
     task: str | None = None
+    micro: str | tuple[int, ...] = "auto"
 
     @staticmethod
     def of(choices: Mapping[str, Any]) -> Options:
@@ -85,6 +86,8 @@ class Options:
                 raise UsageError(f"{name} = {number} is too small", f"give at least {least}")
         if not isinstance(self.batches, tuple) or not self.batches or not all(_whole(size) and size > 0 for size in self.batches):
             raise UsageError(f"batches = {self.batches!r} is no list of batch sizes", "give whole numbers, each at least 1, such as (4, 16)")
+        if self.micro not in ("auto", "none"):
+            self._check_micro()
         if not isinstance(self.cuts, tuple) or not all(isinstance(name, str) for name in self.cuts):
             raise UsageError(f"cuts = {self.cuts!r} is no list of names", 'give the names of places, such as ("layer1", "layer2")')
         if not _real(self.holdout) or not 0.0 < self.holdout < 0.9:
@@ -95,6 +98,15 @@ class Options:
                 raise UsageError(f"{name} = {value!r} is not a number above 0", f"leave it out for {getattr(Options, name):g}")
         if self.rate is not None and (not _real(self.rate) or self.rate < 0):
             raise UsageError(f"rate = {self.rate!r} is no learning rate", "give a number of at least 0, or leave it out for the method's own")
+
+    def _check_micro(self) -> None:
+        """Micro-batches that were named."""
+        if not isinstance(self.micro, tuple) or not self.micro or not all(_whole(size) and size > 0 for size in self.micro):
+            raise UsageError(f"micro = {self.micro!r} is no choice of micro-batches", 'give "auto", "none", or whole numbers such as (1, 4)')
+        for size in self.micro:
+            if not any(batch % size == 0 and batch > size for batch in self.batches):
+                sizes = " or ".join(map(str, sorted(set(self.batches))))
+                raise UsageError(f"a micro-batch of {size} is no part of a batch of {sizes}", "give one that divides a batch")
 
     def _check_use(self, given: Iterable[str]) -> None:
         """Whether the method makes anything of what was given."""

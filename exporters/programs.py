@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from edgeadapt.exporters.backbone import Normaliser
-from edgeadapt.exporters.methods.base import Hyper, Method, Tensors, entropy, selected
+from edgeadapt.exporters.methods.base import Hyper, Method, Outcome, Tensors, Terms, entropy, loss, selected
 from edgeadapt.exporters.methods.source import Source
 from edgeadapt.exporters.optimisers import MOMENTUM, OPTIMISERS
 
 STATISTICS, WEIGHTS, FIXED = "statistics.", "weights.", "fixed."
+STEPS = ("adapt", "learn")
 
 
 @dataclass(frozen=True)
@@ -83,40 +84,64 @@ class Program:
 
     def __call__(self, given: Mapping[str, Tensor]) -> Tensors:
         """Run it; gradients are computed where the role needs them."""
-        model, method = self.model, self.model.method
-        tensors = {name.removeprefix(WEIGHTS): value for name, value in given.items() if name.startswith(WEIGHTS)}
-        state = {name.removeprefix("state."): value for name, value in given.items() if name.startswith("state.")}
-        hyper = {name.removeprefix("hyper."): value for name, value in given.items() if name.startswith("hyper.")}
-        steps = self.role in ("adapt", "learn")
-        parameters = {name: state[name].detach().requires_grad_(steps) for name in model.parameters}
-        held = state if model.statistics == "live" else tensors
-        values = {name: held[STATISTICS + name] for name in model.values}
-        normalise = Normaliser(values, "live" if model.statistics == "live" else "source", hyper.get("mix", 1.0), model.exact, model.shifted)
+        steps = self.role in STEPS
         with torch.set_grad_enabled(steps):
-            everything = {**{name: tensors[FIXED + name] for name in model.fixed}, **parameters}
-            run = method.backbone.run(tensors, normalise, method.affine(everything))
-            outcome = method.forward(run, given["x"], tensors, everything)
-            result = {"logits": outcome.logits.detach()}
+            done = self.forward(given, steps)
             if steps:
-                loss = method.labelled(outcome, given["y"], hyper) if self.role == "learn" else method.unlabelled(outcome, hyper)
-                gradients = torch.autograd.grad(loss, list(parameters.values()), allow_unused=True)
+                objective = loss(done.terms)
+                gradients = torch.autograd.grad(objective, list(done.parameters.values()), allow_unused=True)
+        result = {"logits": done.outcome.logits.detach()}
         if steps:
-            result |= {
-                "metric.loss": loss.detach(),
-                "metric.entropy": entropy(outcome.logits.detach()).mean(),
-                "metric.selected": selected(outcome.logits, hyper.get("margin", 0.4)).mean(),
-            }
-            known = {
-                name: torch.zeros_like(value) if gradient is None else gradient
-                for (name, value), gradient in zip(parameters.items(), gradients, strict=True)
-            }
-            optimiser = OPTIMISERS[model.optimiser]
-            moments = {name: state[name] for name in optimiser.init(model.parameters)}
-            updated, following = optimiser.update(known, {name: value.detach() for name, value in parameters.items()}, moments, hyper)
-            result |= {f"new.{name}": value for name, value in {**updated, **following}.items()}
-        if model.statistics == "live":
-            result |= {f"new.{STATISTICS}{name}": value for name, value in normalise.updated.items()}
-        return result
+            result |= {"metric.loss": objective.detach(), **{f"metric.{name}": value for name, value in done.measures().items()}}
+            result |= self.updated(given, dict(zip(done.parameters, gradients, strict=True)))
+        return result | {f"new.{STATISTICS}{name}": value for name, value in done.statistics.items()}
+
+    def forward(self, given: Mapping[str, Tensor], steps: bool) -> Pass:
+        """One forward pass, and with `steps` the terms of the objective: of labelled frames if there are labels."""
+        model, method = self.model, self.model.method
+        tensors, state, hyper = (_named(given, prefix) for prefix in (WEIGHTS, "state.", "hyper."))
+        parameters = {name: state[name].detach().requires_grad_(steps) for name in model.parameters}
+        live = model.statistics == "live"
+        values = {name: (state if live else tensors)[STATISTICS + name] for name in model.values}
+        normalise = Normaliser(values, "live" if live else "source", hyper.get("mix", 1.0), model.exact, model.shifted)
+        everything = {**{name: tensors[FIXED + name] for name in model.fixed}, **parameters}
+        run = method.backbone.run(tensors, normalise, method.affine(everything))
+        outcome = method.forward(run, given["x"], tensors, everything)
+        terms: Terms = ()
+        if steps:
+            terms = method.labelled(outcome, given["y"], hyper) if "y" in given else method.unlabelled(outcome, hyper)
+        return Pass(outcome, terms, parameters, hyper, normalise.updated if live else {})
+
+    def updated(self, given: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> Tensors:
+        """What the optimiser makes of gradients: the next parameters and moments, as the graphs name them. No gradient counts as zeros."""
+        model, state = self.model, _named(given, "state.")
+        parameters = {name: state[name].detach() for name in model.parameters}
+        found = ((name, gradients.get(name)) for name in parameters)
+        known = {name: torch.zeros_like(parameters[name]) if gradient is None else gradient for name, gradient in found}
+        optimiser = OPTIMISERS[model.optimiser]
+        moments = {name: state[name] for name in optimiser.init(model.parameters)}
+        following = optimiser.update(known, parameters, moments, _named(given, "hyper."))
+        return {f"new.{name}": value for table in following for name, value in table.items()}
+
+
+@dataclass
+class Pass:
+    """A forward pass: what the method made of it, the terms of its objective, the parameters and scalars it used, the statistics that follow."""
+
+    outcome: Outcome
+    terms: Terms
+    parameters: Tensors
+    hyper: Tensors
+    statistics: Tensors
+
+    def measures(self) -> Tensors:
+        """Means over all predictions that a step reports besides its loss, without gradient."""
+        logits = self.outcome.logits.detach()
+        return {"entropy": entropy(logits).mean(), "selected": selected(logits, self.hyper.get("margin", 0.4)).mean()}
+
+
+def _named(given: Mapping[str, Tensor], prefix: str) -> Tensors:
+    return {name.removeprefix(prefix): value for name, value in given.items() if name.startswith(prefix)}
 
 
 def build(model: Model, role: str, batch: int, x: Tensor, target: Tensor | None = None) -> Program:
@@ -125,9 +150,9 @@ def build(model: Model, role: str, batch: int, x: Tensor, target: Tensor | None 
     if role == "learn":
         assert target is not None
         example["y"] = target
-    names = [name for name in model.hyper() if name == "mix" or role in ("adapt", "learn")]
+    names = [name for name in model.hyper() if name == "mix" or role in STEPS]
     example |= {f"hyper.{name}": torch.tensor(model.hyper()[name].default) for name in names}
-    steps = role in ("adapt", "learn")
+    steps = role in STEPS
     example |= {f"state.{name}": value for name, (kind, value) in model.state().items() if kind != "moment" or steps}
     frozen = {WEIGHTS + name: value for name, value in model.frozen().items()}
     return Program(model, role, batch, {**example, **frozen}, frozen, names)

@@ -84,14 +84,15 @@ def compare(compiled: Compiled) -> tuple[Difference, list[Run]]:
     """Run both from the initial and from the disturbed state; the larger differences, and onnxruntime's runs."""
     with named_refusals():
         session = open_session(compiled.model, compiled.graph.constants)
-    runs = [(example, _run(compiled, session, example)) for example in _examples(compiled)]
-    first, *more = (_compare_at(compiled, *run) for run in runs)
+    runs = [(example, _run(compiled, session, example)) for example in examples(compiled)]
+    first, *more = (compare_at(compiled, *run) for run in runs)
     for result in more:
         first = first.or_worse(result)
     return first, runs
 
 
-def _examples(compiled: Compiled) -> Iterator[Tensors]:
+def examples(compiled: Compiled) -> Iterator[Tensors]:
+    """The inputs that a graph is checked with: at its initial state, and at the disturbed one."""
     program = compiled.program
     start = _with_margin(program, dict(program.example))
     yield start
@@ -157,7 +158,8 @@ def _with_margin(program: Program, example: Tensors) -> Tensors:
     return {**example, "hyper.margin": (levels[at] + levels[at + 1]) / 2}
 
 
-def _compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> Difference:
+def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> Difference:
+    """How far what onnxruntime made of some inputs is from what the program makes of them."""
     program, kinds = compiled.program, kinds_of(compiled)
     want = {name: value.detach().numpy() for name, value in program({name: value.clone() for name, value in example.items()}).items()}
     logits = float(np.abs(got["logits"] - want["logits"]).max() / max(float(np.abs(want["logits"]).max()), 1e-6))
@@ -234,17 +236,26 @@ def check(compiled: Sequence[Compiled]) -> list[Difference]:
         with torch.no_grad():
             found, runs = compare(item)
         results.append(found)
-        limits = (
-            ("logits", found.logits, LOGITS),
-            ("updates", found.updates, found.limit),
-            ("statistics", found.statistics, STATISTICS),
-            ("metrics", found.metrics, METRICS),
-        )
-        for what, value, limit in limits:
-            if value is not None and not value <= limit:
-                raise ExportError(
-                    f"self-check of {found.graph}: {what} differ from PyTorch by {value:.1e} (relative), more than {limit:.0e}"
-                    + (f", worst in {found.worst}" if what == "updates" else ""),
-                    "the model may be numerically unstable on these samples; if it is not, please report it with the model",
-                )
+        refuse(found)
     return results
+
+
+def refuse(found: Difference) -> None:
+    """Refuse differences that are over tolerance.
+
+    Raises:
+        ExportError: one is.
+    """
+    limits = (
+        ("logits", found.logits, LOGITS),
+        ("updates", found.updates, found.limit),
+        ("statistics", found.statistics, STATISTICS),
+        ("metrics", found.metrics, METRICS),
+    )
+    for what, value, limit in limits:
+        if value is not None and not value <= limit:
+            raise ExportError(
+                f"self-check of {found.graph}: {what} differ from PyTorch by {value:.1e} (relative), more than {limit:.0e}"
+                + (f", worst in {found.worst}" if what == "updates" else ""),
+                "the model may be numerically unstable on these samples; if it is not, please report it with the model",
+            )

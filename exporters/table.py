@@ -19,7 +19,7 @@ def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[st
 
 
 def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int) -> str:
-    """What was cut where, parameters, bytes and the self-check."""
+    """What was cut where, parameters, bytes, the self-check, and what was left out for it."""
     lines = []
     method, model = manifest["method"], manifest["model"]
     trainable = sum(_count(entry["shape"]) for entry in manifest["state"] if entry["kind"] == "parameter")
@@ -41,6 +41,7 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
             (name, str(graph["nodes"]), format_bytes(graph["peak_bytes"]), *(_relative(v) for v in (found.logits, found.updates, found.statistics)))
         )
     lines += ["", *columns(rows, right=(1, 2, 3, 4, 5)), "(self-check: largest relative difference from PyTorch)"]
+    lines += [f"left out: {name}: {' '.join(reason.split())}" for name, reason in _left_out(manifest)]
     warmup = manifest["warmup"]
     if warmup:
         what = "clean accuracy" if warmup["labelled"] else "agreement with the frozen model"
@@ -55,6 +56,10 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
             f"bundle: {format_bytes(size)}; state on the device: {format_bytes(sum(4 * _count(entry['shape']) for entry in manifest['state']))}",
         ]
     return "\n".join(lines)
+
+
+def _left_out(manifest: dict[str, Any]) -> list[tuple[str, str]]:
+    return [(name, found["left_out"]) for name, found in manifest["selfcheck"].items() if "left_out" in found]
 
 
 def _count(shape: Sequence[int]) -> int:

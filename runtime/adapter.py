@@ -5,32 +5,29 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import Bundle, Manifest
-from edgeadapt.errors import InputError, UsageError
-from edgeadapt.preprocess import batch_of, convert
+from edgeadapt.errors import UsageError
 from edgeadapt.progress import Progress
 from edgeadapt.runtime import checkpoint, loading, memory, providers
 from edgeadapt.runtime.choice import wanted
-from edgeadapt.runtime.engine import Outcome
 from edgeadapt.runtime.hyper import Hyper
 from edgeadapt.runtime.prepared import find
-from edgeadapt.runtime.pressure import Change, Level, Marks, Pressure, Signs
+from edgeadapt.runtime.pressure import Change, Marks, Pressure, Signs
 from edgeadapt.runtime.service import Service
+from edgeadapt.runtime.serving import Serving
 from edgeadapt.runtime.state import Floats
-from edgeadapt.units import format_shape, parse_bytes
+from edgeadapt.units import parse_bytes
 
 LOG = logging.getLogger("edgeadapt")
 
-_COUNTERS = ("frames", "steps", "skipped_frames", "rejected_steps", "bad_frames", "paused_steps", "pressure_events")
+_COUNTERS = ("frames", "steps", "skipped_frames", "rejected_steps", "bad_frames", "paused_steps", "pressure_events", "abandoned_steps")
 
 _MOST_THREADS = 1024
 _OPENING = threading.Lock()  # one after the other: each looks at what is held, and promises more
@@ -50,9 +47,8 @@ class Adapter:
         self._service = Service(bundle, loaded, threads, pressure, self._counters)
         self._state = loaded.state
         self._hyper = Hyper(manifest.hyper)
-        self._metrics: dict[str, float] = {}
         self._slots = checkpoint.Slots(bundle.path.with_name(bundle.path.name + ".state"), manifest)
-        self._gate, self._lock, self._saving = threading.Lock(), threading.Lock(), threading.Lock()
+        self._serving, self._saving = Serving(manifest, self._service, self._counters), threading.Lock()
 
     @classmethod
     def open(
@@ -144,7 +140,7 @@ class Adapter:
             InputError: the frames have another dtype or shape than the model takes, or there are none.
         """
         changes = {} if update_statistics else {"mix": 0.0}
-        return self._serve(x, "predict", {**self._hyper.chosen, **changes}, update_statistics)
+        return self._serving(x, "predict", {**self._hyper.chosen, **changes}, update_statistics)
 
     def adapt(self, x: NDArray[Any], **hyper: float) -> Floats:
         """Adapts to unlabelled frames and gives the logits of each step's own forward pass, before its update.
@@ -163,9 +159,9 @@ class Adapter:
             UsageError: an unknown scalar, one out of range, or the bundle was opened without this role.
         """
         if not self.manifest.planned("adapt"):
-            return self._serve(x, "predict", self._hyper.with_(hyper), True)
+            return self._serving(x, "predict", self._hyper.with_(hyper), True)
         self._service.require("adapt")
-        return self._serve(x, "adapt", self._hyper.with_(hyper), True)
+        return self._serving(x, "adapt", self._hyper.with_(hyper), True)
 
     def learn(self, x: NDArray[Any], y: NDArray[Any], **hyper: float) -> Floats:
         """Adapts to labelled frames, split as in `adapt`; gives the logits before each update.
@@ -188,7 +184,7 @@ class Adapter:
                 f"this bundle ({self.manifest.method.name}) cannot learn from labels", "export with a method and a batch that have a learn graph"
             )
         self._service.require("learn")
-        return self._serve(x, "learn", self._hyper.with_(hyper), True, y)
+        return self._serving(x, "learn", self._hyper.with_(hyper), True, y)
 
     def source(self, x: NDArray[Any]) -> Floats:
         """Logits of the frozen model with its source statistics, whatever was adapted since; nothing changes.
@@ -199,7 +195,7 @@ class Adapter:
             BudgetError: its source graphs were left out at opening, for want of room.
         """
         self._service.require("source")
-        return self._serve(x, "source", {"mix": 0.0}, False)
+        return self._serving(x, "source", {"mix": 0.0}, False)
 
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Saves state, counters and scalars; they are on disk when this returns.
@@ -215,7 +211,7 @@ class Adapter:
             StateError: it cannot be written.
         """
         with self._saving:
-            with self._turn():
+            with self._serving.turn():
                 snapshot = checkpoint.Snapshot(self._state.current(), dict(self._counters), self._hyper.chosen)
             if path is None:
                 return self._slots.save(snapshot)
@@ -237,7 +233,7 @@ class Adapter:
             snapshot = checkpoint.Slots(Path(path), self.manifest).newest()
         else:
             snapshot = checkpoint.read(Path(path), self.manifest)
-        with self._turn():
+        with self._serving.turn():
             self._state.replace(snapshot.tensors)
             self._hyper.restore(snapshot.hyper)
             self._counters.update({name: snapshot.counters.get(name, 0) for name in _COUNTERS})
@@ -245,12 +241,12 @@ class Adapter:
     def reset(self) -> None:
         """Goes back to the bundle's initial state. Counters and scalars stay, and so do saved states."""
         initial = self._bundle.initial_state()
-        with self._turn():
+        with self._serving.turn():
             self._state.replace(initial)
 
     def close(self) -> None:
         """Lets go of the sessions and of the process's budget. Predicting afterwards is an error; a second close is not."""
-        with self._turn():
+        with self._serving.turn():
             self._service.close()
             if self._claim is not None:
                 loading.give_back()
@@ -263,7 +259,7 @@ class Adapter:
             name: for the log; a cache of the same name is replaced.
             release: called with the adapter's lock held, possibly several times; must not call the adapter.
         """
-        with self._turn():
+        with self._serving.turn():
             self._service.caches[name] = release
 
     def __enter__(self) -> Adapter:
@@ -285,12 +281,12 @@ class Adapter:
     @property
     def state(self) -> dict[str, Floats]:
         """Copies of the state tensors. Assigning such a dictionary puts it in place, all of it or, with a StateError, nothing."""
-        with self._turn():
+        with self._serving.turn():
             return self._state.current()
 
     @state.setter
     def state(self, values: Mapping[str, Floats]) -> None:
-        with self._turn():
+        with self._serving.turn():
             self._state.replace(values)
 
     @property
@@ -309,13 +305,14 @@ class Adapter:
         frames: given to predict, adapt and learn. steps: updates of parameters that were kept. skipped_frames: the remainders of adapt and learn.
         rejected_steps: runs whose state or loss was not finite and was dropped. bad_frames: frames with NaN or infinite values.
         paused_steps: of adapt and learn, not taken because memory was short. pressure_events: how often it was, each step down counted.
+        abandoned_steps: steps in pieces that were given up half-way, because another thread put a state in place.
         """
         return dict(self._counters)
 
     @property
     def metrics(self) -> dict[str, float]:
         """The scalars of the last adapt or learn step, such as its loss; empty before the first."""
-        return dict(self._metrics)
+        return dict(self._serving.metrics)
 
     @property
     def batches(self) -> dict[str, tuple[int, ...]]:
@@ -350,84 +347,3 @@ class Adapter:
     def changes(self) -> tuple[Change, ...]:
         """The latest hundred changes of the memory's level."""
         return self._service.changes()
-
-    @contextmanager
-    def _turn(self) -> Iterator[None]:
-        """The lock of one run. Whoever waits holds the gate, so a thread that runs many batches cannot take the next turn over its head."""
-        with self._gate:
-            self._lock.acquire()
-        try:
-            yield
-        finally:
-            self._lock.release()
-
-    def _serve(self, x: NDArray[Any], role: str, hyper: Mapping[str, float], commit: bool, y: NDArray[Any] | None = None) -> Floats:
-        """Runs frames through a role's graphs, batch by batch, in their order."""
-        frames, single = batch_of(x, self.manifest.input)
-        labels = None if y is None else self._labels(y, len(frames), single)
-        good = _good(frames)
-        logits: Floats | None = None
-        if good is not None:
-            with self._turn():
-                logits = np.full((len(frames), *self._service.live().output_shape()), np.nan, np.float32)
-        if role != "source":
-            self._counters["frames"] += len(frames)
-            self._counters["bad_frames"] += 0 if good is None else len(frames) - len(good)
-        count = len(frames) if good is None else len(good)
-        position = paused = 0  # paused: up to where the frames of a step that is not taken are predicted
-        while position < count:
-            with self._turn():
-                self._service.look()
-                if role in ("adapt", "learn") and paused <= position and self._service.level >= Level.PAUSED:
-                    paused = position + self._service.pass_over(role, count - position)
-                name, kind, batch = (
-                    self._service.pick("predict", paused - position) if paused > position else self._service.pick(role, count - position)
-                )
-                rows: Any = slice(position, position + batch) if good is None else good[position : position + batch]
-                convert(frames[rows], self.manifest.input, self._service.live().frames(batch))
-                if kind == "learn" and labels is not None:
-                    self._service.live().labels(name)[...] = labels[rows]
-                outcome = self._service.run(name, hyper, commit)
-                if outcome is None:
-                    continue
-                if logits is None:
-                    logits = np.empty((len(frames), *outcome.logits.shape[1:]), np.float32)
-                logits[rows] = outcome.logits
-                self._count(kind, outcome, 0 if kind == role or position < paused else batch)
-                position += batch
-        if logits is None:
-            raise InputError("there are no frames in the batch", "give at least one")
-        return logits[0] if single else logits
-
-    def _count(self, kind: str, outcome: Outcome, skipped: int) -> None:
-        self._counters["rejected_steps"] += not outcome.finite
-        self._counters["skipped_frames"] += skipped
-        if kind in ("adapt", "learn"):
-            self._counters["steps"] += outcome.finite
-            self._metrics = outcome.metrics
-
-    def _labels(self, y: NDArray[Any], count: int, single: bool) -> NDArray[Any]:
-        """Labels [N,...], checked."""
-        labels = np.asarray(y)
-        labels = labels[None] if single else labels
-        with self._turn():
-            shape = (count, *self._service.live().label_shape())
-        if labels.dtype.kind not in "iu" or labels.shape != shape:
-            raise InputError(
-                f"labels are whole numbers of shape {format_shape(shape)}, not {labels.dtype} of shape {format_shape(labels.shape)}",
-                "give one class a frame" if len(shape) == 1 else "give one class a pixel of the logits",
-            )
-        classes = self.manifest.task.classes
-        if int(labels.min()) < 0 or int(labels.max()) >= classes:
-            raise InputError(
-                f"labels are from 0 to {classes - 1}, but these go from {labels.min()} to {labels.max()}", "leave out frames without a class"
-            )
-        return labels
-
-
-def _good(frames: NDArray[Any]) -> NDArray[np.intp] | None:
-    """The indices of frames that are finite all over; None where all are."""
-    if frames.dtype == np.uint8:
-        return None
-    finite = [bool(np.isfinite(frame).all()) for frame in frames]
-    return None if all(finite) else np.flatnonzero(finite)

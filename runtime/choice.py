@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import ceil
 from typing import Any, NamedTuple
 
-from edgeadapt.bundle import Manifest
+from edgeadapt.bundle import Form, Manifest
 from edgeadapt.errors import BudgetError, UsageError
+from edgeadapt.memory import footprint
 from edgeadapt.memory.ledger import Ledger, Line
 from edgeadapt.runtime.memory import FIRST_GRAPH, Needs, Planned, planned
 from edgeadapt.units import format_bytes
+
+SLOW = 1.15
+"""How much longer than the quickest, roughly counted, a form of a step may take to make room for smaller batches and other roles."""
 
 ROLES = ("predict", "adapt", "source", "learn")
 """In the order in which they get what room there is."""
@@ -37,13 +41,15 @@ class Choice:
         plan: the graphs, and what they add.
         least: the graphs that are kept under pressure, and what they add.
         missing: what was wanted and did not fit.
-        passed_over: graphs that a GPU lacks operators of, with these, where another variant of the same step takes their place.
+        forms: how each role is run at each of its batches, by the graphs of `plan`.
+        passed_over: graphs that a GPU lacks operators of, with these, where another form of the same step takes their place.
         rank: how good it is; of two choices of the same items the greater is the better.
     """
 
     plan: Planned
     least: Planned
     missing: tuple[str, ...]
+    forms: tuple[Form, ...]
     passed_over: tuple[str, ...] = ()
     rank: tuple[Any, ...] = ()
 
@@ -82,15 +88,22 @@ def wanted(manifest: Manifest, roles: Collection[str] | str | None, batches: Col
 
 def everything(needs: Needs, items: Iterable[Item]) -> Choice:
     """All of it, as quick as can be, in memory that grows as needed."""
-    plan = planned(needs, [needs.variants(item.role, item.batch)[0] for item in items], bounded=False)
-    return Choice(plan, plan, (), needs.passed_over())
+    forms = tuple(_quickest(needs, item) for item in items)
+    plan = planned(needs, list(dict.fromkeys(name for form in forms for name in form.graphs)), bounded=False)
+    return Choice(plan, plan, (), forms, needs.passed_over())
+
+
+def alone(manifest: Manifest, names: Iterable[str]) -> tuple[Form, ...]:
+    """The forms of graphs that are each run alone."""
+    graphs = [manifest.graphs[name] for name in names]
+    return tuple(Form(graph.role, graph.batch, (graph.name,)) for graph in graphs if graph.role in ROLES)
 
 
 def choose(needs: Needs, items: list[Item], budget: int, held: int, strict: bool = False, beyond: int = 0) -> Choice:
     """The best that fits.
 
-    Every item that still fits is taken, in their order. A step that has leaner variants is taken in the quickest that leaves room for all that is
-    needed; copies of weights that only save time are given up before that.
+    Every item that still fits is taken, in their order. A step that has other forms, leaner or in pieces, is taken in the quickest that leaves room
+    for all that is needed; copies of weights that only save time are given up before that.
 
     Args:
         needs: the bundle's.
@@ -105,15 +118,17 @@ def choose(needs: Needs, items: list[Item], budget: int, held: int, strict: bool
             the hint what would fit.
     """
     base = _base(items)
-    best: tuple[tuple[Any, ...], Planned, list[Item]] | None = None
-    for lean, prepacking, order in product(range(3), (True, False), (items, list(dict.fromkeys([*base, *items])))):
-        plan, taken = _greedy(needs, order, budget - held - beyond, lean, prepacking)
+    best: tuple[tuple[Any, ...], Planned, dict[Item, Form]] | None = None
+    ways = list(product((True, False), (items, list(dict.fromkeys([*base, *items])))))
+    for forms, (prepacking, order) in ((forms, way) for forms in _levels(needs, items) for way in ways):
+        plan, taken = _greedy(needs, {item: forms[item] for item in order}, budget - held - beyond, prepacking)
         if plan is None:
             continue
         covered = len({item.role for item in taken if item.needed})
         needed, rest = ([item in taken for item in items if item.needed is kind] for kind in (True, False))
         steps = [item in taken for item in _largest(items)]
-        rank = (covered, steps, lean < 2, needed, rest)  # the leanest steps are slow: worth it for a larger batch, not for more to choose from
+        quick = all(_seconds(needs, form) <= SLOW * _seconds(needs, _quickest(needs, item)) for item, form in taken.items())
+        rank = (covered, steps, quick, needed, rest)  # a slow step is worth it for a larger batch, not for more to choose from
         if best is None or rank > best[0]:
             best = rank, plan, taken
         if len(taken) == len(items):
@@ -123,7 +138,7 @@ def choose(needs: Needs, items: list[Item], budget: int, held: int, strict: bool
     rank, plan, taken = best
     least = [name for name in (FIRST_GRAPH, "source.b1") if name in plan.graphs]
     missing = tuple(str(item) for item in items if item not in taken)
-    return Choice(plan, planned(needs, least, plan.region.prepacking), missing, needs.passed_over(), rank)
+    return Choice(plan, planned(needs, least, plan.region.prepacking), missing, tuple(taken.values()), needs.passed_over(), rank)
 
 
 def _largest(items: list[Item]) -> list[Item]:
@@ -138,23 +153,58 @@ def _base(items: list[Item]) -> list[Item]:
     return [least[role] for role in ROLES if role in least]
 
 
-def _greedy(needs: Needs, items: list[Item], room: int, lean: int, prepacking: bool) -> tuple[Planned | None, list[Item]]:
-    names: list[str] = []
-    taken: list[Item] = []
+def _greedy(needs: Needs, forms: Mapping[Item, Form], room: int, prepacking: bool) -> tuple[Planned | None, dict[Item, Form]]:
+    taken: dict[Item, Form] = {}
     plan = None
-    for item in items:
-        fitting = planned(needs, [*names, _variant(needs, item, lean)], prepacking)
+    for item, form in forms.items():
+        fitting = _planned(needs, [*taken.values(), form], prepacking)
         if fitting.total <= room:
-            plan, names = fitting, list(fitting.graphs)
-            taken.append(item)
+            plan, taken[item] = fitting, form
         elif not taken:
             break  # without predicting one by one there is nothing
     return plan, taken
 
 
-def _variant(needs: Needs, item: Item, lean: int = 2) -> str:
-    names = needs.variants(item.role, item.batch)
-    return names[min(lean, len(names) - 1)]
+def _planned(needs: Needs, forms: Sequence[Form], prepacking: bool) -> Planned:
+    names = dict.fromkeys(name for form in forms for name in form.graphs)  # steps at several batches may share their pieces
+    return planned(needs, list(names), prepacking, frames=max(form.batch for form in forms))
+
+
+def _levels(needs: Needs, items: Sequence[Item]) -> Iterator[dict[Item, Form]]:
+    """The form of every item, the quickest first, then those with less memory. Graphs that are not come to are not read."""
+    yield {item: _quickest(needs, item) for item in items}
+    ways = {item: _ways(needs, item) for item in items}
+    for level in range(1, max(map(len, ways.values()))):
+        yield {item: found[min(level, len(found) - 1)] for item, found in ways.items()}
+
+
+def _quickest(needs: Needs, item: Item) -> Form:
+    return needs.forms(item.role, item.batch)[0]
+
+
+def _ways(needs: Needs, item: Item) -> list[Form]:
+    """The forms of an item, the quickest first, then by time, each with less memory than those before it."""
+    first, *others = needs.forms(item.role, item.batch)
+    kept = [first]
+    for form in sorted(others, key=lambda form: _seconds(needs, form)):
+        if _bytes(needs, form) < _bytes(needs, kept[-1]):
+            kept.append(form)
+    return kept
+
+
+def _seconds(needs: Needs, form: Form) -> float:
+    """Roughly what one step takes."""
+    first, *rest = (needs[name].seconds for name in form.graphs)
+    return first * (form.batch // form.micro if form.micro else 1) + sum(rest)
+
+
+def _bytes(needs: Needs, form: Form) -> int:
+    """What of a form depends on which it is."""
+    return max(needs[name].region for name in form.graphs) + footprint.sums_used(needs.bundle.manifest, form.graphs)
+
+
+def _least(needs: Needs, item: Item) -> Form:
+    return _ways(needs, item)[-1]
 
 
 def _refusal(needs: Needs, items: list[Item], budget: int, held: int, strict: bool, beyond: int) -> BudgetError:
@@ -163,8 +213,8 @@ def _refusal(needs: Needs, items: list[Item], budget: int, held: int, strict: bo
     known += [Line("beyond the plan", beyond, "measured", "taken when loading was tried")] if beyond else []
     held += beyond
     asked = items if strict else _base(items)
-    plan = planned(needs, [_variant(needs, item) for item in asked], False)
-    alone = planned(needs, [FIRST_GRAPH], False)
+    first = Form("predict", 1, (FIRST_GRAPH,))
+    plan, alone = (_planned(needs, forms, False) for forms in ([_least(needs, item) for item in asked], [first]))
     if not strict and len(asked) > 1 and held + alone.total > budget:
         asked, plan = asked[:1], alone
     total = held + plan.total
@@ -172,9 +222,9 @@ def _refusal(needs: Needs, items: list[Item], budget: int, held: int, strict: bo
     what = "all that is asked for" if strict else "to " + " and ".join(map(str, asked))
     table = Ledger((*known, *plan.ledger.lines)).table() + ends
     message = f"the bundle does not fit the budget of {format_bytes(budget)}: {what} needs {format_bytes(total)}\n{table}"
-    options = [("predict only, at batch 1,", [FIRST_GRAPH])]
-    options += [(str(item), [FIRST_GRAPH, _variant(needs, item)]) for item in items if item.role in ("adapt", "learn")]
-    sizes = [f"{text} needs {_rounded(held + planned(needs, names, False).total)}" for text, names in options]
+    options = [("predict only, at batch 1,", [first])]
+    options += [(str(item), [first, _least(needs, item)]) for item in items if item.role in ("adapt", "learn")]
+    sizes = [f"{text} needs {_rounded(held + _planned(needs, forms, False).total)}" for text, forms in options]
     sizes += [f"all of it needs {_rounded(total)}"] if strict else []
     otherwise = "export with a smaller batch" if held + alone.total > budget else 'only predict, with roles="predict" or --no-adapt'
     return BudgetError(message, f"give a budget that is enough: {'; '.join(sizes)}; or {otherwise}")

@@ -16,7 +16,7 @@ from edgeadapt.bundle import Bundle, GraphSpec
 from edgeadapt.runtime import providers
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.prepared import Prepared
-from edgeadapt.runtime.state import FlatState, Floats
+from edgeadapt.runtime.state import FlatState, Floats, Sums
 
 
 def rehearse(path: str | os.PathLike[str]) -> None:
@@ -88,12 +88,18 @@ class Engine:
         self._frames = np.zeros((self._batch, *bundle.manifest.input.shape), np.float32)
         self._logits = np.zeros((0, 0), np.float32)
         self._labels = np.zeros(0, np.int64)
+        self._sums = Sums(bundle.manifest, graphs if names is None else names)
         self._values: dict[tuple[str, int], Any] = {}
         self._initial: dict[str, Any] = {}
 
     def frames(self, batch: int) -> Floats:
         """The memory [batch,*input.shape] that the next run of a graph of that batch takes its frames from."""
         return self._frames[:batch]
+
+    @property
+    def sums(self) -> Floats:
+        """The memory of what a step in pieces adds up; empty if no graph is run that does."""
+        return self._sums.buffer
 
     def prepare(self, name: str) -> None:
         """Loads a graph before it is first run.
@@ -128,11 +134,16 @@ class Engine:
         """The shape of one frame's logits."""
         return self._graph("predict.b1").logits.shape[1:]
 
+    def begin(self) -> None:
+        """Begins a step in pieces: what another left of the sums, finite or not, is gone."""
+        self._sums.buffer[...] = 0.0
+
     def run(self, name: str, hyper: Mapping[str, float], commit: bool = True) -> Outcome:
         """Runs a graph on what `frames` (and `labels`) hold.
 
         Args:
-            name: the graph. One of role source reads the initial state and never writes.
+            name: the graph. One of role source reads the initial state and never writes; one that takes some of a step's frames writes sums alone,
+                and the one that ends such a step takes no frames and gives no logits.
             hyper: values for the scalars it takes; those not given have the graph's own default, else the manifest's.
             commit: make the new state the current one if it is finite, and the loss too.
 
@@ -169,19 +180,22 @@ class Engine:
 
     def _assemble(self, session: Any, name: str) -> _Graph:
         spec, state = self._bundle.manifest.graphs[name], self._state
+        defaults = {key: spec.defaults.get(key, self._bundle.manifest.hyper[key].default) for key in spec.hyper}
+        held = {key: onnxruntime.OrtValue.ortvalue_from_numpy(self._sums.view(key)) for key in spec.sums}
+        if not spec.batch:
+            return _Graph(session, spec, defaults, {}, self._logits[:0], state.touched[name], self._state_value, held)
         shape = sessions.output_shape(session)[1:]
         if not self._logits.size:
             self._logits = np.zeros((self._batch, *shape), np.float32)
         if self._logits.shape[1:] != shape:
             raise sessions.wrong(f"{self._bundle.path}: graph {name}: output logits", f"{list(self._logits.shape[1:])} a frame", str(list(shape)))
         fixed: dict[str, NDArray[Any]] = {"x": self.frames(spec.batch)}
-        if spec.role == "learn":
+        if spec.role.startswith("learn"):
             if not self._labels.size:
                 self._labels = np.zeros((self._batch, *sessions.label_shape(session)[1:]), np.int64)
             fixed["y"] = self._labels[: spec.batch]
-        defaults = {key: spec.defaults.get(key, self._bundle.manifest.hyper[key].default) for key in spec.hyper}
         touched, value = ((), self._source_value) if spec.role == "source" else (state.touched[name], self._state_value)
-        return _Graph(session, spec, defaults, fixed, self._logits[: spec.batch], touched, value, self._fresh)
+        return _Graph(session, spec, defaults, fixed, self._logits[: spec.batch], touched, value, held, self._fresh)
 
     def _state_value(self, name: str, following: bool) -> Any:
         """A tensor's current or following set as onnxruntime sees it, without a copy."""
@@ -217,6 +231,7 @@ class _Graph:
         logits: Floats,
         touched: tuple[int, ...],
         value: Callable[[str, bool], Any],
+        sums: Mapping[str, Any],
         fresh: bool = False,
     ) -> None:
         self._fresh = fresh
@@ -226,8 +241,11 @@ class _Graph:
         self._touched, self._value = touched, value
         scalars = {f"hyper.{name}": self.hyper[index : index + 1].reshape(()) for index, name in enumerate(spec.hyper)}
         results = {f"metric.{name}": self.metrics[index : index + 1].reshape(()) for index, name in enumerate(spec.metrics)}
+        results |= {"logits": logits} if spec.batch else {}
         self._inputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in {**fixed, **scalars}.items()}
-        self._outputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in {"logits": logits, **results}.items()}
+        self._outputs = {name: onnxruntime.OrtValue.ortvalue_from_numpy(array) for name, array in results.items()}
+        self._inputs |= {f"sum.{name}": sums[name] for name in spec.sums}
+        self._outputs |= {f"added.{name}": sums[name] for name in spec.sums if spec.batch}  # in place: nothing else reads them
         self._bindings: dict[tuple[int, ...], Any] = {}
 
     def binding(self, parity: list[int]) -> Any:

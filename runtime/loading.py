@@ -134,7 +134,7 @@ def _exported(bundle: Bundle, items: list[Item], budget: int, held: int, threads
         return _chosen([needs], items, budget, held, False, 0)[1]
     except BudgetError:
         plan = laid_out(needs, planned(needs, least, False))
-        return Choice(plan, plan, ())
+        return Choice(plan, plan, (), choices.alone(bundle.manifest, plan.graphs))
 
 
 def _chosen(ways: Sequence[Needs], items: list[Item], budget: int, held: int, strict: bool, more: int) -> tuple[Needs, Choice, int]:
@@ -211,7 +211,7 @@ def _to_come(plan: Planned, mapped: int) -> int:
     """Bytes that the first runs will add to graphs that are loaded, if `mapped` bytes of files came in with them."""
     lines = plan.lines()
     untouched = plan.region.size - lines["region"] < 256 <= plan.region.size  # nothing was prepacked into it: its table is still to be made
-    first = lines["region"] + lines["state"] + lines["frames and logits"] + (lines["region's table"] if untouched else 0)
+    first = lines["region"] + lines["state"] + lines.get("sums", 0) + lines["frames and logits"] + (lines["region's table"] if untouched else 0)
     return first + lines.get("slack", 0) + max(0, lines["weights"] + lines["code"] + lines.get("CUDA libraries", 0) - mapped)
 
 

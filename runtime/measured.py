@@ -1,7 +1,7 @@
 """A process that runs one configuration of a bundle and says what memory it took; `edgeadapt.memory.measured` starts it.
 
-Arguments: a bundle and a setting as JSON ({"graphs", "prepacking", "threads", "runs", "prepared"}). It prints JSON. What is imported here, an
-adapter's process has too.
+Arguments: a bundle and a setting as JSON ({"graphs", "prepacking", "role", "batch", "micro", "threads", "runs", "prepared"}). It prints JSON. What is
+imported here, an adapter's process has too.
 """
 
 from __future__ import annotations
@@ -82,34 +82,38 @@ def peak() -> int:
 
 def served(path: str, setting: dict[str, Any]) -> dict[str, int]:
     """What running a configuration takes."""
-    from edgeadapt.bundle import Bundle
+    from edgeadapt.bundle import Bundle, Form
     from edgeadapt.memory.graph import OWN
     from edgeadapt.runtime import loading, prepared
     from edgeadapt.runtime.adapter import Adapter
-    from edgeadapt.runtime.choice import Choice
+    from edgeadapt.runtime.choice import Choice, alone
     from edgeadapt.runtime.memory import Needs, laid_out, planned
     from edgeadapt.runtime.state import FlatState
 
     bundle = Bundle.open(path)
     graphs = bundle.manifest.graphs
     names, threads = setting["graphs"], setting["threads"]
+    forms = alone(bundle.manifest, names)
+    if setting["micro"]:
+        forms += (Form(setting["role"], setting["batch"], tuple(names[-2:]), setting["micro"]),)
     ready = prepared.find(bundle, threads) if setting["prepared"] else None
     needs = Needs(bundle, threads, ready)
-    plan = laid_out(needs, planned(needs, names, setting["prepacking"]))
+    plan = laid_out(needs, planned(needs, names, setting["prepacking"], frames=max(form.batch for form in forms)))
     with regions_made() as regions:
         state = FlatState(bundle.manifest.state, {name: graphs[name] for name in names}, bundle.initial_state())
         engine = loading.load(bundle, state, threads, plan, ready)
-        adapter = Adapter(bundle, loading.Loaded(Choice(plan, plan, ()), state, engine), None, threads)
-        for name in names:
-            labels = np.zeros((graphs[name].batch, *engine.label_shape()), np.int64)
-            _run(adapter, graphs[name].role, labels, setting["runs"])
+        adapter = Adapter(bundle, loading.Loaded(Choice(plan, plan, (), forms), state, engine), None, threads)
+        for form in forms:
+            labels = np.zeros((form.batch, *engine.label_shape()), np.int64)
+            _run(adapter, form.role, labels, setting["runs"])
     found = {"peak": peak()}  # before anything is counted here
     files = {str(bundle.path), *([] if ready is None else [str(ready.folder / OWN)])}
     weights = sum(item.resident for item in mappings() if item.path in files)
     region = max(regions, key=lambda item: item[1] - item[0], default=(0, 0))
-    buffer = state.buffer.ctypes.data
+    buffers = [(buffer.ctypes.data, buffer.nbytes) for buffer in (state.buffer, engine.sums)]
+    held, sums = (present(begin, begin + size) if size else 0 for begin, size in buffers)
     inside = int(plan.region.size - plan.lines()["region"]) // 256 * 256
-    return {**found, "weights": weights, "region": present(*region), "inside": inside, "state": present(buffer, buffer + state.nbytes)}
+    return {**found, "weights": weights, "region": present(*region), "inside": inside, "state": held, "sums": sums}
 
 
 def _run(adapter: Any, role: str, labels: Any, runs: int) -> None:

@@ -12,9 +12,10 @@ from functools import partial
 
 import onnxruntime
 
-from edgeadapt.bundle import Bundle
+from edgeadapt.bundle import Bundle, Form
+from edgeadapt.bundle.roles import ROLES
 from edgeadapt.errors import BudgetError
-from edgeadapt.memory import Graph, Machine, Plan, cuda, footprint, read, smallest, suited
+from edgeadapt.memory import Graph, Machine, Plan, costs, cuda, footprint, read, smallest, suited
 from edgeadapt.memory.ledger import Ledger, Line, gpu_lines, slack_line
 from edgeadapt.memory.rules import SEGMENT
 from edgeadapt.runtime.prepared import Prepared
@@ -29,6 +30,7 @@ _SMALL = 8192  # bytes of a session's small constants and of rounding in what it
 _NODE = 6144  # a session's structures, a node, where the graph is not read
 _CODE = 2_000_000  # less than the ledger's: a session and an error of onnxruntime were there already
 _ALLOWANCE = 2**20  # found resident at most, on three bundles, beyond the other lines: 0.6 MiB
+_GFLOPS, _GBPS = 30.0, 8.0  # with these, forms of a step compare as they were measured to: a quarter in pieces 1.01 to 1.1, single frames 1.2 to 1.4
 _PACKS_INSIDE = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 28)
 """Packed matrices lie in the region, as seen with 1.23; beside it with 1.31. In between there is room in both places."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -60,7 +62,7 @@ def peak() -> int:
 
 @dataclass(frozen=True)
 class Need:
-    """What one graph takes, in bytes.
+    """What one graph takes, in bytes, and roughly how long.
 
     Attributes:
         region: the smallest one region that a run goes through.
@@ -71,6 +73,7 @@ class Need:
         places: windows of the bundle's file and of the prepared graphs' that its weights lie in, as `footprint.windows` has them; None: unknown.
         device: the limit of what it takes of a GPU's memory; 0 on the CPU.
         lacking: its operators that run on the CPU because the GPU lacks them.
+        seconds: of a run, roughly; only the ratio of two says anything. 0 where the graph is not read.
     """
 
     region: int
@@ -82,6 +85,7 @@ class Need:
     places: tuple[int, int] | None = None
     device: int = 0
     lacking: tuple[str, ...] = ()
+    seconds: float = 0.0
 
 
 def margined(region: int) -> int:
@@ -144,12 +148,16 @@ class Needs:
         if ready is not None:  # it was seen to run in its region, and was kept because that is within what was planned for the exported graph
             region = ready.region_bytes
             room = max(region, min(margined(region), margined(told) if told else margined(region)))
-            return Need(region, room, ready.packed_bytes, ready.reserved_bytes, structures, True, places)
+            return Need(region, room, ready.packed_bytes, ready.reserved_bytes, structures, True, places, seconds=self._seconds(graph))
         inside, beside = footprint.prepacked(graph)
         if _PACKS_INSIDE:
             inside += beside
         region = self._region(name, graph)
-        return Need(region, margined(region), inside, beside, structures, graph.countable, places)
+        return Need(region, margined(region), inside, beside, structures, graph.countable, places, seconds=self._seconds(graph))
+
+    @staticmethod
+    def _seconds(graph: Graph) -> float:
+        return 0.0 if graph.unknown() else costs.seconds(graph, _GFLOPS, _GBPS)
 
     def _region(self, name: str, graph: Graph) -> int:
         spec = self.bundle.manifest.graphs[name]
@@ -168,20 +176,24 @@ class Needs:
         region, lacking = self._region(name, graph), cuda.lacking(graph, self.bundle.manifest.opset)
         host = region if lacking else footprint.LEAST_MARGIN
         places, structures = footprint.places(graph, False, _PAGE), footprint.session_bytes(graph)
-        return Need(host, margined(host), 0, 0, structures, False, places, cuda.limit(graph, region), lacking)
+        return Need(host, margined(host), 0, 0, structures, False, places, cuda.limit(graph, region), lacking, self._seconds(graph))
 
-    def variants(self, role: str, batch: int) -> tuple[str, ...]:
-        """As `Manifest.variants`, but on a GPU only those of which it has every operator, if there are any."""
-        names = self.bundle.manifest.variants(role, batch)
-        return names if self.device is None else cuda.fitting(names, {name: self[name].lacking for name in names})[0]
+    def forms(self, role: str, batch: int) -> tuple[Form, ...]:
+        """As `Manifest.forms`, but on a GPU only those of which it has every operator, if there are any."""
+        forms = self.bundle.manifest.forms(role, batch)
+        return forms if self.device is None else cuda.fitting(forms, self._lacking(forms))[0]
+
+    def _lacking(self, forms: Iterable[Form]) -> dict[str, tuple[str, ...]]:
+        return {name: self[name].lacking for form in forms for name in form.graphs}
 
     def passed_over(self) -> tuple[str, ...]:
-        """The graphs that are not used because the GPU lacks operators of theirs, and another variant's not; with the operators."""
+        """The graphs that are not used because the GPU lacks operators of theirs, and another form's not; with the operators."""
         if self.device is None:
             return ()
-        graphs = self.bundle.manifest.graphs
-        used = {name for spec in graphs.values() for name in self.variants(spec.role, spec.batch)}
-        return tuple(f"{name} ({', '.join(self[name].lacking)})" for name in graphs if name not in used)
+        manifest = self.bundle.manifest
+        steps = [manifest.forms(role, batch) for role in ROLES for batch in manifest.planned(role)]
+        names = dict.fromkeys(name for forms in steps for name in cuda.fitting(forms, self._lacking(forms))[1])
+        return tuple(f"{name} ({', '.join(self[name].lacking)})" for name in names)
 
     def weights(self, names: Iterable[str]) -> int:
         """Bytes of the files of weights that are mapped once these graphs have run."""
@@ -231,12 +243,14 @@ class Planned:
         region: what they take their tensors from.
         ledger: what they add to a process in which onnxruntime has made its first session.
         limits: on a GPU, of what each graph's session may take of its memory, 0 for no limit; None on the CPU.
+        frames: the most that the caller gives at a time.
     """
 
     graphs: tuple[str, ...]
     region: Region
     ledger: Ledger
     limits: Mapping[str, int] | None = None
+    frames: int = 0
 
     @property
     def total(self) -> int:
@@ -248,7 +262,7 @@ class Planned:
         return {line.name: line.bytes for line in self.ledger.lines}
 
 
-def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded: bool = True, more: int = 0) -> Planned:
+def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded: bool = True, more: int = 0, frames: int = 0) -> Planned:
     """What serving with these graphs adds to a process in which onnxruntime has made its first session.
 
     Args:
@@ -257,6 +271,7 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         prepacking: let onnxruntime keep copies of weights in the layout that its operators like.
         bounded: in one region that never grows, if all of them can be counted.
         more: bytes to make that region larger.
+        frames: that the caller gives at a time, where these are more than a graph takes at once, as for a step in pieces.
     """
     bundle, found = needs.bundle, [needs[name] for name in names]
     manifest = bundle.manifest
@@ -269,7 +284,7 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
     code = _CODE + (footprint.FUSED_CODE if needs.any_prepared(names) else 0)
     known = "counted" if all(need.exact for need in found) else "estimated"
     limits = None if needs.device is None else {name: need.device if bounded else 0 for name, need in zip(names, found)}
-    bound = sum(len(manifest.graphs[name].reads) + len(manifest.graphs[name].writes) for name in names)
+    bound = sum(footprint.bound(manifest.graphs[name]) for name in names)
     lines = [
         Line("region", top + margin, known, f"tensors and workspace, with a margin of {format_bytes(margin)}"),
         Line("region's table", (top + margin + inside) // 256 * footprint.TABLE_ENTRY, "counted", "onnxruntime's own list of its pieces"),
@@ -279,12 +294,14 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         Line("code", code, "measured", "pages of the libraries that only real graphs reach"),
         Line("adapter", footprint.TENSOR * len(manifest.state) + footprint.BOUND * bound, "measured", "views and bindings"),
         Line("state", footprint.state_bytes(manifest.state, manifest.graphs, names), "counted", "the set in use, and the one written next"),
-        Line("frames and logits", _buffers(bundle, names), "counted", "of the largest batch, the caller's and ours"),
+        Line("frames and logits", _buffers(bundle, names, frames), "counted", "of the largest batch, the caller's and ours"),
         Line("allowance", _ALLOWANCE, "estimated", "for what differs from run to run"),
         *([] if needs.device is None else gpu_lines(needs.device, [need.device for need in found], "counted" if bounded else "estimated")),
         *slack_line(needs.slack),
     ]
-    return Planned(tuple(names), region, Ledger(tuple(lines)), limits)
+    if sums := footprint.sums_used(manifest, names):
+        lines.insert(9, Line("sums", sums, "counted", "what the runs of a step in pieces add up"))
+    return Planned(tuple(names), region, Ledger(tuple(lines)), limits, frames)
 
 
 def laid_out(needs: Needs, plan: Planned) -> Planned:
@@ -301,15 +318,15 @@ def laid_out(needs: Needs, plan: Planned) -> Planned:
             break
         for name in large:  # what the bundle says of them is too small
             needs.correct(name)
-        plan = planned(needs, names, prepacking)
-    return plan if size in (None, base) else planned(needs, names, prepacking, more=size - base)
+        plan = planned(needs, names, prepacking, frames=plan.frames)
+    return plan if size in (None, base) else planned(needs, names, prepacking, more=size - base, frames=plan.frames)
 
 
 def _up(size: int) -> int:
     return -(-size // 256) * 256
 
 
-def _buffers(bundle: Bundle, names: Iterable[str]) -> int:
+def _buffers(bundle: Bundle, names: Iterable[str], frames: int) -> int:
     manifest = bundle.manifest
     frame, output = 4, 4 * manifest.task.classes
     for size in manifest.input.shape:
@@ -317,7 +334,8 @@ def _buffers(bundle: Bundle, names: Iterable[str]) -> int:
     if manifest.task.kind == "segmentation":
         for size in manifest.input.shape[1:]:
             output *= size  # at most one score a pixel and class
-    return 2 * max(manifest.graphs[name].batch for name in names) * (frame + output)
+    ours = max(manifest.graphs[name].batch for name in names)
+    return (ours + max(ours, frames)) * (frame + output)
 
 
 class Claim:

@@ -33,15 +33,16 @@ def feeds(bundle: Bundle, name: str, session: Any) -> list[Feeds]:
     manifest, spec = bundle.manifest, bundle.manifest.graphs[name]
     random = np.random.default_rng(0)
     shapes = {node.name: tuple(node.shape) for node in session.get_inputs()}
-    start: Feeds = {"x": random.standard_normal(shapes["x"], np.float32)}
+    start: Feeds = {"x": random.standard_normal(shapes["x"], np.float32)} if "x" in shapes else {}
     if "y" in shapes:
         start["y"] = random.integers(0, manifest.task.classes, shapes["y"])
     start |= {f"hyper.{key}": np.float32(spec.defaults.get(key, manifest.hyper[key].default)) for key in spec.hyper}
     initial = bundle.initial_state()
     start |= {f"state.{key}": initial[key] for key in spec.reads}
+    start |= _sums(spec, shapes, random)
     if "hyper.margin" in start:
         start["hyper.margin"] = _between(run(session, start)["logits"])
-    moved = dict(start)
+    moved = {**start, **_sums(spec, shapes, random)}
     kinds = {state.name: state.kind for state in manifest.state}
     for key in spec.reads:
         noise = np.float32(0.05) * random.standard_normal(initial[key].shape, np.float32)
@@ -53,6 +54,15 @@ def feeds(bundle: Bundle, name: str, session: Any) -> list[Feeds]:
     step = run(session, moved)
     moved |= {f"state.{key}": step[f"new.{key}"] for key in spec.writes if kinds[key] == "moment" and f"state.{key}" in moved}
     return [start, moved]
+
+
+def _sums(spec: GraphSpec, shapes: Mapping[str, tuple[int, ...]], random: np.random.Generator) -> Feeds:
+    """Sums as some runs may have left them: small gradients, and counts of more than one."""
+    given: Feeds = {}
+    for key in spec.sums:
+        noise = random.standard_normal(shapes[f"sum.{key}"], np.float32)
+        given[f"sum.{key}"] = np.asarray(2 + np.abs(noise) if key.startswith("count.") else np.float32(0.05) * noise, np.float32)
+    return given
 
 
 def _between(logits: Array) -> Array:
@@ -99,10 +109,18 @@ def apart(spec: GraphSpec, kinds: Mapping[str, str], given: Feeds, want: Feeds, 
 
     logits: the largest difference against the largest logit. updates: the worst tensor's difference against its update, both as lengths.
     statistics: the worst tensor's largest difference against its largest value, or the deviation. metrics: the worst scalar's, against its size or 1.
+    Of sums, gradients are updates and all else metrics, each by what the run adds.
     """
     if any(np.isfinite(want[name]).all() != np.isfinite(got[name]).all() for name in want):
         return {"logits": math.inf}
-    found = {"logits": _relative(got["logits"], want["logits"], 1e-6)}
+    found = {"logits": _relative(got["logits"], want["logits"], 1e-6)} if "logits" in want else {}
+    for key in (key for key in spec.sums if f"added.{key}" in want):  # what a run adds is a gradient, or a number to report
+        share, theirs = (table[f"added.{key}"] - given[f"sum.{key}"] for table in (want, got))
+        if key.startswith("gradient."):
+            floor = 1e-5 * float(np.linalg.norm(given[f"sum.{key}"])) + 1e-12
+            found["updates"] = max(found.get("updates", 0.0), float(np.linalg.norm(theirs - share)) / max(float(np.linalg.norm(share)), floor))
+        else:
+            found["metrics"] = max(found.get("metrics", 0.0), _relative(theirs, share, 1.0))
     trained = [key for key in spec.writes if kinds[key] != "statistic"]
     rms = {key: float(np.sqrt(np.mean((want[f"new.{key}"] - given[f"state.{key}"]) ** 2))) for key in trained}
     for key in trained:

@@ -20,7 +20,7 @@ import onnxruntime
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, EdgeAdaptError
 from edgeadapt.memory import Graph, Machine, Plan, read, smallest
-from edgeadapt.memory.rules import ALIGNMENT, SEGMENT
+from edgeadapt.memory.rules import ALIGNMENT, SEGMENT, misplaced_sums
 from edgeadapt.runtime import memory, prepare_compare, prepare_optimise, profiling, region
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.prepared import PreparedGraph, map_own
@@ -48,6 +48,7 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
     """
     spec = bundle.manifest.graphs[name]
     room = memory.margined(spec.region_bytes + (threads - 1) * SEGMENT) if spec.region_bytes else spec.peak_bytes
+    added = spec.sums if spec.batch else ()  # the graph that ends a step only reads its sums
     found: dict[str, dict[str, Any]] = {"emitted": _emitted(bundle, name, threads)}
     versions: dict[str, PreparedGraph] = {}
     for level in prepare_optimise.LEVELS:
@@ -63,6 +64,8 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
         more = found[level]["peak_bytes"] - room
         if any(other.digest == made.digest for other in versions.values()):
             found[level]["refused"] = "it is the same as a milder one"
+        elif wrong := misplaced_sums(read(made.model.read_bytes()), added):
+            found[level]["refused"] = f"it does not add {wrong[0]} in place"
         elif more > 0:
             found[level]["refused"] = f"its peak is {format_bytes(more)} over the plan"
         else:

@@ -37,7 +37,7 @@ LOG = logging.getLogger("edgeadapt")
 
 _LIMIT = 256 * 2**20  # bytes of a graph, as in a bundle
 _CHUNK = 2**20
-_FILES = r"[a-z_]{1,24}(\.[a-z0-9]{1,16}){1,3}\.onnx|weights\.(bin|json)"
+_FILES = r"[a-z-]{1,24}(\.[a-z0-9]{1,16}){0,3}\.onnx|weights\.(bin|json)"
 _HASH = "[0-9a-f]{64}"
 _CPU = ("model name", "flags", "CPU implementer", "CPU part", "Features")
 

@@ -6,10 +6,10 @@ import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
-from edgeadapt.bundle import Bundle, Manifest
+from edgeadapt.bundle import Bundle, Form
 from edgeadapt.errors import BudgetError, EdgeAdaptError, UsageError
 from edgeadapt.runtime import loading
-from edgeadapt.runtime.choice import ROLES, Choice
+from edgeadapt.runtime.choice import ROLES, Choice, alone
 from edgeadapt.runtime.engine import Engine, Outcome
 from edgeadapt.runtime.memory import FIRST_GRAPH, Planned, resident
 from edgeadapt.runtime.pressure import Change, Level, Pressure
@@ -39,10 +39,10 @@ class Service:
         self._bundle, self._state, self._prepared, self._again = bundle, loaded.state, loaded.prepared, loaded.again
         self._threads, self._pressure, self._counters = threads, pressure, counters
         self._engine: Engine | None = loaded.engine
-        self._closed, self._regain = False, 0
+        self._closed, self._regain, self._engines = False, 0, 0
         self._narrow = False  # as exported, only the least fits, and what was prepared has gone
-        self._graphs = _by_role(bundle.manifest, loaded.choice.plan.graphs)
-        self.batches = {role: tuple(sizes) for role, sizes in self._graphs.items()}
+        self._forms = _by_role(loaded.choice.forms)
+        self.batches = {role: tuple(sizes) for role, sizes in self._forms.items()}
 
     @property
     def level(self) -> Level:
@@ -60,7 +60,12 @@ class Service:
 
     def names(self) -> tuple[str, ...]:
         """The graphs in use at present."""
-        return tuple(name for sizes in self._graphs.values() for name in sizes.values())
+        return tuple(dict.fromkeys(name for sizes in self._forms.values() for form in sizes.values() for name in form.graphs))
+
+    @property
+    def mark(self) -> tuple[int, int]:
+        """Changes when a state is put in place or the graphs are loaded anew: what the runs of a step added up before is of no use then."""
+        return self._state.replaced, self._engines
 
     def require(self, role: str) -> None:
         """Refuses a role that nothing was loaded for.
@@ -97,12 +102,17 @@ class Service:
         if self._pressure is not None and (level := self._pressure.look(self._regain)) is not None:
             self._go(level)
 
-    def pick(self, role: str, count: int) -> tuple[str, str, int]:
-        """(graph, its role, its batch) for the next of that many frames: the largest batch that fits; what no batch fits is predicted one by one."""
-        for batch, name in self._graphs[role].items():
+    def pick(self, role: str, count: int) -> Form:
+        """How the next of that many frames are run: the largest batch that fits; what no batch fits is predicted one by one."""
+        for batch, form in self._forms[role].items():
             if batch <= count:
-                return name, role, batch
-        return FIRST_GRAPH, "predict", 1
+                return form
+        return Form("predict", 1, (FIRST_GRAPH,))
+
+    def begin(self) -> tuple[int, int]:
+        """Begins a step in pieces; `mark` as it stands."""
+        self.live().begin()
+        return self.mark
 
     def pass_over(self, role: str, count: int) -> int:
         """Counts a step that is not taken; its number of frames, or 0 where none would have been taken."""
@@ -146,17 +156,20 @@ class Service:
         before = resident()
         most = self.choice.plan.total - self.choice.least.total  # what a program let go of meanwhile need not come back
         try:
-            self._load(self.choice.least if level == Level.PREDICT else self.choice.plan)
+            self._load(level)
         except (EdgeAdaptError, MemoryError, OSError, RuntimeError) as refusal:
             reason = next(iter(str(refusal).splitlines()), "") or type(refusal).__name__
             LOG.warning("memory: %s", reason)
-            self._engine, self._graphs = None, _by_role(self._bundle.manifest, self.choice.least.graphs)
+            self._engine, self._forms = None, self._least()
             if level < Level.PREDICT and self._pressure is not None:
                 self._pressure.stay(reason)
             return level == Level.PREDICT  # `live` tries again
         if level == Level.PREDICT:
             self._regain = max(0, min(before - resident(), most))
         return True
+
+    def _least(self) -> dict[str, dict[int, Form]]:
+        return _by_role(alone(self._bundle.manifest, self.choice.least.graphs))
 
     def _made(self, plan: Planned) -> Engine:
         """The engine of a plan of the choice. Where what was prepared has gone, the choice is made again, from the graphs as exported.
@@ -176,9 +189,8 @@ class Service:
             plan, engine = self.choice.least if least else self.choice.plan, None
         if self._narrow and not least:
             raise BudgetError("the graphs as exported do not fit the budget, and what was prepared has gone", "open the bundle again")
-        engine = engine or loading.load(self._bundle, self._state, self._threads, plan)
-        self._graphs = _by_role(self._bundle.manifest, plan.graphs)
-        return engine
+        self._engines += 1
+        return engine or loading.load(self._bundle, self._state, self._threads, plan)
 
     def _choose(self, found: Choice) -> None:
         """Goes on with what was chosen from the graphs as exported."""
@@ -187,15 +199,17 @@ class Service:
             self.choice = replace(self.choice, least=found.least)
             return
         self.choice = found
-        self.batches = {role: tuple(sizes) for role, sizes in _by_role(self._bundle.manifest, found.plan.graphs).items()}
+        self.batches = {role: tuple(sizes) for role, sizes in _by_role(found.forms).items()}
 
-    def _load(self, plan: Planned) -> None:
+    def _load(self, level: Level) -> None:
+        least = level == Level.PREDICT
         self._engine = None
         loading.give_back()
-        self._engine = self._made(plan)
+        self._engine = self._made(self.choice.least if least else self.choice.plan)
+        self._forms = self._least() if least else _by_role(self.choice.forms)
 
 
-def _by_role(manifest: Manifest, names: Iterable[str]) -> dict[str, dict[int, str]]:
-    """For each role the graphs by their batch, the largest first."""
-    found = sorted(((manifest.graphs[name].batch, name) for name in names), reverse=True)
-    return {role: {batch: name for batch, name in found if manifest.graphs[name].role == role} for role in ROLES}
+def _by_role(forms: Iterable[Form]) -> dict[str, dict[int, Form]]:
+    """For each role the forms by their batch, the largest first."""
+    found = sorted(forms, key=lambda form: -form.batch)
+    return {role: {form.batch: form for form in found if form.role == role} for role in ROLES}

@@ -200,16 +200,21 @@ def failure(what: str, reason: Exception) -> EdgeAdaptError:
 def _check(session: Any, bundle: Bundle, name: str) -> None:
     manifest, spec = bundle.manifest, bundle.manifest.graphs[name]
     shapes = {state.name: list(state.shape) for state in manifest.state}
-    wanted: dict[str, tuple[str, list[int] | None]] = {"x": ("tensor(float)", [spec.batch, *manifest.input.shape])}
-    if spec.role == "learn":
+    kept = [item for item in manifest.sums if item.name in spec.sums]
+    sums, added = ({f"{way}.{item.name}": ("tensor(float)", list(item.shape)) for item in kept} for way in ("sum", "added"))
+    wanted: dict[str, tuple[str, list[int] | None]] = {} if not spec.batch else {"x": ("tensor(float)", [spec.batch, *manifest.input.shape])}
+    if spec.batch and spec.role.startswith("learn"):
         wanted["y"] = ("tensor(int64)", None)
     wanted |= {f"hyper.{key}": ("tensor(float)", []) for key in spec.hyper}
     wanted |= {f"state.{key}": ("tensor(float)", shapes[key]) for key in spec.reads}
+    wanted |= sums
     _compare(session.get_inputs(), wanted, f"{bundle.path}: graph {name}: input")
-    wanted = {"logits": ("tensor(float)", None)}
+    wanted = {"logits": ("tensor(float)", None), **added} if spec.batch else {}
     wanted |= {f"metric.{key}": ("tensor(float)", []) for key in spec.metrics}
     wanted |= {f"new.{key}": ("tensor(float)", shapes[key]) for key in spec.writes}
     _compare(session.get_outputs(), wanted, f"{bundle.path}: graph {name}: output")
+    if not spec.batch:
+        return
     logits = next(node.shape for node in session.get_outputs() if node.name == "logits")
     dims = {"classification": (2,), "segmentation": (3, 4)}[manifest.task.kind]
     if not _static(logits) or len(logits) not in dims or logits[:2] != [spec.batch, manifest.task.classes]:

@@ -8,13 +8,13 @@ so the tensors it leaves alone never need copying from set to set, and tensors t
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeadapt.bundle import GraphSpec, StateSpec
+from edgeadapt.bundle import GraphSpec, Manifest, StateSpec
 from edgeadapt.errors import StateError
 
 Floats = NDArray[np.float32]
@@ -42,6 +42,7 @@ class FlatState:
     Attributes:
         buffer: the whole memory.
         groups: the groups; `parity` has for each the set that is current.
+        replaced: how often the whole state was put in place from outside.
         written: for every graph the indices of the groups it writes.
         touched: for every graph the indices of the groups it reads or writes.
     """
@@ -73,6 +74,7 @@ class FlatState:
         self.written = {name: tuple(sorted({place[item] for item in graph.writes})) for name, graph in graphs.items()}
         self.touched = {name: tuple(sorted({place[item] for item in (*graph.reads, *graph.writes)})) for name, graph in graphs.items()}
         self._place = place
+        self.replaced = 0
         self.replace(initial)
 
     @property
@@ -110,6 +112,7 @@ class FlatState:
                 raise StateError(f"state tensor {name!r} holds NaN or infinite values", "go back to an older state, or reset")
         for name in self._shapes:
             self._views[name][self.current_set(name)][...] = values[name]
+        self.replaced += 1
 
     def finite(self, groups: Sequence[int]) -> bool:
         """Whether the following set of these groups holds finite values only."""
@@ -124,6 +127,33 @@ class FlatState:
         """Makes the following set of these groups the current one."""
         for index in groups:
             self.parity[index] ^= 1
+
+
+class Sums:
+    """What the runs of a step in pieces add up, in one buffer that is no part of the state: each run adds in place, and the next step begins anew.
+
+    Args:
+        manifest: of the bundle.
+        names: the graphs that are run; only the sums of these have memory.
+
+    Attributes:
+        buffer: the whole memory.
+    """
+
+    def __init__(self, manifest: Manifest, names: Iterable[str]) -> None:
+        used = {name for graph in names for name in manifest.graphs[graph].sums}
+        specs = [spec for spec in manifest.sums if spec.name in used]
+        self.buffer = _aligned(sum(_rounded(math.prod(spec.shape)) for spec in specs))
+        self._views: dict[str, Floats] = {}
+        begin = 0
+        for spec in specs:
+            count = math.prod(spec.shape)
+            self._views[spec.name] = self.buffer[begin : begin + count].reshape(spec.shape)
+            begin += _rounded(count)
+
+    def view(self, name: str) -> Floats:
+        """A sum's memory itself."""
+        return self._views[name]
 
 
 def _rounded(size: int) -> int:

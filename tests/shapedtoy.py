@@ -16,7 +16,7 @@ class ShapedToy(Toy):
 
     def __init__(self, width: int = 8, depth: int = 1, batches: tuple[int, ...] = (1, 4), method: str = "toy", lean: bool = False) -> None:
         super().__init__(width, depth, batches, method)
-        self.graphs = {name: _shaped(data) for name, data in self.graphs.items()}
+        self.graphs = {name: shaped(data) for name, data in self.graphs.items()}
         for name, spec in [*self.specs.items()] if lean else []:
             if spec.role == "adapt":
                 self.graphs[f"{name}.lean"] = self.graphs[name]
@@ -27,7 +27,8 @@ class ShapedToy(Toy):
         return Bundle.open(self.write(path))
 
 
-def _shaped(data: bytes) -> bytes:
+def shaped(data: bytes) -> bytes:
+    """A graph with the shape of every tensor, and nodes named after modules."""
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(data), strict_mode=True, data_prop=True)
     for index, node in enumerate(model.graph.node):
         node.name = f"{index}:block<{index // 4}>.&conv" if index % 3 == 0 else f"{index}:"

@@ -28,7 +28,8 @@ from tests.toybundle import CLASSES, SIDE, Slow, Toy
 pytestmark = pytest.mark.device
 
 
-NOTHING = dict.fromkeys(("frames", "steps", "skipped_frames", "rejected_steps", "bad_frames", "paused_steps", "pressure_events"), 0)
+COUNTED = ("frames", "steps", "skipped_frames", "rejected_steps", "bad_frames", "paused_steps", "pressure_events", "abandoned_steps")
+NOTHING = dict.fromkeys(COUNTED, 0)
 
 
 @pytest.fixture(scope="module")
@@ -564,15 +565,15 @@ def test_a_waiting_call_gets_the_next_turn(path):
     order: list[str] = []
 
     def predict() -> None:
-        with adapter._turn():
+        with adapter._serving.turn():
             order.append("waited")
 
     thread = threading.Thread(target=predict)
-    with adapter._turn():
+    with adapter._serving.turn():
         thread.start()
-        while not adapter._gate.locked():
+        while not adapter._serving.turn.gate.locked():
             time.sleep(0.001)
-    with adapter._turn():
+    with adapter._serving.turn():
         order.append("went on")
     thread.join()
     assert order == ["waited", "went on"]
@@ -581,8 +582,8 @@ def test_a_waiting_call_gets_the_next_turn(path):
 def test_many_batches_are_as_many_turns(path, monkeypatch):
     adapter = Adapter.open(path)
     turns: list[int] = []
-    real = adapter._turn
-    monkeypatch.setattr(adapter, "_turn", lambda: turns.append(1) or real())
+    real = adapter._serving.turn
+    monkeypatch.setattr(adapter._serving, "turn", lambda: turns.append(1) or real())
     adapter.adapt(frames(4 * 5 + 3))
     assert len(turns) == 7
 

@@ -420,7 +420,7 @@ def test_a_region_that_is_too_small_costs_the_step_and_nothing_else(path):
     service = adapter._service
     place = replace(service.choice.plan.region, size=Needs(Bundle.open(path), 1)["predict.b4"].region, prepacking=False)
     service.choice = replace(service.choice, plan=replace(service.choice.plan, region=place))
-    service._load(service.choice.plan)
+    service._load(Level.NORMAL)
     parameters = [spec.name for spec in adapter.manifest.state if spec.kind != "statistic"]
     before, x = adapter.state, frames(16, 1)
     twin = Adapter.open(path)

@@ -128,6 +128,18 @@ def test_every_option_reaches_the_exporter(calls: list[dict[str, Any]]) -> None:
     assert call["data"].spec.resize == (16, 16)
 
 
+@pytest.mark.parametrize(("text", "wanted"), [("none", "none"), ("auto", "auto"), ("1,4", (1, 4))])
+def test_micro_batches_reach_the_exporter(calls, text: str, wanted: Any) -> None:
+    assert export("--micro", text, "-o", "net.edgeadapt") == 0
+    assert calls[0]["micro"] == wanted
+
+
+def test_micro_batches_that_are_none_are_refused(capsys) -> None:
+    with pytest.raises(SystemExit):
+        export("--micro", "some", "-o", "net.edgeadapt")
+    assert "--micro" in capsys.readouterr().err
+
+
 def test_every_option_exists_at_the_exporter() -> None:
     import dataclasses
 

@@ -21,7 +21,7 @@ from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, capture
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import export
-from edgeadapt.exporters.methods import METHODS, Method, Outcome, Setup
+from edgeadapt.exporters.methods import METHODS, Method, Outcome, Setup, loss
 from edgeadapt.exporters.options import calibration_rows
 from edgeadapt.exporters.programs import Model, Program, build, last_parts
 from edgeadapt.runtime.adapter import Adapter
@@ -290,7 +290,7 @@ def test_side_gradient_never_enters_the_backbone(statistics: str) -> None:
     both = pair("wideresnet10", "side", statistics=statistics, **STEP)
     (x, _), *_ = stream(1)
     hyper = {name.removeprefix("hyper."): value for name, value in both.given.items() if name.startswith("hyper.")}
-    found = gradient_of(both, x, lambda outcome: both.method.unlabelled(outcome, hyper), frozen=True)
+    found = gradient_of(both, x, lambda outcome: loss(both.method.unlabelled(outcome, hyper)), frozen=True)
     assert {name for name in found if not name.startswith("side.tap.")} == {"fc.weight", "fc.bias"}
     plain = both.plain
     assert isinstance(plain, Side)

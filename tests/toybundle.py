@@ -165,7 +165,7 @@ class _Build:
         """(h - mean) / sqrt(var + eps) with this batch's share mixed into the statistics."""
         column = self.const([1, self.toy.width, 1, 1], np.int64)
         mean, var = "state.norm.mean", "state.norm.var"
-        if self.writes:
+        if "norm.mean" in self.writes:
             found = self("ReduceMean", h, self.axes(0, 2, 3), keepdims=1)
             centred = self("Sub", h, found)
             spread = self("ReduceMean", self("Mul", centred, centred), self.axes(0, 2, 3), keepdims=0)

@@ -14,14 +14,17 @@ from edgeadapt.bundle.manifest import (
     Part,
     StateSpec,
     StatisticsInfo,
+    SumSpec,
     Task,
 )
+from edgeadapt.bundle.roles import Form
 from edgeadapt.bundle.weights import PLACEHOLDER, WEIGHTS_OFFSET, WeightsFile
 
 __all__ = [
     "PLACEHOLDER",
     "WEIGHTS_OFFSET",
     "Bundle",
+    "Form",
     "Graph",
     "GraphSpec",
     "HyperSpec",
@@ -33,6 +36,7 @@ __all__ = [
     "Part",
     "StateSpec",
     "StatisticsInfo",
+    "SumSpec",
     "Task",
     "WeightsFile",
     "write_bundle",

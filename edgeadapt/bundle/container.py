@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from edgeadapt.bundle import atomic, onnxwire, storedzip, tensors
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.manifest import STATE, WEIGHTS, GraphSpec, Manifest, Member
+from edgeadapt.bundle.roles import GRAPH
 from edgeadapt.bundle.weights import WEIGHTS_OFFSET, WeightsFile, check_external, relocate
 from edgeadapt.errors import BundleError
 
 MANIFEST = "manifest.json"
-_NAMES = re.compile(r"manifest\.json|weights\.bin|state\.safetensors|graphs/(source|predict|adapt|learn)\.b[1-9][0-9]{0,8}(\.lean|\.least)?\.onnx")
+_NAMES = re.compile(rf"manifest\.json|weights\.bin|state\.safetensors|graphs/({GRAPH})\.onnx")
 _LIMITS = {MANIFEST: 16 * 2**20, WEIGHTS: 2**32 - 2**24, STATE: 2**30}
 _GRAPH_LIMIT = 256 * 2**20
 _CHUNK = 2**20

@@ -9,22 +9,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
+from edgeadapt.bundle.agreement import agree
 from edgeadapt.bundle.reading import Node, parse
+from edgeadapt.bundle.roles import GRAPH, PIECES, ROLES, SUMS, UPDATE, VARIANTS, Form
 from edgeadapt.errors import BundleError
 
 FORMAT = 1
-ROLES = ("source", "predict", "adapt", "learn")
-VARIANTS = ("", "lean", "least")
 KINDS = ("parameter", "moment", "statistic")
+_OPTIONAL = {"sums"}  # keys that are not there where there is nothing in them
 WEIGHTS = "weights.bin"
 STATE = "state.safetensors"
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -114,12 +112,23 @@ class StateSpec:
 
 
 @dataclass(frozen=True)
+class SumSpec:
+    """A float32 tensor that the runs of one step in pieces add to, and that is thrown away after it."""
+
+    name: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class GraphSpec:
     """One static graph: its member, role and batch, and the names it takes and gives.
+
+    role, batch: of a step in pieces the graph "adapt-sums" takes `batch` frames, a part of a step's, and "adapt-update" none: its batch is 0.
 
     nodes: their number. peak_bytes: planned peak of live tensors. region_bytes: the one region of memory in which a run goes through.
     defaults: scalars whose best value depends on the batch; they go before the manifest's own defaults.
     variant: "" for the quickest form of a step; "lean" and "least" compute the same, bit for bit, in less memory and more time.
+    sums: that are added to, or that a step in pieces ends with.
     """
 
     path: str
@@ -134,11 +143,12 @@ class GraphSpec:
     region_bytes: int = 0
     defaults: dict[str, float] = dataclasses.field(default_factory=dict)
     variant: str = ""
+    sums: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
-        """Its name in the bundle: "adapt.b16", "adapt.b16.lean"."""
-        return f"{self.role}.b{self.batch}" + (f".{self.variant}" if self.variant else "")
+        """Its name in the bundle: "adapt.b16", "adapt.b16.lean", "adapt-sums.b4", "adapt-update"."""
+        return (f"{self.role}.b{self.batch}" if self.batch else self.role) + (f".{self.variant}" if self.variant else "")
 
 
 @dataclass(frozen=True)
@@ -170,15 +180,14 @@ class Manifest:
     warmup: dict[str, Any] | None = None
     selfcheck: dict[str, Any] = dataclasses.field(default_factory=dict)
     members: dict[str, Member] = dataclasses.field(default_factory=dict)
+    sums: tuple[SumSpec, ...] = ()
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, as they stand in the file."""
         plain = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain = {"format": plain.pop("format"), **{key: _plain(value) for key, value in plain.items()}}
-        if self.source is None:
-            del plain["source"]
-        return plain
+        return {key: value for key, value in plain.items() if (key != "source" or value is not None) and (key not in _OPTIONAL or value)}
 
     @staticmethod
     def from_json(value: object, where: str = "manifest") -> Manifest:
@@ -218,10 +227,17 @@ class Manifest:
         names = (f"{role}.b{batch}" + (f".{variant}" if variant else "") for variant in VARIANTS)
         return tuple(name for name in names if name in self.graphs)
 
+    def forms(self, role: str, batch: int) -> tuple[Form, ...]:
+        """The ways to run a role at a batch: its variants, then in pieces, the largest first."""
+        whole = tuple(Form(role, batch, (name,)) for name in self.variants(role, batch))
+        sizes = [size for size in self.planned(role + SUMS) if size < batch and batch % size == 0] if whole else []
+        return whole + tuple(Form(role, batch, (f"{role}{SUMS}.b{size}", role + UPDATE), size) for size in sizes)
+
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name.rstrip("_"): _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        found = {field.name.rstrip("_"): _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {key: item for key, item in found.items() if key not in _OPTIONAL or item}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -237,7 +253,7 @@ def _manifest(root: Node) -> Manifest:
     form = root.child("format").integer(1)
     if form > FORMAT:
         raise BundleError(f"{root.path}: made by a newer edgeadapt: format {form}, this reads {FORMAT}", "upgrade edgeadapt on this machine")
-    root.keys({field.name for field in dataclasses.fields(Manifest)}, optional={"source"})
+    root.keys({field.name for field in dataclasses.fields(Manifest)}, optional={"source", *_OPTIONAL})
     manifest = Manifest(
         format=form,
         producer=root.child("producer").text(),
@@ -250,15 +266,16 @@ def _manifest(root: Node) -> Manifest:
         hyper=root.child("hyper").mapping(_hyper, r"[a-z][a-z0-9_]*"),
         state=root.child("state").items(_state),
         batches=root.child("batches").items(lambda node: node.integer(1)),
-        graphs=root.child("graphs").mapping(_graph, rf"({'|'.join(ROLES)})\.b[1-9][0-9]*(\.lean|\.least)?"),
+        graphs=root.child("graphs").mapping(_graph, GRAPH),
         opset=root.child("opset").integer(1),
         ir_version=root.child("ir_version").integer(1),
         source=root.child("source").free() if root.has("source") else None,
         warmup=root.child("warmup").maybe(Node.free),
         selfcheck=root.child("selfcheck").free(),
         members=root.child("members").mapping(_member, r"[ -~]{1,200}"),
+        sums=root.child("sums").items(_sum) if root.has("sums") else (),
     )
-    _agree(manifest, root)
+    agree(manifest, root)
     return manifest
 
 
@@ -319,22 +336,33 @@ def _hyper(node: Node) -> HyperSpec:
 
 def _state(node: Node) -> StateSpec:
     node.keys({"name", "shape", "kind"})
+    return StateSpec(node.child("name").text(_NAME), _shape(node), node.child("kind").text("|".join(KINDS)))
+
+
+def _sum(node: Node) -> SumSpec:
+    node.keys({"name", "shape"})
+    return SumSpec(node.child("name").text(_NAME), _shape(node))
+
+
+def _shape(node: Node) -> tuple[int, ...]:
     shape = node.child("shape").items(lambda size: size.integer(1))
     if len(shape) > 8:
         raise node.child("shape").wrong("at most 8 sizes", f"{len(shape)}")
-    return StateSpec(node.child("name").text(_NAME), shape, node.child("kind").text("|".join(KINDS)))
+    return shape
 
 
 def _graph(node: Node) -> GraphSpec:
-    node.keys({field.name for field in dataclasses.fields(GraphSpec)})
-    names = {key: node.child(key).items(_name) for key in ("hyper", "reads", "writes", "metrics")}
+    node.keys({field.name for field in dataclasses.fields(GraphSpec)}, optional=_OPTIONAL)
+    role = node.child("role").text("|".join((*ROLES, *PIECES)))
+    present = [key for key in ("hyper", "reads", "writes", "metrics", *_OPTIONAL) if key not in _OPTIONAL or node.has(key)]
+    names = {key: node.child(key).items(_name) for key in present}
     for key, values in names.items():
         if len(set(values)) != len(values):
             raise node.child(key).wrong("every name once", "a name twice")
     return GraphSpec(
         path=node.child("path").text(),
-        role=node.child("role").text("|".join(ROLES)),
-        batch=node.child("batch").integer(1),
+        role=role,
+        batch=node.child("batch").integer(0 if role.endswith(UPDATE) else 1),
         nodes=node.child("nodes").integer(0),
         peak_bytes=node.child("peak_bytes").integer(0),
         region_bytes=node.child("region_bytes").integer(0),
@@ -351,40 +379,3 @@ def _name(node: Node) -> str:
 def _member(node: Node) -> Member:
     node.keys({"sha256", "size"})
     return Member(node.child("sha256").text(_HEX), node.child("size").integer(0))
-
-
-def _agree(manifest: Manifest, root: Node) -> None:
-    """The checks between parts of a manifest."""
-
-    def check(known: Callable[[T], bool], values: tuple[T, ...], node: Node, expected: str) -> None:
-        for value in values:
-            if not known(value):
-                raise node.wrong(expected, repr(value))
-
-    kinds = {spec.name: spec.kind for spec in manifest.state}
-    if len(kinds) != len(manifest.state):
-        raise root.child("state").wrong("every name once", "a name twice")
-    if 1 not in manifest.batches or list(manifest.batches) != sorted(set(manifest.batches)):
-        raise root.child("batches").wrong("rising batch sizes, 1 among them", str(list(manifest.batches)))
-    graphs = root.child("graphs")
-    for name, graph in manifest.graphs.items():
-        node = graphs.child(name)
-        if name != graph.name:
-            raise node.wrong(f"the name {graph.name}, as its role, batch and variant say", name)
-        if graph.variant and f"{graph.role}.b{graph.batch}" not in manifest.graphs:
-            raise node.wrong(f"a graph {graph.role}.b{graph.batch}, which it is a variant of", "none")
-        if graph.path != f"graphs/{name}.onnx":
-            raise node.child("path").wrong(f"graphs/{name}.onnx", repr(graph.path))
-        if graph.batch not in manifest.batches:
-            raise node.child("batch").wrong(f"one of {list(manifest.batches)}", str(graph.batch))
-        check(manifest.hyper.__contains__, graph.hyper, node.child("hyper"), "names that stand in hyper")
-        check(graph.hyper.__contains__, tuple(graph.defaults), node.child("defaults"), "names that stand in this graph's hyper")
-        check(kinds.__contains__, graph.reads, node.child("reads"), "names that stand in state")
-        check(kinds.__contains__, graph.writes, node.child("writes"), "names that stand in state")
-        check(lambda value: re.fullmatch("[a-z][a-z0-9_]*", value) is not None, graph.metrics, node.child("metrics"), "lower-case words")
-        if graph.role in ("source", "predict"):
-            check(lambda value: kinds[value] == "statistic", graph.writes, node.child("writes"), f"only statistics, in a {graph.role} graph")
-    if "predict.b1" not in manifest.graphs:
-        raise graphs.wrong("a graph predict.b1", ", ".join(manifest.graphs) or "none")
-    if "source.b1" not in manifest.graphs:
-        raise graphs.wrong("a graph source.b1", ", ".join(manifest.graphs))

@@ -34,6 +34,7 @@ NAME, HELP = "export", "compile a PyTorch model and its adaptation step into a b
 CHOICES = (
     "task",
     "method",
+    "micro",
     "parts",
     "cuts",
     "kernel",
@@ -80,6 +81,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--statistics", choices=("live", "source"), help="normalisation follows the stream, or stays as trained (default: the method's)")
     how.add_argument("--exact-gradient", action="store_true", help="let gradients flow through the batch's statistics: more memory")
     how.add_argument("--optimiser", choices=("sgd", "adam"), help="on the device (default: the method's)")
+    how.add_argument("--micro", type=_micro, metavar="M", help="also take steps in pieces of M frames, such as 1,4; auto (default) or none")
     how.add_argument("--rate", type=float, help="learning rate on the device (default: the method's, by the batch)")
     warmup = parser.add_argument_group("warm-up")
     warmup.add_argument("--epochs", type=int, help="default: 10")
@@ -251,6 +253,10 @@ def _count(text: str) -> int:
 
 def _sizes(text: str) -> tuple[int, ...]:
     return tuple(_count(part) for part in text.split(","))
+
+
+def _micro(text: str) -> str | tuple[int, ...]:
+    return text if text in ("auto", "none") else _sizes(text)
 
 
 def _names(text: str) -> tuple[str, ...]:

@@ -77,10 +77,10 @@ def summary(bundle: Bundle) -> str:
         text = table(("name", "default", "range", "what it is"), hyper, left=1, words=True)
         parts.append(_titled("scalars that may be changed on the device", text))
     parts.append(_titled("state", _state(manifest.state)))
-    graphs = [
-        (name, graph.role, str(graph.batch), str(graph.nodes), format_bytes(graph.peak_bytes), format_bytes(sizes.get(graph.path, 0)), _own(graph))
-        for name, graph in manifest.graphs.items()
-    ]
+    graphs = []
+    for name, graph in manifest.graphs.items():
+        size = format_bytes(sizes.get(graph.path, 0))
+        graphs.append((name, graph.role, str(graph.batch or ""), str(graph.nodes), format_bytes(graph.peak_bytes), size, _own(graph)))
     parts.append(_titled("graphs", table(("graph", "role", "batch", "nodes", "peak", "file", "own defaults"), graphs, left=2, words=True)))
     for title, values in (("warm-up", manifest.warmup), ("self-check", manifest.selfcheck), ("source", manifest.source)):
         if values:

@@ -132,9 +132,9 @@ def _choices(found: Simulation) -> str:
         form = "prepared" if choice.prepared else "exported"
         prepacked = "prepacked" if choice.prepacking else "as stored"
         prepacked = "on the GPU" if found.provider == "cuda" else prepacked
-        time = (found.time(choice.seconds), found.time(choice.per_frame))
-        rows.append((choice.graph, choice.role, str(choice.batch), form, prepacked, format_bytes(choice.total), *time, fits, mark))
-    header = ("graph", "role", "batch", "form", "weights", "memory", "a step", "a frame", "budget" if found.budget else "", "")
+        piece, time = str(choice.micro or ""), (found.time(choice.seconds), found.time(choice.per_frame))
+        rows.append((choice.graph, choice.role, str(choice.batch), piece, form, prepacked, format_bytes(choice.total), *time, fits, mark))
+    header = ("graph", "role", "batch", "in pieces of", "form", "weights", "memory", "a step", "a frame", "budget" if found.budget else "", "")
     body = table(header, rows, left=2, words=True)
     return f"configurations that no other beats in memory, time and batch; times are {found.times}\n{body}"
 

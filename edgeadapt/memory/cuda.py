@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from edgeadapt.bundle import Form
 from edgeadapt.bundle.onnxwire import KINDS
 from edgeadapt.errors import UsageError
 from edgeadapt.memory.graph import Graph, Node
@@ -168,13 +169,16 @@ def on_host(graph: Graph, region: int, opset: int) -> int:
     return region if lacking(graph, opset) else LEAST
 
 
-def fitting(names: Iterable[str], missing: Mapping[str, tuple[str, ...]]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Of the variants of a step, quickest first: those to use, and those passed over because others have every node on the GPU.
+def fitting(forms: Iterable[Form], missing: Mapping[str, tuple[str, ...]]) -> tuple[tuple[Form, ...], tuple[str, ...]]:
+    """Of the forms of a step, quickest first: those to use, and the graphs passed over because others have every node on the GPU.
 
     Args:
-        names: the variants.
-        missing: what of each the provider lacks, as `lacking` tells.
+        forms: the forms.
+        missing: what of each graph the provider lacks, as `lacking` tells.
     """
-    names = tuple(names)
-    whole = tuple(name for name in names if not missing[name])
-    return (whole, tuple(name for name in names if missing[name])) if whole else (names, ())
+    forms = tuple(forms)
+    whole = tuple(form for form in forms if not any(missing[name] for name in form.graphs))
+    if not whole:
+        return forms, ()
+    used = {name for form in whole for name in form.graphs}
+    return whole, tuple(dict.fromkeys(name for form in forms for name in form.graphs if name not in used))

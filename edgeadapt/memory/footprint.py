@@ -8,9 +8,9 @@ every graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
-from edgeadapt.bundle import GraphSpec, StateSpec
+from edgeadapt.bundle import GraphSpec, Manifest, StateSpec
 from edgeadapt.bundle.onnxwire import External
 from edgeadapt.memory.graph import OWN, Graph, GraphLike
 from edgeadapt.memory.liveness import Plan
@@ -115,6 +115,22 @@ def state_bytes(specs: Iterable[StateSpec], graphs: Mapping[str, GraphSpec], nam
     """Bytes of the state where the graphs `names` run: the current set, and the following set of what they write."""
     written = {tensor for name in names for tensor in graphs[name].writes}
     return sum(-(-spec.size // 16) * 64 * (2 if spec.name in written else 1) for spec in specs)
+
+
+def sums_bytes(shapes: Iterable[Sequence[int]]) -> int:
+    """Bytes of what is kept between the runs of a step in pieces, from the sums' shapes; each run adds to it in place."""
+    return sum(-(-math.prod(shape) // 16) * 64 for shape in shapes)
+
+
+def sums_used(manifest: Manifest, names: Iterable[str]) -> int:
+    """Bytes of the sums of a bundle that the graphs `names` add to or end with."""
+    used = {name for graph in names for name in manifest.graphs[graph].sums}
+    return sums_bytes(spec.shape for spec in manifest.sums if spec.name in used)
+
+
+def bound(graph: GraphSpec) -> int:
+    """How many tensors of ours a graph's session is bound to, those of a sum once."""
+    return len(graph.reads) + len(graph.writes) + len(graph.sums)
 
 
 class _Traced(Region):

@@ -147,6 +147,7 @@ class Setup:
         prepared: what runs instead of the bundle's graphs; None: they run as exported.
         device: the GPU that graphs run on; None for the CPU.
         slack: bytes kept free for the program around it.
+        frames: that the caller gives at a time, where these are more than a graph takes at once, as for a step in pieces.
     """
 
     graphs: tuple[str, ...]
@@ -160,6 +161,7 @@ class Setup:
     prepared: PreparedLike | None = None
     device: cuda.Device | None = None
     slack: int = 0
+    frames: int = 0
 
     @property
     def machine(self) -> Machine:
@@ -266,8 +268,10 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
             "counted",
             "the set in use, and the one written next",
         ),
-        Line("frames and logits", _buffers(bundle, found), "counted", "float32: the caller's batch, ours, and its scores"),
+        Line("frames and logits", _buffers(bundle, found, setup.frames), "counted", "float32: the caller's batch, ours, and its scores"),
     ]
+    if sums := footprint.sums_used(bundle.manifest, names):
+        lines.insert(-1, Line("sums", sums, "counted", "what the runs of a step in pieces add up"))
     if setup.threads > 1:
         lines.append(Line("threads", footprint.THREAD * (setup.threads - 1), "measured", f"{setup.threads - 1} besides the first"))
     spread = math.ceil(ALLOWANCE * Ledger(tuple(lines)).total) // setup.page * setup.page
@@ -339,19 +343,20 @@ def _mapped(bundle: Bundle, found: Iterable[Layout], setup: Setup) -> int:
 
 def _adapter(bundle: Bundle, found: Mapping[str, Layout], frozen: int) -> int:
     manifest = bundle.manifest
-    named = sum(len(graph.reads) + len(graph.writes) for graph in manifest.graphs.values())
-    bound = sum(len(manifest.graphs[name].reads) + len(manifest.graphs[name].writes) for name in found)
+    named = sum(footprint.bound(graph) for graph in manifest.graphs.values())
+    bound = sum(footprint.bound(manifest.graphs[name]) for name in found)
     parts = (footprint.NAME * named, footprint.TENSOR * len(manifest.state), footprint.BOUND * bound, footprint.WEIGHT * frozen)
     planned = footprint.PLANNED * max(len(item.graph.nodes) for item in found.values())
     return footprint.ADAPTER + planned + sum(parts)
 
 
-def _buffers(bundle: Bundle, found: Mapping[str, Layout]) -> int:
+def _buffers(bundle: Bundle, found: Mapping[str, Layout], frames: int) -> int:
     """Of the graph that takes most: the caller's frames and ours, the logits of the run and those handed over, labels."""
     graphs, frame = bundle.manifest.graphs, 4 * math.prod(bundle.manifest.input.shape)
-    sizes = []
+    ours = theirs = 0
     for name, item in found.items():
-        values = item.graph.values
-        labels = values["y"].nbytes if graphs[name].role == "learn" else 0
-        sizes.append(2 * (graphs[name].batch * frame + values["logits"].nbytes + labels))
-    return max(sizes)
+        values, batch = item.graph.values, graphs[name].batch
+        if batch:
+            size = batch * frame + values["logits"].nbytes + (values["y"].nbytes if graphs[name].role.startswith("learn") else 0)
+            ours, theirs = max(ours, size), max(theirs, size, size * frames // batch if graphs[name].sums else 0)
+    return ours + theirs

@@ -33,13 +33,14 @@ def measure(bundle: str | os.PathLike[str], choice: Choice, threads: int = 1, ru
 
     Returns:
         bytes: "weights" (pages of the bundle's file, and of that of its prepared graphs), "region" (pages of the one region that were
-        written to), "inside" (of that, weights in another layout), "state", and "peak".
+        written to), "inside" (of that, weights in another layout), "state", "sums" of a step in pieces, and "peak".
 
     Raises:
         BudgetError: the child was killed, as the system does when memory runs out.
         EdgeAdaptError: it failed otherwise.
     """
-    setting = {"graphs": choice.graphs, "prepacking": choice.prepacking, "threads": threads, "runs": runs, "prepared": prepared}
+    setting = {key: getattr(choice, key) for key in ("graphs", "prepacking", "role", "batch", "micro")}
+    setting |= {"threads": threads, "runs": runs, "prepared": prepared}
     return _child([str(Path(bundle).resolve()), json.dumps(setting)])
 
 
@@ -58,6 +59,8 @@ def compare(ledger: Ledger, found: Mapping[str, int], floor: int) -> list[dict[s
         ("region for tensors", sum(ledger[name].bytes for name in REGION) + inside, found["region"]),
         ("state", ledger["state"].bytes, found["state"]),
     ]
+    if found["sums"]:
+        rows.append(("sums", ledger["sums"].bytes, found["sums"]))
     predicted, measured = ledger.total - sum(row[1] for row in rows), found["peak"] - sum(row[2] for row in rows)
     rows += [("all else", predicted, measured), ("process's peak", ledger.total, found["peak"])]
     return [{"name": name, "predicted": predicted, "measured": measured} for name, predicted, measured in rows]

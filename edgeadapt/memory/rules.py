@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from edgeadapt.memory.graph import GraphLike, NodeLike
@@ -69,6 +70,26 @@ X86 = Machine()
 def uncounted(graph: GraphLike) -> list[str]:
     """The operators of a graph of which it is not known what they do to memory, each once."""
     return sorted({node.op for node in graph.nodes if node.op not in KNOWN or (node.op in ("Max", "Min") and len(node.inputs) > 2)})
+
+
+def misplaced_sums(graph: GraphLike, names: Iterable[str]) -> list[str]:
+    """Those of the sums `names` that a run may not write over where they were read.
+
+    Input `sum.NAME` and output `added.NAME` may share their memory if the one node that reads the input is an `Add` of two tensors of one shape that
+    gives the output, and nothing reads that: it works element by element.
+    """
+    readers: dict[str, list[NodeLike]] = {}
+    for node in graph.nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+    wrong = []
+    for name in names:
+        given, result = f"sum.{name}", f"added.{name}"
+        nodes = readers.get(given, [])
+        right = len(nodes) == 1 and nodes[0].op == "Add" and list(nodes[0].outputs) == [result] and result not in readers
+        if not right or any(graph.values[other].shape != graph.values[result].shape for other in nodes[0].inputs):
+            wrong.append(name)
+    return wrong
 
 
 def rounded(size: int) -> int:

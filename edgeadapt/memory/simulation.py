@@ -90,6 +90,7 @@ class Choice:
         fits: whether the peak is within the limit; None without one.
         best: the one to take among those that fit.
         prepared: whether the step runs as `edgeadapt prepare` made it.
+        micro: frames of a piece, where the step is taken in pieces: each is a run of `graph`, and the last of `graphs` ends the step. 0: it is not.
     """
 
     role: str
@@ -102,6 +103,7 @@ class Choice:
     fits: bool | None = None
     best: bool = False
     prepared: bool = False
+    micro: int = 0
 
     @property
     def per_frame(self) -> float:
@@ -110,9 +112,9 @@ class Choice:
 
     @property
     def words(self) -> str:
-        """In words: "adapt at batch 16 (adapt.b16.lean, without prepacked weights)"."""
-        extra = [*([self.graph] if self.graph != f"{self.role}.b{self.batch}" else []), *(["prepared"] if self.prepared else [])]
-        extra += [] if self.prepacking else ["without prepacked weights"]
+        """In words: "adapt at batch 16 (adapt.b16.lean, without prepacked weights)", "adapt at batch 16 (in pieces of 4)"."""
+        form = [f"in pieces of {self.micro}"] if self.micro else [self.graph] if self.graph != f"{self.role}.b{self.batch}" else []
+        extra = [*form, *(["prepared"] if self.prepared else []), *([] if self.prepacking else ["without prepacked weights"])]
         return f"{self.role} at batch {self.batch}" + (f" ({', '.join(extra)})" if extra else "")
 
 
@@ -229,8 +231,8 @@ def simulate(
 ) -> Simulation:
     """What a configuration of a bundle takes on a board.
 
-    A role and batch may have several forms: leaner graphs of the same step, and onnxruntime's copies of weights left out. The quickest that fits is
-    taken, as an adapter with that budget would.
+    A role and batch may have several forms: leaner graphs of the same step, the step in pieces, and onnxruntime's copies of weights left out. The
+    quickest that fits is taken, as an adapter with that budget would.
 
     Args:
         bundle: the bundle.
@@ -264,7 +266,7 @@ def simulate(
     found = [_limited(choice, budget) for name in shown for choice in _choices(bundle, board, base, name, passed, pace)]
     forms = sorted((choice for choice in found if choice.role == role and choice.batch == batch), key=lambda choice: (choice.seconds, choice.total))
     asked = next((choice for choice in forms if choice.fits is not False), min(forms, key=lambda choice: choice.total))
-    lines = ledger(bundle, replace(base, graphs=asked.graphs, prepacking=asked.prepacking))
+    lines = ledger(bundle, replace(base, graphs=asked.graphs, prepacking=asked.prepacking, frames=asked.batch))
     steps = dict.fromkeys([asked.graph, *(name for name in asked.graphs if name != FIRST)])
     curves = (curve(name, item.graph, item.plan) for name in steps for item in (layout(bundle, name, base.machine, prepared),))
     return Simulation(
@@ -290,7 +292,7 @@ def _passed_over(bundle: Bundle, missing: Mapping[str, tuple[str, ...]]) -> tupl
     """The variants that are not used because another runs wholly on the GPU."""
     specs = bundle.manifest.graphs.values() if missing else ()
     steps = dict.fromkeys((spec.role, spec.batch) for spec in specs)
-    return tuple(name for role, batch in steps for name in cuda.fitting(bundle.manifest.variants(role, batch), missing)[1])
+    return tuple(name for role, batch in steps for name in cuda.fitting(bundle.manifest.forms(role, batch), missing)[1])
 
 
 def _with(name: str, missing: Mapping[str, tuple[str, ...]]) -> str:
@@ -304,15 +306,17 @@ def _roles(bundle: Bundle) -> list[str]:
 def _choices(
     bundle: Bundle, board: BoardLike, base: Setup, role: str, passed: Sequence[str], pace: Mapping[str, float]
 ) -> Iterator[Choice]:
-    for name, spec in bundle.manifest.graphs.items():
-        if spec.role != role or name in passed:
+    manifest, ready = bundle.manifest, base.prepared
+    for form in (form for batch in reversed(manifest.planned(role)) for form in manifest.forms(role, batch)):
+        if not set(passed).isdisjoint(form.graphs):
             continue
-        beside = f"predict.b{spec.batch}"
-        graphs = tuple(dict.fromkeys((FIRST, *([beside] if beside in bundle.manifest.graphs else []), name)))
-        ready = base.prepared
-        time = pace.get(name) or pace[""] * _seconds(bundle, board, base, name)
-        totals = [ledger(bundle, replace(base, graphs=graphs, prepacking=kept)).total for kept in (True, False)]
-        first = Choice(role, spec.batch, name, graphs, True, totals[0], time, prepared=ready is not None and name in ready.graphs)
+        beside = f"predict.b{form.micro or form.batch}"
+        graphs = tuple(dict.fromkeys((FIRST, *([beside] if beside in manifest.graphs else []), *form.graphs)))
+        times = [pace.get(name) or pace[""] * _seconds(bundle, board, base, name) for name in form.graphs]
+        time = times[0] * (form.batch // form.micro if form.micro else 1) + sum(times[1:])
+        totals = [ledger(bundle, replace(base, graphs=graphs, prepacking=kept, frames=form.batch)).total for kept in (True, False)]
+        made = ready is not None and form.graphs[0] in ready.graphs
+        first = Choice(role, form.batch, form.graphs[0], graphs, True, totals[0], time, prepared=made, micro=form.micro)
         yield first
         if totals[1] < (1 - WORTH) * totals[0]:
             yield replace(first, prepacking=False, total=totals[1], seconds=time * UNPACKED)

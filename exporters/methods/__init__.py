@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeadapt.exporters.methods.base import Hyper, Method, Outcome, Setup
+from edgeadapt.exporters.methods.base import Hyper, Method, Outcome, Setup, Term, Terms, loss
 from edgeadapt.exporters.methods.ecotta import EcoTTA
 from edgeadapt.exporters.methods.side import Side
 from edgeadapt.exporters.methods.source import Norm, Source
@@ -10,4 +10,4 @@ from edgeadapt.exporters.methods.tent import Tent
 
 METHODS: dict[str, type[Method]] = {method.name: method for method in (Source, Norm, Tent, EcoTTA, Side)}
 
-__all__ = ["METHODS", "Hyper", "Method", "Outcome", "Setup"]
+__all__ = ["METHODS", "Hyper", "Method", "Outcome", "Setup", "Term", "Terms", "loss"]

@@ -11,6 +11,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from typing import ClassVar
 
 import torch
@@ -53,6 +55,37 @@ class Outcome:
 
     logits: Tensor
     terms: Tensors = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Term:
+    """One of the terms whose sum a method minimises, over the predictions of one run.
+
+    Several runs over equally many frames can make one step: their values add up, their counts add up, and the term is Σ value / max(Σ count, 1).
+    That is the term of all their frames at once, up to the rounding of sums.
+
+    Attributes:
+        value: a scalar with gradient: the mean over all predictions, which counts as one; with a `count` the sum over those that are counted.
+        over: what it is the mean of; terms over the same have the same count, and share what is kept between runs.
+        count: a scalar that may depend on the data, without gradient. None: `value` is the mean over all predictions.
+    """
+
+    value: Tensor
+    over: str = "all"
+    count: Tensor | None = None
+
+    @property
+    def mean(self) -> Tensor:
+        """The term, where the run is the whole step."""
+        return self.value if self.count is None else self.value / self.count.clamp(min=1.0)
+
+
+Terms = tuple[Term, ...]
+
+
+def loss(terms: Terms) -> Tensor:
+    """The objective of a step that is one run: the sum of its terms, a scalar."""
+    return reduce(add, (term.mean for term in terms))
 
 
 class Method(ABC):
@@ -143,13 +176,13 @@ class Method(ABC):
         """Scalars of the objectives, beyond the optimiser's and the statistics'."""
         return {}
 
-    def unlabelled(self, outcome: Outcome, hyper: Mapping[str, Tensor]) -> Tensor:
-        """The loss of an adaptation step."""
-        return entropy(outcome.logits).mean()
+    def unlabelled(self, outcome: Outcome, hyper: Mapping[str, Tensor]) -> Terms:
+        """The objective of an adaptation step."""
+        return (Term(entropy(outcome.logits).mean()),)
 
-    def labelled(self, outcome: Outcome, target: Tensor, hyper: Mapping[str, Tensor]) -> Tensor:
-        """The loss of a learning step with targets (N, …) of class indices."""
-        return F.cross_entropy(outcome.logits, target)
+    def labelled(self, outcome: Outcome, target: Tensor, hyper: Mapping[str, Tensor]) -> Terms:
+        """The objective of a learning step with targets (N, …) of class indices."""
+        return (Term(F.cross_entropy(outcome.logits, target)),)
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -158,11 +191,11 @@ def entropy(logits: Tensor) -> Tensor:
     return -(logp.exp() * logp).sum(1)
 
 
-def confident_entropy(logits: Tensor, margin: Tensor | float) -> Tensor:
+def confident_entropy(logits: Tensor, margin: Tensor | float) -> Term:
     """Mean entropy of the predictions whose entropy is below margin·ln C; 0 where there are none (EcoTTA, equation 3)."""
     values = entropy(logits)
     keep = selected(logits, margin)
-    return (values * keep).sum() / keep.sum().clamp(min=1.0)
+    return Term((values * keep).sum(), "selected", keep.sum())
 
 
 def selected(logits: Tensor, margin: Tensor | float) -> Tensor:

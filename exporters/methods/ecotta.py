@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from edgeadapt.exporters.backbone import BackboneRun
 from edgeadapt.exporters.capture import NORMALISATION, Captured
-from edgeadapt.exporters.methods.base import MARGIN, Hyper, Method, Outcome, Tensors, confident_entropy, generator
+from edgeadapt.exporters.methods.base import MARGIN, Hyper, Method, Outcome, Tensors, Term, Terms, confident_entropy, generator
 from edgeadapt.exporters.operators import split_gradient
 from edgeadapt.exporters.partition import Cut, Partition, partition
 
@@ -124,13 +124,13 @@ class EcoTTA(Method):
         """Entropy margin and the regulariser's weight."""
         return {"margin": MARGIN, "regulariser": Hyper(0.5, 0.0, 100.0, "weight of the distance from the frozen parts' outputs")}
 
-    def unlabelled(self, outcome: Outcome, hyper: Mapping[str, Tensor]) -> Tensor:
+    def unlabelled(self, outcome: Outcome, hyper: Mapping[str, Tensor]) -> Terms:
         """Equation 4."""
-        return confident_entropy(outcome.logits, hyper["margin"]) + hyper["regulariser"] * outcome.terms["drift"]
+        return confident_entropy(outcome.logits, hyper["margin"]), Term(hyper["regulariser"] * outcome.terms["drift"])
 
-    def labelled(self, outcome: Outcome, target: Tensor, hyper: Mapping[str, Tensor]) -> Tensor:
+    def labelled(self, outcome: Outcome, target: Tensor, hyper: Mapping[str, Tensor]) -> Terms:
         """Cross-entropy with the same regulariser."""
-        return F.cross_entropy(outcome.logits, target) + hyper["regulariser"] * outcome.terms["drift"]
+        return Term(F.cross_entropy(outcome.logits, target)), Term(hyper["regulariser"] * outcome.terms["drift"])
 
 
 def _shrink(x: Tensor, weight: Tensor, size: tuple[int, ...]) -> Tensor:

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from edgeadapt.errors import ExportError
 from edgeadapt.exporters.backbone import BackboneRun, Normaliser
 from edgeadapt.exporters.capture import Captured
-from edgeadapt.exporters.methods.base import MARGIN, Hyper, Method, Outcome, Tensors, confident_entropy, generator
+from edgeadapt.exporters.methods.base import MARGIN, Hyper, Method, Outcome, Tensors, Term, Terms, confident_entropy, generator
 from edgeadapt.exporters.operators import adaptive_max_pool
 from edgeadapt.exporters.partition import Cut, Partition, candidates
 
@@ -205,11 +205,11 @@ class Side(Method):
         """Entropy margin and the weight of the divergence from the frozen model."""
         return {"margin": MARGIN, "regulariser": Hyper(1.0, 0.0, 100.0, "weight of the divergence from the frozen model's predictions")}
 
-    def unlabelled(self, outcome: Outcome, hyper: Mapping[str, Tensor]) -> Tensor:
+    def unlabelled(self, outcome: Outcome, hyper: Mapping[str, Tensor]) -> Terms:
         """Entropy of the confident predictions plus KL(frozen ‖ adapted)."""
         frozen, adapted = outcome.terms["frozen"].detach().log_softmax(1), outcome.logits.log_softmax(1)
         divergence = (frozen.exp() * (frozen - adapted)).sum(1).mean()
-        return confident_entropy(outcome.logits, hyper["margin"]) + hyper["regulariser"] * divergence
+        return confident_entropy(outcome.logits, hyper["margin"]), Term(hyper["regulariser"] * divergence)
 
 
 def _classifier(captured: Captured) -> tuple[fx.Node, fx.Node]:
