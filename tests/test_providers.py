@@ -264,7 +264,7 @@ def test_where_the_memory_is_shared_the_gpus_part_counts_and_else_it_is_shown(bu
     assert all("not in the sum" in line for line in table[-2:])
     assert "process's peak" in shared.ledger.table().splitlines()[-1]
     again = planned(Needs(bundle, 1, device=cuda.Device(True, started=True)), ["predict.b1"])
-    assert (again.lines()["CUDA context"], again.lines()["CUDA libraries"]) == (0, 0)
+    assert (again.lines()["CUDA context"], again.lines()["CUDA libraries"]) == (cuda.CONTEXT, 0)
 
 
 def test_lines_elsewhere_are_marked_in_json() -> None:

@@ -114,7 +114,8 @@ class Device:
 
     Attributes:
         unified: it takes its memory from the board's own, so that it counts against a budget.
-        started: this process has a CUDA context already.
+        started: this process has loaded CUDA's libraries already, which stay resident. So does its context, but that is not resident, and whoever
+            counted it may have gone: each plan counts it.
     """
 
     unified: bool

@@ -317,11 +317,10 @@ def gpu_lines(device: cuda.Device, limits: Sequence[int], known: str = "counted"
     """
     apart = not device.unified
     where = "in memory of its own, not in the sum" if apart else "of the board's memory"
-    first = 0 if device.started else 1
     return [
-        Line("CUDA libraries", first * cuda.LIBRARIES, "estimated", "pages of driver, cuDNN and cuBLAS"),
+        Line("CUDA libraries", 0 if device.started else cuda.LIBRARIES, "estimated", "pages of driver, cuDNN and cuBLAS"),
         Line("GPU memory", sum(limits), known, f"{where}: the limit of each session, weights included", apart),
-        Line("CUDA context", first * cuda.CONTEXT, "estimated", f"{where}: kernels, and what cuBLAS takes", apart),
+        Line("CUDA context", cuda.CONTEXT, "estimated", f"{where}: kernels, and what cuBLAS takes", apart),
     ]
 
 
