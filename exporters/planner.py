@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, Protocol
 
 from edgeadapt.bundle import Bundle
-from edgeadapt.errors import BudgetError
+from edgeadapt.errors import BudgetError, UsageError
 from edgeadapt.memory.simulation import BoardLike, Choice, simulate
 from edgeadapt.progress import Progress, quiet
 from edgeadapt.units import format_bytes
@@ -106,7 +106,8 @@ class Row:
         """In words: "4 parts, the last 2 trained, batch 16 (adapt.b16.lean)"."""
         which = "" if self.trained is None else f", {'all' if self.trained == self.parts else f'the last {self.trained}'} trained"
         extra = ", ".join([self.graph, *([] if self.prepacking else ["without prepacked weights"])])
-        return f"{f'{self.parts} parts{which}, ' if self.parts else ''}batch {self.batch} ({extra})"
+        parts = f"{self.parts} part{'s' if self.parts != 1 else ''}{which}, " if self.parts else ""
+        return f"{parts}batch {self.batch} ({extra})"
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Plan:
         rows: those that no other beats at once in memory, time a frame, batch, parts and trained parts, the most demanding first.
         chosen: the candidate to export; None if none fits.
         row: what of it an adapter would load within the budget.
-        wishes: what was not free to choose.
+        nearest: where none fits, what takes least of what was asked for.
         instead: where none fits, what would if all were free to choose.
         looked: how many candidates were compiled.
         rates_known: how the board's rates, and so the times, are known.
@@ -131,7 +132,7 @@ class Plan:
     rows: tuple[Row, ...]
     chosen: Candidate | None
     row: Row | None
-    wishes: Wishes
+    nearest: Row | None
     instead: Row | None
     looked: int
     rates_known: str
@@ -154,26 +155,20 @@ class Plan:
         """What is to be exported.
 
         Raises:
-            BudgetError: nothing does; the message says what comes nearest, the hint what would fit.
+            BudgetError: nothing fits; the message says what comes nearest, the hint what would fit.
+            UsageError: there is no budget.
         """
-        assert self.budget is not None, "nothing is chosen without a budget"
         if self.chosen is not None:
             return self.chosen
-        least = min(self.rows, key=lambda row: row.total)
-        more = format_bytes(least.total - self.budget)
-        asked = " as asked" if self.wishes != Wishes() else ""
-        hint = f"give a budget of at least {_ceiling(least.total)}"
-        if self.instead is not None:
-            hint += f"; what fits: {self.instead.words} with {format_bytes(self.instead.total)}"
+        if self.budget is None or self.nearest is None:
+            raise UsageError("nothing is chosen without a budget", "give one")
+        needed = self.nearest.total
         raise BudgetError(
-            f"nothing{asked} fits the budget of {format_bytes(self.budget)} on {self.board}; the nearest is {least.words} with "
-            f"{format_bytes(least.total)}, {more} more",
-            hint,
+            f"nothing that was asked for fits the budget of {format_bytes(self.budget)} on {self.board}; the nearest is {self.nearest.words} with "
+            f"{format_bytes(needed)}, {format_bytes(needed - self.budget)} more",
+            f"give a budget of at least {-(-needed // 2**20)}MiB"
+            + (f"; what fits: {self.instead.words} with {format_bytes(self.instead.total)}" if self.instead is not None else ""),
         )
-
-
-def _ceiling(size: int) -> str:
-    return f"{-(-size // 2**20)}MiB"
 
 
 def plan(drafts: Drafts, board: BoardLike, budget: int | None, wishes: Wishes, progress: Progress = quiet, listing: bool = False) -> Plan:
@@ -194,21 +189,24 @@ def plan(drafts: Drafts, board: BoardLike, budget: int | None, wishes: Wishes, p
         ExportError: the model cannot be compiled.
     """
     search = _Search(drafts, board, budget, progress)
-    divisions, taken, instead = drafts.divisions(), None, None
+    divisions = drafts.divisions()
+    taken: Candidate | None = None
+    row: Row | None = None
+    nearest: Row | None = None
+    instead: Row | None = None
     if budget is not None:
         runs = preference(wishes, divisions)
-        taken = search.first(runs)
-        if taken is None:
+        if taken := search.first(runs):
+            row = search.best(taken)
+        else:
             search.look(runs[-1][-1:])
-        if taken is None and wishes != Wishes():
-            other = _Search(drafts, board, budget, progress)
-            found = other.first(preference(Wishes(), divisions))
-            instead = other.best(found) if found else None
+            nearest = min(search.rows, key=lambda row: row.total)
+            other = search.first(preference(Wishes(), divisions)) if wishes != Wishes() else None
+            instead = search.best(other) if other else None
     if listing or budget is None:
         search.look(listed(wishes, divisions))
-    row = search.best(taken) if taken else None
     rows = tuple(replace(item, chosen=item == row) for item in _front(search.rows, row))
-    return Plan(board.name, board.key, budget, rows, taken, row and replace(row, chosen=True), wishes, instead, search.looked, board.rates_known)
+    return Plan(board.name, board.key, budget, rows, taken, row and replace(row, chosen=True), nearest, instead, search.looked, board.rates_known)
 
 
 def preference(wishes: Wishes, divisions: Sequence[int]) -> list[list[Candidate]]:

@@ -54,7 +54,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     def fake(model: Any, output: Path, *, progress: Any, **options: Any) -> Any:
         seen.append({"model": model, "output": output, **options})
         progress("warm-up", 1, 2, "loss 3")
-        return SimpleNamespace(path=output, manifest={"format": 1, "method": {"name": "ecotta"}}, size=2048, table=lambda: "THE TABLE")
+        return SimpleNamespace(path=output, manifest={"format": 1, "method": {"name": "ecotta"}}, size=2048, plan=None, table=lambda: "THE TABLE")
 
     monkeypatch.setattr("edgeadapt.exporters.export.export", fake)
     return seen

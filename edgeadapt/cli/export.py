@@ -4,10 +4,14 @@ r"""Compile a PyTorch model, with its whole adaptation step, into a bundle. Runs
       --data train.npz --batch 4,16 -o resnet20.edgeadapt
   edgeadapt export net.py:sensor_net --input 6x128 --data net.py:training_set --method side -o sensor.edgeadapt
   edgeadapt export models:resnet20 --input 3x32x32 --list-cuts
+  edgeadapt export models:resnet20 --input 3x32x32 --plan --board pi4-1gb --budget 96MiB
 
 MODULE:FACTORY is a function or class without required arguments that gives the model, as package.module:name or path/to/file.py:name. --data is an
 .npz archive (x: uint8 N x H x W x C, or float32 as the model takes it; y: classes), a folder with a folder of images for each class, or
 MODULE:FUNCTION that gives a torch Dataset: samples like those the model was trained on, of which a few thousand do.
+
+With --budget, what of --parts, --train and --batch is not given is chosen so that adapting fits, on one thread; nothing is trained if nothing fits
+(exit code 5). --plan only lists what could be chosen. docs/memory.md says in which order.
 """
 
 from __future__ import annotations
@@ -20,13 +24,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeadapt.errors import ExportError, UsageError
-from edgeadapt.units import format_bytes, format_shape, parse_shape
+from edgeadapt.units import format_bytes, format_shape, parse_bytes, parse_shape
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgeadapt.exporters.data import Samples
     from edgeadapt.exporters.partition import Cut
+    from edgeadapt.exporters.planner import Plan
     from edgeadapt.progress import Progress
 
 NAME, HELP = "export", "compile a PyTorch model and its adaptation step into a bundle"
@@ -83,6 +88,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--optimiser", choices=("sgd", "adam"), help="on the device (default: the method's)")
     how.add_argument("--micro", type=_micro, metavar="M", help="also take steps in pieces of M frames, such as 1,4; auto (default) or none")
     how.add_argument("--rate", type=float, help="learning rate on the device (default: the method's, by the batch)")
+    memory = parser.add_argument_group("memory")
+    memory.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes that the process on the device may hold, such as 96MiB")
+    memory.add_argument("--board", metavar="KEY|FILE", help="where that is: a board's key, or a profile of your own (default: this machine)")
+    memory.add_argument("--plan", action="store_true", help="list what could be chosen and what it takes, without data or training, and stop")
     warmup = parser.add_argument_group("warm-up")
     warmup.add_argument("--epochs", type=int, help="default: 10")
     warmup.add_argument("--warmup-rate", type=float, metavar="RATE", help="learning rate (default: 0.05)")
@@ -109,12 +118,16 @@ def run(arguments: argparse.Namespace) -> int:
         wanted = f"write --resize {format_shape(shape[1:])}, or leave it out"
         raise UsageError(f"--resize {format_shape(arguments.resize)} is not the input's size", wanted)
     spec = spec_for(shape, arguments.mean, arguments.std, arguments.resize is not None)
-    output = None if arguments.list_cuts else _writable(arguments.output)
+    output = None if arguments.list_cuts or arguments.plan else _writable(arguments.output)
+    if arguments.board is not None and arguments.budget is None and not arguments.plan:
+        raise UsageError("--board says where a budget holds, and there is none", "give --budget or --plan too")
     model = load_factory(arguments.model)
     if arguments.weights:
         load_weights(model, arguments.weights)
     if arguments.list_cuts:
         return _list_cuts(model, arguments)
+    if arguments.plan:
+        return _plan(model, arguments)
     assert output is not None
     classes = _classes(model, arguments)
     with Bars() as bars:
@@ -139,9 +152,9 @@ def run(arguments: argparse.Namespace) -> int:
 def _export(model: nn.Module, samples: Samples | None, output: Path, arguments: argparse.Namespace, progress: Progress) -> int:
     from edgeadapt.exporters.export import export
 
-    choices: dict[str, Any] = {name: getattr(arguments, name) for name in CHOICES if getattr(arguments, name) is not None}
-    if arguments.batch:
-        choices["batches"] = tuple(sorted({size for sizes in arguments.batch for size in sizes}))
+    choices = _choices(arguments)
+    if arguments.budget is not None:
+        choices |= {"budget": arguments.budget, "board": arguments.board}
     if not arguments.quiet:
         if samples is not None:
             print(f"data: {samples.summary()}", file=sys.stderr)
@@ -155,7 +168,6 @@ def _export(model: nn.Module, samples: Samples | None, output: Path, arguments: 
         names=arguments.names or (samples.names if samples is not None else None),
         model_name=_model_name(arguments.model),
         progress=progress,
-        exact=arguments.exact_gradient,
         allow_drop=arguments.allow_drop,
         **choices,
     )
@@ -163,12 +175,59 @@ def _export(model: nn.Module, samples: Samples | None, output: Path, arguments: 
     if close is not None:
         close()
     if arguments.json:
-        json.dump({"path": str(output), "file_bytes": report.size, **report.manifest}, sys.stdout, indent=1)
+        planned = {} if report.plan is None else {"plan": report.plan.plain()}
+        json.dump({"path": str(output), "file_bytes": report.size, **report.manifest, **planned}, sys.stdout, indent=1)
         print()
     else:
         print(report.table())
         print(f"\nwrote {output} ({format_bytes(report.size)})")
     return 0
+
+
+def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
+    choices: dict[str, Any] = {name: getattr(arguments, name) for name in CHOICES if getattr(arguments, name) is not None}
+    if arguments.batch:
+        choices["batches"] = tuple(sorted({size for sizes in arguments.batch for size in sizes}))
+    return {**choices, "exact": arguments.exact_gradient}
+
+
+def _plan(model: nn.Module, arguments: argparse.Namespace) -> int:
+    from edgeadapt.exporters.export import plan_export
+    from edgeadapt.progress import Bars, quiet
+
+    with Bars() as bars:
+        progress: Progress = quiet if arguments.quiet else bars
+        place = {"budget": arguments.budget, "board": arguments.board}
+        found = plan_export(model, shape=arguments.input, progress=progress, **place, **_choices(arguments))
+    if arguments.json:
+        json.dump(found.plain(), sys.stdout, indent=1)
+        print()
+    else:
+        print(_candidates(found))
+    sys.stdout.flush()
+    if found.budget is not None:
+        found.check()
+    return 0
+
+
+def _candidates(found: Plan) -> str:
+    from edgeadapt.cli.inspect import table
+    from edgeadapt.memory.simulation import format_seconds
+
+    rows = []
+    for row in found.rows:
+        cut = tuple("–" if value is None else str(value) for value in (row.parts, row.trained))
+        weights = "prepacked" if row.prepacking else "as stored"
+        times = (format_seconds(row.seconds), format_seconds(row.per_frame))
+        fits, total = {None: "", True: "fits", False: "no"}[row.fits], format_bytes(row.total)
+        rows.append((*cut, str(row.batch), row.graph, weights, total, *times, fits, "chosen" if row.chosen else ""))
+    header = ("parts", "trained", "batch", "graph", "weights", "memory", "a step", "a frame", "budget" if found.budget else "", "")
+    lines = [
+        f"on {found.board}, 1 thread: what no other beats in memory, time, batch, parts and trained parts; times are {found.rates_known} and rough",
+        table(header, rows, left=0, words=True),
+        "compiled in a hurry, without leaner variants, unless it came close to being chosen: a bundle may take a little less",
+    ]
+    return "\n".join([*lines, *([found.line()] if found.row else [])])
 
 
 def _need(*libraries: str) -> None:
