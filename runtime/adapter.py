@@ -38,8 +38,8 @@ class Adapter:
     Frames are uint8 [N,H,W,C], preprocessed as the manifest says, or float32 [N,*input.shape]; one frame may come without N, and its logits
     then come without N. Frames with NaN or infinite values never reach a graph: their logits are NaN.
 
-    A budget may have a step taken in pieces, run by run. Predictions of other threads are served between its runs, steps of theirs wait for its end, and
-    `load`, `reset` and an assignment to `state` end it: what is left of its frames is predicted.
+    Under a budget a step may be taken in pieces, run by run. Predictions of other threads are served between its runs, their steps wait for its end,
+    and `load`, `reset` and an assignment to `state` end it: what is left of its frames is predicted.
     """
 
     def __init__(self, bundle: Bundle, loaded: loading.Loaded, claim: memory.Claim | None, threads: int, pressure: Pressure | None = None) -> None:
