@@ -268,6 +268,28 @@ def test_regulariser_reaches_its_own_part_alone(exact: bool) -> None:
     assert max(differences(mine, total, {}).values()) < 1e-8
 
 
+def test_the_reported_loss_counts_trained_parts_alone() -> None:
+    """It is what is minimised: nothing that is trained could change the distance of the parts before."""
+    (x, _), *_ = stream(1)
+    found = {}
+    for train in (None, 2):
+        both = pair("resnet14", "ecotta", train=train, **STEP)
+        plain = both.plain
+        assert isinstance(plain, EcoTTA)
+        split_by_margin(both, x)
+        both.given["x"] = x
+        with doubles():
+            loss = both.program(both.given)["metric.loss"]
+            logits, between = plain.walk(x)
+            drifts = plain.drifts(between)
+            want = (plain.objective(logits, None) + plain.regulariser * sum(drifts)).detach()
+        assert float(loss) == pytest.approx(float(want), rel=1e-10)
+        found[train] = float(loss), len(drifts)
+    assert found[None][1] == 4
+    assert found[2][1] == 2
+    assert found[2][0] < found[None][0]
+
+
 def gradient_of(both: Pair, x: Tensor, objective: Callable[[Outcome], Tensor], frozen: bool = False) -> State:
     """Gradients of an objective over our forward pass: by the method's parameters, or by the frozen tensors (those it reaches)."""
     weights = {name.removeprefix("weights."): value.detach() for name, value in both.given.items() if name.startswith("weights.")}
