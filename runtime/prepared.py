@@ -13,7 +13,7 @@ import os
 import platform
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -109,15 +109,15 @@ class Prepared:
         folder: the entry.
         graphs: those to run instead of the bundle's, by name; a graph that is not here runs as exported.
         own_bytes: size of its weights file, which is mapped when a graph is loaded.
-        seconds: of a run of each graph that was looked at, in the form that runs.
         record: what was decided and why: see docs/prepare.md.
+        seconds: of a run of each graph that was looked at, in the form that runs.
     """
 
     folder: Path
     graphs: dict[str, PreparedGraph]
     own_bytes: int
-    seconds: dict[str, float]
     record: dict[str, Any]
+    seconds: dict[str, float] = field(default_factory=dict)
 
     def lacks(self, names: Iterable[str]) -> list[str]:
         """Those of a bundle's graphs that were not looked at yet."""
@@ -254,7 +254,7 @@ def load(entry: Path, bundle: Bundle, wanted: dict[str, Any]) -> Prepared:
         digest = files.get(f"{name}.onnx", ("", 0))[0]
         graph = graphs[name] = _graph(entry, name, node, digest)
         graph.read(bundle.weights_size, own)
-    return Prepared(entry, graphs, own, seconds, root.free())
+    return Prepared(entry, graphs, own, root.free(), seconds)
 
 
 def _trusted(path: Path, kind: Callable[[int], bool]) -> None:

@@ -20,6 +20,7 @@ from edgeadapt.bundle import PLACEHOLDER, Bundle
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.cli.main import main
 from edgeadapt.errors import BudgetError, UsageError
+from edgeadapt.memory import footprint
 from edgeadapt.memory.ledger import Setup, ledger
 from edgeadapt.runtime import adapter as adapters
 from edgeadapt.runtime import loading, memory
@@ -88,7 +89,7 @@ def test_less_is_loaded_where_slack_takes_the_room(path: Path) -> None:
     held = memory.resident()
     with Adapter.open(path, ENOUGH) as probe:
         whole = probe.memory["planned"]
-    assert needs["adapt.b16"].region > 2 * memory.LEAST_MARGIN
+    assert needs["adapt.b16"].region > 2 * footprint.LEAST_MARGIN
     budget = held + whole + 16 * MIB
     with Adapter.open(path, budget) as all_of_it:
         assert all_of_it.memory["missing"] == ()
@@ -195,7 +196,7 @@ def entry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
         file.write_bytes(model.SerializeToString())
         graph = PreparedGraph(file, str(folder), "extended", len(model.graph.node), 0, 0, 0, 0, 0, sha256(file.read_bytes()).hexdigest())
         plain = Needs(Bundle.open(bundle), 1, Prepared(folder, {name: graph}, 0, {}))
-        region = memory.smallest(plain.layout(plain.graph(name)))
+        region = memory.smallest(plain.layout(name))
         graphs[name] = replace(graph, peak_bytes=region, region_bytes=region, packed_bytes=65536)
     monkeypatch.setattr(adapters, "find", lambda *_: Prepared(folder, graphs, 0, {}) if folder.is_dir() else None)
     return bundle, folder

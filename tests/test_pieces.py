@@ -26,7 +26,7 @@ from edgeadapt.runtime import loading
 from edgeadapt.runtime.choice import Choice, alone, choose, everything, wanted
 from edgeadapt.runtime.engine import Engine
 from edgeadapt.runtime.memory import Needs, planned
-from edgeadapt.runtime.prepared import make
+from edgeadapt.runtime.preparing import make
 from edgeadapt.runtime.pressure import Level, Marks, Pressure, Sign, Signs
 from edgeadapt.runtime.serving import Serving
 from edgeadapt.runtime.state import FlatState

@@ -22,7 +22,7 @@ from edgeadapt.bundle import Bundle
 from edgeadapt.cli.main import main
 from edgeadapt.devices import boards
 from edgeadapt.errors import BudgetError, EdgeAdaptError, UsageError
-from edgeadapt.memory import Graph, Node, Tensor, cuda, read, simulate, simulation
+from edgeadapt.memory import Graph, Node, Tensor, cuda, footprint, read, simulate, simulation
 from edgeadapt.memory.ledger import Ledger, Line, Setup, ledger
 from edgeadapt.runtime import loading, memory, providers, session
 from edgeadapt.runtime.choice import choose, everything, wanted
@@ -201,9 +201,9 @@ def test_types_are_read_from_the_file(bundle: Bundle) -> None:
 
 def test_variants_with_operators_that_it_lacks_are_passed_over(bundle: Bundle) -> None:
     here, there = Needs(bundle, 1), Needs(bundle, 1, device=SHARED)
-    assert here.variants("adapt", 4) == ("adapt.b4", "adapt.b4.lean")
-    assert there.variants("adapt", 4) == ("adapt.b4",)
-    assert there.variants("learn", 4) == ("learn.b4",)  # there is no other
+    assert [form.graphs for form in here.forms("adapt", 4)] == [("adapt.b4",), ("adapt.b4.lean",)]
+    assert [form.graphs for form in there.forms("adapt", 4)] == [("adapt.b4",)]
+    assert [form.graphs for form in there.forms("learn", 4)] == [("learn.b4",)]  # there is no other
     assert here.passed_over() == ()
     assert there.passed_over() == ("adapt.b4.lean (BitwiseNot)",)
     items = wanted(bundle.manifest, None, None)
@@ -220,7 +220,7 @@ def test_a_graph_without_an_alternative_is_used_and_its_operators_are_named(bund
         loading._tell(needs, found)
     assert "of learn.b4, nodes run on the CPU, because the GPU lacks them: BitwiseAnd" in caplog.text
     assert "not used, because the GPU lacks operators of theirs: adapt.b4.lean (BitwiseNot)" in caplog.text
-    assert needs["learn.b4"].region > memory.LEAST_MARGIN == needs["adapt.b4"].region  # its tensors may be on the host
+    assert needs["learn.b4"].region > footprint.LEAST_MARGIN == needs["adapt.b4"].region  # its tensors may be on the host
 
 
 # ----------------------------------------------------------------------------------------------------- ledger
@@ -228,7 +228,7 @@ def test_a_graph_without_an_alternative_is_used_and_its_operators_are_named(bund
 
 def test_the_limit_covers_tensors_weights_inputs_outputs_and_workspace(bundle: Bundle) -> None:
     graph = read(bundle.graph_bytes("adapt.b4"))
-    region = memory.smallest(Needs(bundle, 1).layout(graph))
+    region = memory.smallest(Needs(bundle, 1).layout("adapt.b4"))
     weights = sum(-(-size // 256) * 256 for size in graph.constants.values())
     given = sum(-(-graph.values[name].nbytes // 256) * 256 for name in (*graph.inputs, *graph.outputs))
     least = cuda.PIECES * region + weights + given + cuda.WORKSPACE
@@ -314,7 +314,8 @@ def test_the_simulator_passes_over_what_an_adapter_does(bundle: Bundle) -> None:
     board, setup = boards.load("orin-nano-8gb"), Setup((), 50_000_000, device=SHARED)
     found = simulate(bundle, board, provider="cuda")
     assert found.passed_over == Needs(bundle, 1, device=SHARED).passed_over()
-    graphs = [{choice.graph for choice in simulation._choices(bundle, board, setup, "adapt", passed)} for passed in ((), ("adapt.b4.lean",))]
+    listed = (simulation._choices(bundle, board, setup, "adapt", passed, {"": 1.0}) for passed in ((), ("adapt.b4.lean",)))
+    graphs = [{choice.graph for choice in each} for each in listed]
     assert graphs == [{"adapt.b4", "adapt.b4.lean"}, {"adapt.b4"}]
     assert "adapt.b4.lean" not in {choice.graph for choice in found.choices}
 
