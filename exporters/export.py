@@ -352,7 +352,8 @@ class _Export:
         batch = method.backbone.captured.batch
         chosen: dict[str, Any] = {"epochs": options.epochs, "rate": options.warmup_rate, "batch": batch}
         parameters = warm_up(method, start.parameters, tensors, self.data, kept, **chosen, seed=options.seed, progress=self.progress)
-        values = estimate_statistics(method, parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
+        found = estimate_statistics(method, parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
+        values = {name: found[name] for name in start.values}  # in the same order: the graph is the one that was planned
         trained = dataclasses.replace(start, parameters=parameters, values=values)
         after = self._agreement(dataclasses.replace(trained, statistics="source"), held, truth, batch)
         if not options.allow_drop and not before - after <= options.max_drop / 100:
@@ -361,8 +362,8 @@ class _Export:
                 f"on {len(held)} held-out samples), more than {options.max_drop:g}",
                 "warm up longer (--epochs), on more data, or at another rate (--warmup-rate); or accept it with --allow-drop",
             )
-        found = {"samples": len(kept), "held_out": len(held), "clean_accuracy_before": before, "clean_accuracy_after": after}
-        return trained, {**chosen, **found, "labelled": self.data.y is not None}
+        known = {"samples": len(kept), "held_out": len(held), "clean_accuracy_before": before, "clean_accuracy_after": after}
+        return trained, {**chosen, **known, "labelled": self.data.y is not None}
 
     @staticmethod
     def _tensors(method: Method) -> dict[str, Tensor]:

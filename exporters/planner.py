@@ -81,7 +81,8 @@ class Row:
         total: the process's peak, bytes.
         seconds: of a step, roughly.
         fits: whether that is within the budget; None without one.
-        depth: how it was compiled: "whole" is to the byte; where that was not needed, the bundle may take a little less, or have leaner variants.
+        depth: how it was compiled: "whole" is to the byte. Where that was not needed, a longer search may save some per cent of the tensors, leaner
+            variants more, and the names in graphs that were left out take some ten KiB.
         chosen: the one that is taken.
     """
 

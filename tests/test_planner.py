@@ -144,7 +144,7 @@ def test_the_first_that_fits_is_taken(tmp_path: Path) -> None:
 
 def test_the_largest_batch_that_fits_up_to_sixteen_is_taken() -> None:
     """In a budget for a batch of four and hardly more; and in one for all that is listed."""
-    plan = listed(total(1, 1) + 4096, parts=1)
+    plan = listed(total(1, 1) + 2**16, parts=1)
     assert plan.chosen == Candidate(1, 1, (BATCH,))
     assert {(row.batch, row.fits) for row in plan.rows} == {(size, size <= BATCH) for size in planner.SIZES}
     assert [row.batch for row in plan.rows] == sorted(planner.SIZES, reverse=True)

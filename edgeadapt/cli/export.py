@@ -225,7 +225,7 @@ def _candidates(found: Plan) -> str:
     lines = [
         f"on {found.board}, 1 thread: what no other beats in memory, time, batch, parts and trained parts; times are {found.rates_known} and rough",
         table(header, rows, left=0, words=True),
-        "compiled in a hurry, without leaner variants, unless it came close to being chosen: a bundle may take a little less",
+        "compiled in a hurry, without leaner variants, unless it came close to being chosen: a bundle may take a little less, or some KiB more",
     ]
     return "\n".join([*lines, *([found.line()] if found.row else [])])
 
