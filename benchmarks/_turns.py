@@ -78,7 +78,7 @@ class Worker:
                 heard = json.loads(line)
                 self.peak = max(self.peak, heard["peak"])
                 return heard
-        raise SystemExit(f"{self.name} ended early: {' '.join(self.command)}")
+        raise SystemExit(f"{self.name} ended early: {' '.join(self.command)[:200]}")
 
     def ask(self, text: str) -> float:
         """Send a word and wait for the answer: seconds."""

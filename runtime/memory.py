@@ -88,11 +88,6 @@ class Need:
     seconds: float = 0.0
 
 
-def margined(region: int) -> int:
-    """A region with a margin over the size that the count says works."""
-    return region + max(int(footprint.MARGIN * region), footprint.LEAST_MARGIN)
-
-
 class Needs:
     """What the graphs of a bundle take; each is read when it is first asked for, and only these figures are kept.
 
@@ -140,20 +135,19 @@ class Needs:
         if self.device is not None:
             return self._on_device(name)
         if not self._counted:
-            return Need(spec.peak_bytes, margined(spec.peak_bytes), 0, 0, _NODE * spec.nodes, False)
+            return Need(spec.peak_bytes, footprint.margined(spec.peak_bytes), 0, 0, _NODE * spec.nodes, False)
         graph, ready = self.graph(name), self._prepared.get(name)
         places = footprint.places(graph, ready is not None, _PAGE)
         structures = footprint.session_bytes(graph)
         told = self._told(name)
-        if ready is not None:  # it was seen to run in its region, and was kept because that is within what was planned for the exported graph
-            region = ready.region_bytes
-            room = max(region, min(margined(region), margined(told) if told else margined(region)))
+        if ready is not None:
+            region, room = ready.region_bytes, footprint.prepared_room(ready.region_bytes, told)
             return Need(region, room, ready.packed_bytes, ready.reserved_bytes, structures, True, places, seconds=self._seconds(graph))
         inside, beside = footprint.prepacked(graph)
         if _PACKS_INSIDE:
             inside += beside
         region = self._region(name, graph)
-        return Need(region, margined(region), inside, beside, structures, graph.countable, places, seconds=self._seconds(graph))
+        return Need(region, footprint.margined(region), inside, beside, structures, graph.countable, places, seconds=self._seconds(graph))
 
     @staticmethod
     def _seconds(graph: Graph) -> float:
@@ -176,7 +170,7 @@ class Needs:
         region, lacking = self._region(name, graph), cuda.lacking(graph, self.bundle.manifest.opset)
         host = region if lacking else footprint.LEAST_MARGIN
         places, structures = footprint.places(graph, False, _PAGE), footprint.session_bytes(graph)
-        return Need(host, margined(host), 0, 0, structures, False, places, cuda.limit(graph, region), lacking, self._seconds(graph))
+        return Need(host, footprint.margined(host), 0, 0, structures, False, places, cuda.limit(graph, region), lacking, self._seconds(graph))
 
     def forms(self, role: str, batch: int) -> tuple[Form, ...]:
         """As `Manifest.forms`, but on a GPU only those of which it has every operator, if there are any."""
@@ -231,7 +225,7 @@ class Needs:
     def correct(self, name: str) -> None:
         """Counts a graph's region anew, where what the bundle says has turned out too small."""
         region = smallest(self.layout(name))
-        self._found[name] = replace(self[name], region=region, room=margined(region))
+        self._found[name] = replace(self[name], region=region, room=footprint.margined(region))
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import onnxruntime
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, EdgeAdaptError
-from edgeadapt.memory import Graph, Machine, Plan, read, smallest
+from edgeadapt.memory import Graph, Machine, Plan, footprint, read, smallest
 from edgeadapt.memory.rules import ALIGNMENT, SEGMENT, misplaced_sums
 from edgeadapt.runtime import memory, prepare_compare, prepare_optimise, profiling, region
 from edgeadapt.runtime import session as sessions
@@ -27,7 +27,7 @@ from edgeadapt.runtime.prepared import PreparedGraph, map_own
 from edgeadapt.units import format_bytes
 
 RUNS = 2  # in a region of exact size: what one run leaves, the next finds
-ROOM = 1.05  # how much larger the region may be where the layout that was played through does not fit
+ROOM = 1.05  # how much larger a region may be than the exported graph's, and than the layout that was played through
 TRIES = 3
 _PLENTY = 2**40  # bytes, to be counted down from
 _PACKING = ("ConvTranspose", "MatMul", "Gemm", "com.microsoft.FusedMatMul", "com.microsoft.FusedGemm")
@@ -47,7 +47,7 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
         "runs" (a level, or "emitted"), "why", and "versions": what was found of each, by level.
     """
     spec = bundle.manifest.graphs[name]
-    room = memory.margined(spec.region_bytes + (threads - 1) * SEGMENT) if spec.region_bytes else spec.peak_bytes
+    room = int(ROOM * (spec.region_bytes + (threads - 1) * SEGMENT)) + ALIGNMENT if spec.region_bytes else spec.peak_bytes
     added = spec.sums if spec.batch else ()  # the graph that ends a step only reads its sums
     found: dict[str, dict[str, Any]] = {"emitted": _emitted(bundle, name, threads)}
     versions: dict[str, PreparedGraph] = {}
@@ -150,7 +150,7 @@ def _choose(bundle: Bundle, name: str, threads: int, versions: dict[str, Prepare
         elif not _dry_run(bundle, name, threads, versions[level], entry):
             entry["refused"] = "it did not run in a region of its size"
         elif (more := _held(entry) - _held(found["emitted"]) - _margin(found["emitted"])) > 0:
-            entry["refused"] = f"it needs {format_bytes(more)} more of a region than is planned"
+            entry["refused"] = f"it needs {format_bytes(more)} more of a region than is allowed"
         else:
             return level, f"it takes {entry['time_ratio']:.2f} of the exported graph's time, within the planned peak"
     return "emitted", "; ".join(f"{level}: {entry['refused']}" for level, entry in found.items() if entry["refused"])
@@ -162,8 +162,8 @@ def _held(entry: dict[str, Any]) -> int:
 
 
 def _margin(entry: dict[str, Any]) -> int:
-    """What a plan adds to the exported graph's region: a prepared one may use it, as it was seen to run in its own."""
-    return memory.margined(int(entry["region_bytes"])) - int(entry["region_bytes"])
+    """What a prepared graph may need of a region beyond the exported one: it gains time, and where a budget has no room for it, it is not served."""
+    return max(int((ROOM - 1) * entry["region_bytes"]), footprint.LEAST_MARGIN)
 
 
 def _dry_run(bundle: Bundle, name: str, threads: int, graph: PreparedGraph | None, entry: dict[str, Any]) -> bool:

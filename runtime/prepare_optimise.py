@@ -20,12 +20,11 @@ from onnx import TensorProto, helper
 from edgeadapt.bundle import Bundle, GraphSpec
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.onnxwire import BITS, External
-from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, fits, read
+from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, fits, footprint, read
 from edgeadapt.memory.graph import OWN
 from edgeadapt.memory.rules import SEGMENT
 from edgeadapt.runtime import profiling, region
 from edgeadapt.runtime import session as sessions
-from edgeadapt.runtime.memory import margined
 from edgeadapt.runtime.prepared import BUNDLE, INDEX, PreparedGraph, map_own
 
 LEVELS = {"extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
@@ -114,7 +113,7 @@ def optimise(bundle: Bundle, name: str, level: str, folder: Path, threads: int) 
 def _within(plan: Plan, spec: GraphSpec, machine: Machine) -> bool:
     """Whether the exported graph's plan has room for this one."""
     more = (machine.threads - 1) * SEGMENT
-    return bool(spec.region_bytes) and fits(plan, margined(spec.region_bytes + more))
+    return bool(spec.region_bytes) and fits(plan, footprint.margined(spec.region_bytes + more))
 
 
 def adopt(chosen: PreparedGraph, folder: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 from edgeadapt import Adapter
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, UsageError
+from edgeadapt.memory import footprint
 from edgeadapt.memory import region as region_rules
 from edgeadapt.runtime import loading, memory, region
 from edgeadapt.runtime.choice import Item, choose, wanted
@@ -184,7 +185,7 @@ def test_a_size_that_leads_to_gaps_is_not_taken(path, monkeypatch):
 def test_a_bundle_that_says_too_little_is_counted_anew(path):
     needs = Needs(Bundle.open(path), 1)
     true = needs["adapt.b16"].region
-    needs._found["adapt.b16"] = replace(needs["adapt.b16"], region=true // 3, room=memory.margined(true // 3))
+    needs._found["adapt.b16"] = replace(needs["adapt.b16"], region=true // 3, room=footprint.margined(true // 3))
     plan = memory.laid_out(needs, planned(needs, ["predict.b1", "adapt.b16"]))
     assert plan.region.size >= 0.9 * true
     assert needs["adapt.b16"].region == true
@@ -213,7 +214,7 @@ class Made(Needs):
 
     def __init__(self, bundle: Bundle, regions: dict[str, int], inside: int = 0) -> None:
         super().__init__(bundle, 1)
-        self._found = {name: Need(size, memory.margined(size), inside, 0, 0, True, (0, 0)) for name, size in regions.items()}
+        self._found = {name: Need(size, footprint.margined(size), inside, 0, 0, True, (0, 0)) for name, size in regions.items()}
 
 
 STEPS = {"predict.b1": 1, "predict.b4": 2, "predict.b16": 6, "adapt.b4": 10, "adapt.b16": 40, "learn.b4": 12, "learn.b16": 44}

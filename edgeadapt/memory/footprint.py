@@ -51,8 +51,18 @@ THREAD = 65_536
 READ_AHEAD = 65_536
 """A fault on a page of a file also maps those of this window around it that are in the page cache."""
 
-MARGIN, LEAST_MARGIN = 0.05, 65_536
-"""What a region gets over the size that works by count: a share, or that many bytes where they are more."""
+MARGIN, LEAST_MARGIN = 0.02, 65_536
+"""What a region gets over the size that works by count: a share, or that many bytes where they are more. The very size is laid out besides."""
+
+def margined(region: int) -> int:
+    """A region with a margin over the size that the count says works."""
+    return region + max(int(MARGIN * region), LEAST_MARGIN)
+
+
+def prepared_room(region: int, told: int) -> int:
+    """As `margined`, for a prepared graph: it was seen to run in its region, so that is enough where the exported graph's (`told`) has no more."""
+    return max(region, min(margined(region), margined(told) if told else margined(region)))
+
 
 TABLE_ENTRY = 8
 """Bytes that onnxruntime keeps for every 256 of a region; all are written when the region is made."""

@@ -15,7 +15,7 @@ from edgeadapt.memory import cuda, footprint
 from edgeadapt.memory.graph import Graph, read
 from edgeadapt.memory.liveness import Plan
 from edgeadapt.memory.region import smallest, suited
-from edgeadapt.memory.rules import Machine, uncounted
+from edgeadapt.memory.rules import SEGMENT, Machine, uncounted
 from edgeadapt.units import format_bytes
 
 FIRST = "predict.b1"
@@ -177,6 +177,7 @@ class Layout:
         graph, plan: itself.
         peak: position in the order at which most bytes are in use.
         region: the smallest one region that a run goes through, bytes.
+        room: that with a margin.
         inside, beside: bytes of the copies of its weights that are made while it loads, in the region and besides.
         prepared: whether it is not the bundle's own.
     """
@@ -185,6 +186,7 @@ class Layout:
     plan: Plan
     peak: int
     region: int
+    room: int
     inside: int
     beside: int
     prepared: bool = False
@@ -222,8 +224,11 @@ def _layout(bundle: Bundle, digest: str, name: str, machine: Machine, prepared: 
     curve = plan.curve()
     peak = max(range(len(curve)), key=curve.__getitem__, default=0)
     if prepared is not None:
-        return Layout(graph, plan, peak, prepared.region_bytes, prepared.packed_bytes, prepared.reserved_bytes, True)
-    return Layout(graph, plan, peak, smallest(plan), *footprint.prepacked(graph))
+        told, own = bundle.manifest.graphs[name].region_bytes, prepared.region_bytes
+        room = footprint.prepared_room(own, told + (machine.threads - 1) * SEGMENT if told else 0)
+        return Layout(graph, plan, peak, own, room, prepared.packed_bytes, prepared.reserved_bytes, True)
+    region = smallest(plan)
+    return Layout(graph, plan, peak, region, footprint.margined(region), *footprint.prepacked(graph))
 
 
 def used(graphs: Sequence[str]) -> tuple[str, ...]:
@@ -326,7 +331,7 @@ def gpu_lines(device: cuda.Device, limits: Sequence[int], known: str = "counted"
 
 def region_of(found: Sequence[Layout]) -> int:
     """Bytes of the one region in which these graphs run, without copies of weights: with a margin, and such that each goes through in it."""
-    base = max(item.region + max(int(footprint.MARGIN * item.region), footprint.LEAST_MARGIN) for item in found)
+    base = max(item.room for item in found)
     return suited(base, [item.again for item in found if 2 * item.region > base]) or base
 
 
