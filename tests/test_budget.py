@@ -226,7 +226,7 @@ def loaded(path: Path, room: float, roles: Any = None, batches: Any = None, stri
     bundle = Bundle.open(path)
     needs = Made(bundle, {name: size * MIB for name, size in SIZES.items()}, inside)
     fixed = planned(needs, ["predict.b1"]).total
-    budget = int(fixed + (room - 1) * MIB * 1.08) + 100_000
+    budget = int(fixed + (room - 1) * MIB * 1.053) + 100_000
     return set(choose(needs, wanted(bundle.manifest, roles, batches), budget, 0, strict).plan.graphs)
 
 
@@ -298,7 +298,7 @@ def test_a_leaner_step_is_taken_for_what_is_needed_and_the_leanest_only_for_a_la
     fixed = planned(needs, ["predict.b1"]).total
 
     def steps(room: float, roles: Any = None) -> set[str]:
-        budget = int(fixed + (room - 1) * MIB * 1.08) + 100_000
+        budget = int(fixed + (room - 1) * MIB * 1.053) + 100_000
         return {name for name in choose(needs, wanted(bundle.manifest, roles, None), budget, 0).plan.graphs if name[0] in "al"}
 
     assert steps(45) == {"adapt.b4", "adapt.b16", "learn.b4", "learn.b16"}
