@@ -304,7 +304,7 @@ def test_a_leaner_step_is_taken_for_what_is_needed_and_the_leanest_only_for_a_la
     assert steps(45) == {"adapt.b4", "adapt.b16", "learn.b4", "learn.b16"}
     assert steps(43) == {"adapt.b4.lean", "adapt.b16.lean", "learn.b4.lean", "learn.b16.lean"}
     assert steps(43, "adapt") == {"adapt.b4", "adapt.b16"}
-    assert steps(21) == {"adapt.b4.least", "adapt.b16.least", "learn.b4.least"}
+    assert steps(20.6) == {"adapt.b4.least", "adapt.b16.least", "learn.b4.least"}
     assert steps(19) == {"adapt.b4", "learn.b4"}
 
 
