@@ -14,11 +14,14 @@ from numpy.typing import NDArray
 
 from edgeadapt.bundle import Bundle, Manifest
 from edgeadapt.errors import UsageError
+from edgeadapt.memory.cuda import Device
 from edgeadapt.progress import Progress
 from edgeadapt.runtime import checkpoint, loading, memory, providers
-from edgeadapt.runtime.choice import wanted
+from edgeadapt.runtime import choice as choices
+from edgeadapt.runtime.choice import Item, wanted
 from edgeadapt.runtime.hyper import Hyper
-from edgeadapt.runtime.prepared import find
+from edgeadapt.runtime.memory import Needs
+from edgeadapt.runtime.prepared import Prepared, find
 from edgeadapt.runtime.pressure import Change, Marks, Pressure, Signs
 from edgeadapt.runtime.service import Service
 from edgeadapt.runtime.serving import Serving
@@ -113,12 +116,35 @@ class Adapter:
         progress = prepare if prepared and not cuda else None
         device = providers.device() if cuda else None
         if limit is None:
-            made = loading.prepared_first(lambda found: loading.everything(bundle, items, threads, found, device), bundle, threads, ready, progress)
-            return cls(bundle, made, None, threads)
-        with _OPENING, memory.CLAIMS.taken(limit) as claim:
-            loaded = loading.prepared_first(
-                lambda found: loading.fit(bundle, items, claim, threads, strict, found, device, kept), bundle, threads, ready, progress
-            )
+            if progress is not None:
+                ready = _completed(bundle, threads, progress, ready, choices.everything(Needs(bundle, threads, counted=False), items).plan.graphs)
+            return cls(bundle, loading.everything(bundle, items, threads, ready, device), None, threads)
+        with memory.CLAIMS.taken(limit) as claim:
+            return cls._within(bundle, items, claim, threads, strict, ready, progress, device, kept, spare)
+
+    @classmethod
+    def _within(
+        cls,
+        bundle: Bundle,
+        items: list[Item],
+        claim: memory.Claim,
+        threads: int,
+        strict: bool,
+        ready: Prepared | None,
+        progress: Progress | None,
+        device: Device | None,
+        kept: int,
+        spare: int | None,
+    ) -> Adapter:
+        """Opens within a budget. Graphs are prepared before anything is loaded, while others may open bundles."""
+        begun = None
+        if progress is not None:
+            with _OPENING:
+                begun = loading.start(claim)
+                names = loading.names(bundle, items, claim, begun, threads, strict, ready, kept)
+            ready = _completed(bundle, threads, progress, ready, names)
+        with _OPENING:
+            loaded = loading.fit(bundle, items, claim, threads, strict, ready, device, kept, begun)
             marks = Marks(reserve=spare)
             bound, promised = claim.resident()
             signs = Signs(bound, promised, marks)
@@ -350,3 +376,13 @@ class Adapter:
     def changes(self) -> tuple[Change, ...]:
         """The latest hundred changes of the memory's level."""
         return self._service.changes()
+
+
+def _completed(bundle: Bundle, threads: int, progress: Progress, ready: Prepared | None, names: Collection[str]) -> Prepared | None:
+    """What was prepared, with those of the graphs `names` that it lacks."""
+    lacking = names if ready is None else ready.lacks(names)
+    if not lacking:
+        return ready
+    from edgeadapt.runtime.preparing import ensure
+
+    return ensure(bundle, threads, progress, names=lacking)

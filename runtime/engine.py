@@ -183,7 +183,7 @@ class Engine:
         defaults = {key: spec.defaults.get(key, self._bundle.manifest.hyper[key].default) for key in spec.hyper}
         held = {key: onnxruntime.OrtValue.ortvalue_from_numpy(self._sums.view(key)) for key in spec.sums}
         if not spec.batch:
-            return _Graph(session, spec, defaults, {}, self._logits[:0], state.touched[name], self._state_value, held)
+            return _Graph(session, spec, defaults, {}, self._logits[:0], state.touched[name], self._state_value, held, self._fresh)
         shape = sessions.output_shape(session)[1:]
         if not self._logits.size:
             self._logits = np.zeros((self._batch, *shape), np.float32)

@@ -14,7 +14,6 @@ from typing import NamedTuple
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError
 from edgeadapt.memory import cuda
-from edgeadapt.progress import Progress
 from edgeadapt.runtime import choice as choices
 from edgeadapt.runtime import region as regions
 from edgeadapt.runtime.choice import Choice, Item
@@ -71,6 +70,7 @@ def fit(
     prepared: Prepared | None = None,
     device: cuda.Device | None = None,
     slack: int = 0,
+    begun: Start | None = None,
 ) -> Loaded:
     """The best that fits, loaded. What cannot be counted beforehand is looked at then: if it took more than planned, less is loaded.
 
@@ -81,10 +81,8 @@ def fit(
         BudgetError: too little fits.
         EdgeAdaptError: the GPU's provider does not start.
     """
-    regions.left()  # the process's first session brings in pages of the libraries, which belong to what is held now
-    claim.empty()
-    now = resident()
-    held = max(now, claim.promised())
+    now, held = begun or start(claim)
+    held = max(held, claim.promised())  # another adapter may have been opened since
     try:
         loaded, needs = _fitted(bundle, items, claim, threads, strict, prepared, device, slack, now, held)
     except Unprepared as reason:
@@ -123,18 +121,21 @@ def _fitted(
         more += max(excess, _STEP)
         del engine, state
         give_back()
-    again = partial(_exported, bundle, items, claim.budget, held, threads, slack, choice.least.graphs) if needs.prepared is not None else None
+    again = partial(_exported, bundle, items, claim, held, threads, slack, choice.least.graphs) if needs.prepared is not None else None
     return Loaded(choice, state, engine, needs.prepared, again), needs
 
 
-def _exported(bundle: Bundle, items: list[Item], budget: int, held: int, threads: int, slack: int, least: tuple[str, ...]) -> Choice:
-    """What fits of the graphs as exported; the least alone, as plan and as least, where nothing more does."""
+def _exported(bundle: Bundle, items: list[Item], claim: Claim, held: int, threads: int, slack: int, least: tuple[str, ...]) -> Choice:
+    """What fits of the graphs as exported, noted in the claim; the least alone, as plan and as least, where nothing more does."""
     needs = Needs(bundle, threads, slack=slack)
+    held = max(held, claim.promised() - claim.planned)  # by adapters that were opened since
     try:
-        return _chosen([needs], items, budget, held, False, 0)[1]
+        choice = _chosen([needs], items, claim.budget, held, False, 0)[1]
     except BudgetError:
         plan = laid_out(needs, planned(needs, least, False))
-        return Choice(plan, plan, (), choices.alone(bundle.manifest, plan.graphs))
+        choice = Choice(plan, plan, (), choices.alone(bundle.manifest, plan.graphs))
+    claim.fill(held, choice.plan.ledger)
+    return choice
 
 
 def _chosen(ways: Sequence[Needs], items: list[Item], budget: int, held: int, strict: bool, more: int) -> tuple[Needs, Choice, int]:
@@ -172,22 +173,33 @@ def _best(ways: Sequence[Needs], items: list[Item], budget: int, held: int, stri
     return max(found, key=lambda pair: pair[1].rank)
 
 
-def prepared_first(
-    make: Callable[[Prepared | None], Loaded], bundle: Bundle, threads: int, ready: Prepared | None, progress: Progress | None
-) -> Loaded:
-    """What `make` loads; with `progress`, those of its graphs that were not yet looked at are prepared, and it is made again."""
-    loaded = make(ready)
-    if progress is None:
-        return loaded
-    names = list(loaded.choice.plan.graphs)
-    lacking = names if ready is None else ready.lacks(names)
-    if not lacking:
-        return loaded
-    from edgeadapt.runtime.preparing import ensure
+class Start(NamedTuple):
+    """What the process holds before anything of a bundle is planned, and what it holds or has promised, in bytes."""
 
-    del loaded
-    give_back()
-    return make(ensure(bundle, threads, progress, names=lacking))
+    now: int
+    held: int
+
+
+def start(claim: Claim) -> Start:
+    """As it stands; planning itself, and what it leaves, must not count twice."""
+    regions.left()  # the process's first session brings in pages of the libraries, which belong to what is held now
+    now = resident()
+    return Start(now, max(now, claim.promised()))
+
+
+def names(
+    bundle: Bundle, items: list[Item], claim: Claim, begun: Start, threads: int, strict: bool, prepared: Prepared | None, slack: int
+) -> tuple[str, ...]:
+    """The graphs that `fit` would load.
+
+    Raises:
+        BudgetError: too little fits.
+    """
+    ways = [Needs(bundle, threads, prepared, slack=slack), *([Needs(bundle, threads, slack=slack)] if prepared is not None else [])]
+    try:
+        return _chosen(ways, items, claim.budget, begun.held, strict, 0)[1].plan.graphs
+    except Unprepared:
+        return _chosen(ways[1:], items, claim.budget, begun.held, strict, 0)[1].plan.graphs
 
 
 def _tell(needs: Needs, choice: Choice) -> None:

@@ -368,10 +368,6 @@ class Claim:
         away = sum(claim.on_device for claim in self._owner.living())
         return self.budget - away, self.promised() - away
 
-    def empty(self) -> None:
-        """Forgets what was opened under it and is not any more."""
-        self.planned = self.filled = self.besides = self.on_device = 0
-
     def release(self) -> None:
         """Gives it back; a second time nothing happens."""
         self._owner.drop(self)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import ctypes
 import fcntl
 import json
 import os
@@ -20,12 +21,12 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.bundle import Bundle, atomic
-from edgeadapt.errors import BundleError, EdgeAdaptError
+from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError
 from edgeadapt.memory.graph import OWN
 from edgeadapt.runtime import prepared
 
 
-def prepare(bundle: Bundle, wanted: dict[str, Any], cache: Path, force: bool, names: Sequence[str]) -> None:
+def prepare(bundle: Bundle, wanted: dict[str, Any], cache: Path, force: bool, names: Sequence[str], base: Path | None = None) -> None:
     """Makes an entry of the cache, whole or not at all. Others that want the same wait for it, and then use it.
 
     A sound entry that lacks some of the graphs is copied, and those are added.
@@ -36,6 +37,7 @@ def prepare(bundle: Bundle, wanted: dict[str, Any], cache: Path, force: bool, na
         cache: the folder of entries.
         force: make all of it anew even if there is a sound one.
         names: of the graphs.
+        base: another folder of entries; where `cache` has none, the one there is copied.
 
     Raises:
         EdgeAdaptError: the cache cannot be written.
@@ -48,6 +50,9 @@ def prepare(bundle: Bundle, wanted: dict[str, Any], cache: Path, force: bool, na
                 before = prepared.load(cache / name, bundle, wanted)
             if before is not None and not before.lacks(names):
                 return
+        if not force and before is None and base is not None:
+            with suppress(BundleError, OSError):
+                before = prepared.load(base / name, bundle, wanted)
         for stale in cache.glob(f".{name}.*"):  # of makers that were killed
             shutil.rmtree(stale, ignore_errors=True)
         folder = cache / f".{name}.{os.urandom(6).hex()}"
@@ -74,7 +79,7 @@ def _alone(lock: Path) -> Iterator[None]:
 def _fill(bundle: Bundle, wanted: dict[str, Any], folder: Path, before: prepared.Prepared | None, names: Sequence[str]) -> None:
     begun = time.monotonic()
     kept: dict[str, Any] = {} if before is None else before.record["graphs"]
-    names = [name for name in names if name not in kept]
+    names = list(names) if before is None else before.lacks(names)
     _need_room(folder / "room", 4 * bundle.weights_size + 16 * 2**20 + (0 if before is None else before.own_bytes))
     if before is not None:
         for file in before.record["files"]:
@@ -85,6 +90,8 @@ def _fill(bundle: Bundle, wanted: dict[str, Any], folder: Path, before: prepared
     for index, name in enumerate(names):
         _say("preparing", index, len(names), name)
         results[name] = _graph(bundle, name, folder, wanted["threads"])
+        if "tries" in results[name]:
+            results[name]["tries"] += kept.get(name, {}).get("tries", 0)
     _say("preparing", len(names), len(names))
     files = sorted(path.name for path in folder.iterdir() if path.name != prepared.BUNDLE)
     peak = max((result.pop("peak_of_preparing", 0) for result in results.values()), default=0)
@@ -131,7 +138,10 @@ def _graph(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, A
     for half in folder.glob(f"{name}.*"):
         shutil.rmtree(half) if half.is_dir() else half.unlink()
     why = f"its process was ended by signal {-child.returncode}" if child.returncode < 0 else last or f"exit code {child.returncode}"
-    return {"runs": "emitted", "why": f"it could not be prepared: {why}", "planned_bytes": bundle.manifest.graphs[name].peak_bytes, "versions": {}}
+    found = {"runs": "emitted", "why": f"it could not be prepared: {why}", "planned_bytes": bundle.manifest.graphs[name].peak_bytes, "versions": {}}
+    if child.returncode < 0 or child.returncode == BudgetError.exit_code:
+        found["tries"] = 1  # it may go better another time
+    return found
 
 
 def _publish(folder: Path, entry: Path) -> None:
@@ -152,6 +162,12 @@ def _say(stage: str, done: int, total: int, note: str = "") -> None:
     print(json.dumps([stage, done, total, note]), flush=True)
 
 
+def end_with_parent(number: signal.Signals) -> None:
+    """Has this process be sent a signal when the one that started it ends."""
+    with suppress(AttributeError, OSError):
+        ctypes.CDLL(None).prctl(1, int(number), 0, 0, 0)  # PR_SET_PDEATHSIG
+
+
 def _give_way() -> None:
     """Where memory runs out, the system ends this process and its children before those that serve."""
     with suppress(OSError):
@@ -164,6 +180,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for option in ("bundle", "key", "cache", "graphs"):
         parser.add_argument(f"--{option}", required=True)
     parser.add_argument("--force", action="store_true")
+    parser.add_argument("--base", type=Path)
     given = parser.parse_args(arguments)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is unfinished is removed
     try:
@@ -171,7 +188,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if bundle.digest != wanted["bundle"]:
             raise BundleError(f"{given.bundle} was replaced", "open it again")
         _give_way()
-        prepare(bundle, wanted, Path(given.cache), given.force, given.graphs.split(","))
+        end_with_parent(signal.SIGTERM)
+        prepare(bundle, wanted, Path(given.cache), given.force, given.graphs.split(","), given.base)
     except EdgeAdaptError as error:
         print(error.message)
         return error.exit_code

@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import shutil
+import signal
 import statistics
 import sys
 from collections.abc import Sequence
@@ -23,6 +24,7 @@ from edgeadapt.memory import Graph, Machine, Plan, footprint, read, smallest
 from edgeadapt.memory.rules import ALIGNMENT, SEGMENT, misplaced_sums
 from edgeadapt.runtime import memory, prepare_compare, prepare_optimise, profiling, region
 from edgeadapt.runtime import session as sessions
+from edgeadapt.runtime.prepare import end_with_parent
 from edgeadapt.runtime.prepared import PreparedGraph, map_own
 from edgeadapt.units import format_bytes
 
@@ -228,6 +230,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.add_argument(f"--{option}", required=True)
     parser.add_argument("--threads", type=int, required=True)
     given = parser.parse_args(arguments)
+    if arguments is None:
+        end_with_parent(signal.SIGKILL)
     bundle = Bundle.open(given.bundle, verify=False)
     if bundle.digest != given.digest:
         print(f"{given.bundle} was replaced")

@@ -33,6 +33,9 @@ RECORD, BUNDLE, INDEX = "record.json", "bundle", "weights.json"
 DOMAINS = ("com.microsoft", "com.microsoft.nchwc")
 """Of operators that a prepared graph may use besides the standard's."""
 
+TRIES = 3
+"""How often a graph is tried whose process ended early."""
+
 LOG = logging.getLogger("edgeadapt")
 
 _LIMIT = 256 * 2**20  # bytes of a graph, as in a bundle
@@ -120,8 +123,9 @@ class Prepared:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def lacks(self, names: Iterable[str]) -> list[str]:
-        """Those of a bundle's graphs that were not looked at yet."""
-        return [name for name in names if name not in self.record["graphs"]]
+        """Those of a bundle's graphs that were not looked at yet, or whose process ended early, as for want of memory, and may be tried again."""
+        found = self.record["graphs"]
+        return [name for name in names if name not in found or 0 < found[name].get("tries", 0) < TRIES]
 
     def mapped(self) -> memoryview:
         """The weights file, mapped read-only; empty where no graph has tensors of its own.
@@ -144,9 +148,9 @@ def _map(path: Path, size: int) -> memoryview:
         return memoryview(b"")
     try:
         with path.open("rb") as file:
-            if os.fstat(file.fileno()).st_size != size:
-                raise _unusable(path, "is damaged (its size differs)")
-            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            if os.fstat(file.fileno()).st_size < size:  # more is there where graphs were added since
+                raise _unusable(path, "is damaged (it is too short)")
+            return memoryview(mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ))
     except OSError as reason:
         raise _unusable(path, f"cannot be read ({reason.strerror})") from None
 

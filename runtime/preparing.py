@@ -35,7 +35,7 @@ def ensure(
     try:
         return make(bundle, threads, progress, cache, force, names)
     except (EdgeAdaptError, OSError) as reason:
-        LOG.warning("%s runs as exported: %s", bundle.path.name, getattr(reason, "message", reason))
+        LOG.warning("%s: what is not prepared runs as exported: %s", bundle.path.name, getattr(reason, "message", reason))
         return find(bundle, threads, cache)
 
 
@@ -53,18 +53,21 @@ def make(
     if found is not None and not found.lacks(asked):
         return found
     folder, wanted = _writable(bundle, cache).absolute(), key(bundle, threads)
-    _run_child(bundle, wanted, folder, force, asked, progress)
+    _run_child(bundle, wanted, folder, None if found is None else found.folder.parent, force, asked, progress)
     try:
         return load(folder / entry_name(wanted), bundle, wanted)
     except (BundleError, OSError) as reason:
         raise EdgeAdaptError(f"what was prepared in {folder} cannot be used: {getattr(reason, 'message', reason)}") from None
 
 
-def _run_child(bundle: Bundle, wanted: dict[str, Any], folder: Path, force: bool, names: Collection[str], progress: Progress) -> None:
+def _run_child(
+    bundle: Bundle, wanted: dict[str, Any], folder: Path, base: Path | None, force: bool, names: Collection[str], progress: Progress
+) -> None:
     import subprocess
 
     command = [sys.executable, "-m", "edgeadapt.runtime.prepare", "--bundle", str(bundle.path), "--key", json.dumps(wanted)]
     command += ["--cache", str(folder), "--graphs", ",".join(names), *(["--force"] if force else [])]
+    command += [] if base is None or base == folder else ["--base", str(base)]
     said: list[str] = []
     with subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace", env=environment(), cwd="/"

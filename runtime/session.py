@@ -13,7 +13,8 @@ import onnxruntime
 from edgeadapt.bundle import Bundle, Graph
 from edgeadapt.bundle.onnxwire import External, without_declarations
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError
-from edgeadapt.memory.graph import OWN
+from edgeadapt.memory.graph import OWN, read
+from edgeadapt.memory.rules import misplaced_sums
 from edgeadapt.runtime import providers, region
 from edgeadapt.runtime.prepared import LOG, Prepared, PreparedGraph
 
@@ -185,6 +186,9 @@ def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Grap
             raise failure(f"{bundle.path}: onnxruntime {VERSION} cannot load graph {name}", reason) from None
     if limit is not None:
         providers.checked(session, f"graph {name}")
+    spec = bundle.manifest.graphs[name]
+    if spec.sums and spec.batch and (odd := misplaced_sums(read(graph.data), spec.sums)):
+        raise wrong(f"{bundle.path}: graph {name}", f"sum {odd[0]} added to in place", "a graph that reads or makes it otherwise")
     _check(session, bundle, name)
     return session
 

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from edgeadapt.errors import InputError, SourceError, StateError, UsageError
 
 if TYPE_CHECKING:
-    from edgeadapt.bundle import Task
+    from edgeadapt.bundle import Bundle, Task
     from edgeadapt.report.stream import Tally
     from edgeadapt.runtime.adapter import Adapter
     from edgeadapt.runtime.stream import Decision, Prediction
@@ -72,10 +72,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Serves the stream to its end."""
+    from edgeadapt.bundle import Bundle
     from edgeadapt.devices.sources import open_source
     from edgeadapt.progress import Bars
     from edgeadapt.report.stream import Tally
     from edgeadapt.runtime.adapter import Adapter
+    from edgeadapt.runtime.choice import wanted
+    from edgeadapt.runtime.hyper import Hyper
     from edgeadapt.runtime.stream import Stream
 
     settings = _settings(arguments.set)
@@ -84,17 +87,20 @@ def run(arguments: argparse.Namespace) -> int:
     used |= {name: getattr(arguments, name) for name in ("reserve", "prepared", "provider", "slack")}
     if arguments.budget is not None and arguments.batch is not None:
         used["batches"] = [arguments.batch]
-    with Bars() as bars:
-        opened = Adapter.open(arguments.bundle, arguments.budget, arguments.threads, prepare=bars, **used)
-    with opened as adapter:
-        if arguments.state or arguments.resume:
-            adapter.load(arguments.state)
-        adapter.hyper = settings
-        _check_save(adapter, arguments.save)
-        stream = Stream(adapter, arguments.adapt, arguments.batch)
-        tally = Tally(adapter.manifest.task.kind)
-        begun = adapter.stats
-        with open_source(arguments.source, adapter.manifest, arguments.stdin_format) as source:
+    bundle = Bundle.open(arguments.bundle, verify=False)
+    wanted(bundle.manifest, used["roles"], None if arguments.batch is None else [arguments.batch])  # mistakes are told before anything takes long
+    Hyper(bundle.manifest.hyper).with_(settings)
+    _check_save(bundle, arguments.save)
+    with open_source(arguments.source, bundle.manifest, arguments.stdin_format) as source:
+        with Bars() as bars:
+            opened = Adapter.open(arguments.bundle, arguments.budget, arguments.threads, prepare=bars, **used)
+        with opened as adapter:
+            if arguments.state or arguments.resume:
+                adapter.load(arguments.state)
+            adapter.hyper = settings
+            stream = Stream(adapter, arguments.adapt, arguments.batch)
+            tally = Tally(adapter.manifest.task.kind)
+            begun = adapter.stats
             try:
                 _serve(adapter, stream.run(_first(source, arguments.limit)), tally, arguments.top)
             finally:  # also when interrupted or broken off: what was served is told and kept
@@ -217,7 +223,7 @@ def _used(adapter: Adapter, arguments: argparse.Namespace) -> dict[str, float]:
     return {**adapter.hyper, **own, **adapter.hyper.chosen}
 
 
-def _check_save(adapter: Adapter, given: str | None) -> None:
+def _check_save(bundle: Bundle, given: str | None) -> None:
     """Looks at where the state will go, before the stream begins.
 
     Raises:
@@ -225,7 +231,7 @@ def _check_save(adapter: Adapter, given: str | None) -> None:
     """
     if given is None:
         return
-    path = Path(given) if given else adapter.bundle.path.with_name(adapter.bundle.path.name + ".state")
+    path = Path(given) if given else bundle.path.with_name(bundle.path.name + ".state")
     folder = path.parent
     if given and path.is_dir():
         raise StateError(f"the state cannot be saved to {path}: it is a folder", f"name a file, such as {path / 'state.safetensors'}")

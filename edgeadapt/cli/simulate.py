@@ -78,7 +78,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.measure:
         from edgeadapt.devices.boards import floor
 
-        measured = compare(found.ledger, measure(bundle.path, found.choice, found.threads, prepared=ready is not None), floor.look().floor)
+        measured = compare(found.ledger, measure(bundle.path, found.choice, found.threads, prepared=found.with_prepared), floor.look().floor)
     if arguments.plot:
         _plot(arguments.plot, found)
     if arguments.json:

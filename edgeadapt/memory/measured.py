@@ -61,8 +61,9 @@ def compare(ledger: Ledger, found: Mapping[str, int], floor: int) -> list[dict[s
     ]
     if found["sums"]:
         rows.append(("sums", ledger["sums"].bytes, found["sums"]))
-    predicted, measured = ledger.total - sum(row[1] for row in rows), found["peak"] - sum(row[2] for row in rows)
-    rows += [("all else", predicted, measured), ("process's peak", ledger.total, found["peak"])]
+    total = ledger.total - sum(line.bytes for line in ledger.lines if line.name == "slack")  # nobody takes that here
+    predicted, measured = total - sum(row[1] for row in rows), found["peak"] - sum(row[2] for row in rows)
+    rows += [("all else", predicted, measured), ("process's peak", total, found["peak"])]
     return [{"name": name, "predicted": predicted, "measured": measured} for name, predicted, measured in rows]
 
 

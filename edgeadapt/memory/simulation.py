@@ -134,6 +134,7 @@ class Simulation:
         provider: onnxruntime's, "cpu" or "cuda". Of "cuda" no times are known: they order the choices as the processor's would, and are not told.
         passed_over: variants that are not used because the provider lacks operators of theirs and another has none such, with the operators.
         on_processor: graphs of which nodes run on the processor because the provider lacks them, with the operators.
+        with_prepared: whether prepared graphs were counted where there are such.
     """
 
     bundle: str
@@ -151,6 +152,7 @@ class Simulation:
     provider: str = "cpu"
     passed_over: tuple[str, ...] = ()
     on_processor: tuple[str, ...] = ()
+    with_prepared: bool = False
 
     @property
     def fits(self) -> bool | None:
@@ -249,6 +251,25 @@ def simulate(
         UsageError: the bundle has no graph of that role and batch, or there is no such provider.
         BundleError: it is damaged.
     """
+    asked = (bundle, board, role, batch, budget, threads)
+    found = _simulated(*asked, prepared, provider, slack)
+    if prepared is None or found.fits is not False:
+        return found
+    plain = _simulated(*asked, None, provider, slack)  # an adapter serves the exported graphs where only they fit
+    return plain if plain.fits else found
+
+
+def _simulated(
+    bundle: Bundle,
+    board: BoardLike,
+    role: str | None,
+    batch: int | None,
+    budget: int | None,
+    threads: int,
+    prepared: PreparedLike | None,
+    provider: str,
+    slack: int,
+) -> Simulation:
     manifest = bundle.manifest
     role = role or ("adapt" if manifest.planned("adapt") else "predict")
     sizes = manifest.planned(role)
@@ -285,6 +306,7 @@ def simulate(
         provider,
         tuple(_with(name, missing) for name in passed),
         tuple(_with(name, missing) for name in used(asked.graphs) if missing.get(name)),
+        prepared is not None,
     )
 
 
