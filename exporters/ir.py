@@ -33,7 +33,7 @@ class Value:
     @property
     def nbytes(self) -> int:
         """Bytes of the tensor's elements, without padding."""
-        return math.prod(self.shape) * self.dtype.itemsize  # numpy's product takes 40 times as long, and ordering asks often
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def rank(self) -> int:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeadapt.bundle import Manifest
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import InputError, SourceError, UsageError
 from edgeadapt.preprocess import prepare
@@ -38,6 +39,22 @@ class Prediction:
     adapted: bool
 
 
+def served_as(manifest: Manifest, adapt: bool, window: int | None) -> str:
+    """The role in which a stream is served: "adapt" if it is asked for and the bundle can, else "predict".
+
+    Raises:
+        UsageError: the bundle has no graph of that role for windows of `window` frames.
+    """
+    role = "adapt" if adapt and manifest.planned("adapt") else "predict"
+    if window is not None and window not in manifest.planned(role):
+        sizes = " or ".join(str(size) for size in reversed(manifest.planned(role)))
+        raise UsageError(
+            f"this bundle cannot {'adapt on' if adapt else 'predict'} {window} frames at a time",
+            f"use --batch {sizes}, or export with another batch",
+        )
+    return role
+
+
 class Stream:
     """Serves a stream of frames with an adapter.
 
@@ -52,13 +69,8 @@ class Stream:
 
     def __init__(self, adapter: Adapter, adapt: bool = True, window: int | None = None) -> None:
         manifest = adapter.manifest
-        role = "adapt" if adapt and manifest.planned("adapt") else "predict"
-        planned, sizes = manifest.planned(role), adapter.batches[role]
-        if window is not None and window not in planned:
-            raise UsageError(
-                f"this bundle cannot {'adapt on' if adapt else 'predict'} {window} frames at a time",
-                f"use --batch {' or '.join(str(size) for size in reversed(planned))}, or export with another batch",
-            )
+        role = served_as(manifest, adapt, window)
+        sizes = adapter.batches[role]
         if not sizes or (window is not None and window not in sizes):
             at = "" if window is None else f" at batch {window}"
             raise UsageError(f"this adapter was opened without {role}{at}", "name it when opening, or give a larger budget")

@@ -55,7 +55,8 @@ def test_what_only_bounds_within_a_budget_is_refused_without_one(path: Path, opt
     with pytest.raises(UsageError, match=f"{option} without a budget bounds nothing") as refused:
         Adapter.open(path, **{option: "16MiB"})  # type: ignore[arg-type]
     assert refused.value.hint == f"give a budget too, or leave {option} out"
-    assert main(["run", str(path), "--source", "none.npz", f"--{option}", "16MiB"]) == 2
+    np.save(path.with_name("frame.npy"), np.zeros((1, *Bundle.open(path).manifest.input.shape), np.float32))
+    assert main(["run", str(path), "--source", str(path.with_name("frame.npy")), f"--{option}", "16MiB"]) == 2
     assert f"{option} without a budget" in capsys.readouterr().err
 
 
@@ -281,8 +282,8 @@ def test_where_the_exported_graphs_do_not_fit_the_budget_it_goes_on_predicting(e
         claim, items = adapter._claim, wanted(adapter.manifest, "adapt", None)
         assert claim is not None
         held, least = claim.filled - claim.planned, adapter._service.choice.least.graphs
-        budget = claim.filled  # of just what is planned
-        adapter._service._again = lambda: loading._exported(adapter.bundle, items, budget, held, 1, 0, least)
+        claim.budget = claim.filled  # just what is planned
+        adapter._service._again = lambda: loading._exported(adapter.bundle, items, claim, held, 1, 0, least)
         for seed in range(30):
             pressure.signs.grade = 0
             assert np.isfinite(adapter.adapt(frames(16, seed))).all()

@@ -87,11 +87,18 @@ def test_the_options_bound_memory_and_keep_the_numbers() -> None:
     assert given["enable_fallback"] == 0
 
 
+def frame(path: Path) -> Path:
+    """A source of one frame."""
+    target = path.with_name("frame.npy")
+    np.save(target, np.zeros((1, *Bundle.open(path).manifest.input.shape), np.float32))
+    return target
+
+
 def test_a_provider_that_does_not_exist(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for call in (lambda: Adapter.open(path, provider="tpu"), lambda: simulate(Bundle.open(path), boards.load("pi4"), provider="tpu")):
         with pytest.raises(UsageError, match="there is no provider 'tpu'"):
             call()
-    for command in (["simulate", str(path)], ["run", str(path), "--source", "x.npz"], ["prepare", str(path)]):
+    for command in (["simulate", str(path)], ["run", str(path), "--source", str(frame(path))], ["prepare", str(path)]):
         assert main([*command, "--provider", "tpu"]) == 2
         assert "fix: give cpu or cuda" in capsys.readouterr().err
 
@@ -108,7 +115,7 @@ def test_an_onnxruntime_without_the_provider_says_what_to_install(path: Path, ca
             Adapter.open(path, budget, provider="cuda")
         assert "pip install onnxruntime-gpu" in refused.value.hint
         assert "Jetson AI Lab" in refused.value.hint
-    assert main(["run", str(path), "--source", "x.npz", "--provider", "cuda"]) == 2
+    assert main(["run", str(path), "--source", str(frame(path)), "--provider", "cuda"]) == 2
     assert "has no CUDA provider" in capsys.readouterr().err
 
 

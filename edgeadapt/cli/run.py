@@ -77,9 +77,8 @@ def run(arguments: argparse.Namespace) -> int:
     from edgeadapt.progress import Bars
     from edgeadapt.report.stream import Tally
     from edgeadapt.runtime.adapter import Adapter
-    from edgeadapt.runtime.choice import wanted
     from edgeadapt.runtime.hyper import Hyper
-    from edgeadapt.runtime.stream import Stream
+    from edgeadapt.runtime.stream import Stream, served_as
 
     settings = _settings(arguments.set)
     _check_report(arguments.report)
@@ -88,7 +87,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.budget is not None and arguments.batch is not None:
         used["batches"] = [arguments.batch]
     bundle = Bundle.open(arguments.bundle, verify=False)
-    wanted(bundle.manifest, used["roles"], None if arguments.batch is None else [arguments.batch])  # mistakes are told before anything takes long
+    served_as(bundle.manifest, arguments.adapt, arguments.batch)  # mistakes are told before anything takes long
     Hyper(bundle.manifest.hyper).with_(settings)
     _check_save(bundle, arguments.save)
     with open_source(arguments.source, bundle.manifest, arguments.stdin_format) as source:
