@@ -38,8 +38,6 @@ def torch_child(setting: dict[str, Any]) -> None:
 
 def bundle_child(setting: dict[str, Any]) -> None:
     """The bundle, without torch in the process."""
-    import numpy.random  # noqa: F401 - makes the frames; what it takes must be there before the budget is divided
-
     from edgeadapt.runtime.adapter import Adapter
 
     budget = setting.get("budget")

@@ -341,11 +341,17 @@ def _note(candidate: Candidate) -> str:
     return f"{parts}{trained}batch {', '.join(map(str, candidate.batches))}"
 
 
+def _trains(row: Row) -> tuple[int, int, int]:
+    """Less is better: more parts, more of them trained, fewer not trained."""
+    parts, trained = row.parts or 0, row.trained or 0
+    return -parts, -trained, parts - trained
+
+
 def _front(rows: Sequence[Row], keep: Row | None) -> Iterator[Row]:
     """Rows that no other beats, and the one to keep."""
 
     def beats(one: Row, other: Row) -> bool:
-        mine, its = ((row.total, row.per_frame, -row.batch, -(row.parts or 0), -(row.trained or 0)) for row in (one, other))
+        mine, its = ((row.total, row.per_frame, -row.batch, *_trains(row)) for row in (one, other))
         return mine != its and all(a <= b for a, b in zip(mine, its, strict=True))
 
     kept = [row for row in rows if row == keep or not any(beats(other, row) for other in rows)]

@@ -92,6 +92,7 @@ def test_the_list_shows_what_memory_and_time_each_candidate_takes() -> None:
     assert {row.fits for row in rows} == {None}
     assert at_four().chosen is at_four().row is None
     assert total(3, 3) > total(3, 2) > total(3, 1)
+    assert (2, 2) in {(row.parts, row.trained) for row in rows}, "three parts with one left out are not better than two with none left out"
     with pytest.raises(UsageError, match="without a budget"):
         at_four().check()
 
