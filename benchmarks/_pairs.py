@@ -27,7 +27,7 @@ def batches(count: int, batch: int, seed: int = 0) -> list[np.ndarray]:
     size, found = batch * 3 * 32 * 32, []
     for k in range(count):
         noise = np.sin(np.arange(1 + size * (k + count * seed), 1 + size * (k + 1 + count * seed)) ** 2 * 0.1).astype(np.float32)
-        found.append((noise.reshape(batch, 3, 32, 32) * np.float32(1.4 * (1 + 0.1 * k)) + np.float32(0.05 * k)))
+        found.append(noise.reshape(batch, 3, 32, 32) * np.float32(1.4 * (1 + 0.1 * k)) + np.float32(0.05 * k))
     return found
 
 
