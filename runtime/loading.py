@@ -111,6 +111,7 @@ def _fitted(
         ways.append(Needs(bundle, threads, slack=slack))
     while True:
         needs, choice, more = _chosen(ways, items, claim.budget, held, strict, more)
+        give_back()  # what planning left behind counts as well
         files, state = mapped_files(), _state(bundle, choice)
         engine = load(bundle, state, threads, choice.plan, needs.prepared)
         to_come = choice.plan.ledger.on_device + _to_come(choice.plan, mapped_files() - files)

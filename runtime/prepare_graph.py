@@ -53,7 +53,7 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
     added = spec.sums if spec.batch else ()  # the graph that ends a step only reads its sums
     found: dict[str, dict[str, Any]] = {"emitted": _emitted(bundle, name, threads)}
     versions: dict[str, PreparedGraph] = {}
-    for level in prepare_optimise.LEVELS:
+    for level in prepare_optimise.levels(spec):
         place = folder / f"{name}.{level}"
         place.mkdir()
         try:

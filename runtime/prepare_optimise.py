@@ -20,15 +20,23 @@ from onnx import TensorProto, helper
 from edgeadapt.bundle import Bundle, GraphSpec
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.onnxwire import BITS, External
+from edgeadapt.bundle.roles import STEPS
 from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, fits, footprint, read
 from edgeadapt.memory.graph import OWN
 from edgeadapt.memory.rules import SEGMENT
-from edgeadapt.runtime import profiling, region
+from edgeadapt.runtime import prepare_forms, profiling, region
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.prepared import BUNDLE, INDEX, PreparedGraph, map_own
 
-LEVELS = {"extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL"}
-"""What onnxruntime is asked for, mildest first: fusions; and the blocked layout of convolutions besides."""
+LEVELS = {"extended": "ORT_ENABLE_EXTENDED", "all": "ORT_ENABLE_ALL", "turned": "ORT_ENABLE_ALL", "light": "ORT_ENABLE_ALL"}
+"""What onnxruntime is asked for, mildest first: fusions; and the blocked layout of convolutions besides, of the forms in `prepare_forms`."""
+
+
+def levels(spec: GraphSpec) -> tuple[str, ...]:
+    """Those that are tried: of a graph that is to save memory, what takes little for weights of its own."""
+    steps = spec.role.startswith(STEPS)
+    return ("extended", "light") if spec.variant else ("extended", "all", "turned") if steps else ("extended", "all")
+
 
 EFFORT = 0.3
 """How much work the search for an order is worth: the one it begins with is nearly the exported graph's, which was searched with all of it."""
@@ -86,9 +94,11 @@ def optimise(bundle: Bundle, name: str, level: str, folder: Path, threads: int) 
     """
     machine = Machine.here(threads)
     saved, raw = folder / "saved.onnx", folder / "saved.weights"
-    _save(bundle, name, level, saved, raw, threads)
+    form = prepare_forms.formed(bundle, name, level)
+    _save(bundle, name, form.data, level, saved, raw, threads)
     model = onnx.load(str(saved), load_external_data=False)
     own = _own_weights(bundle, name, model, raw, folder / OWN)
+    prepare_forms.restored(model, {key: _in_bundle(tensor) for key, tensor in form.held.items()})
     saved.unlink()
     raw.unlink(missing_ok=True)
     (folder / BUNDLE).touch()
@@ -153,7 +163,7 @@ def _profile(bundle: Bundle, prepared: PreparedGraph, threads: int) -> profiling
         return profiling.memory_of(graph.data, prepared.folder, threads, options=chosen)
 
 
-def _save(bundle: Bundle, name: str, level: str, saved: Path, raw: Path, threads: int) -> None:
+def _save(bundle: Bundle, name: str, data: bytes, level: str, saved: Path, raw: Path, threads: int) -> None:
     """Writes what onnxruntime makes of a graph, its large initialisers to `raw`."""
     chosen = onnxruntime.SessionOptions()
     chosen.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
@@ -170,7 +180,7 @@ def _save(bundle: Bundle, name: str, level: str, saved: Path, raw: Path, threads
     for key, value in settings.items():
         chosen.add_session_config_entry(key, value)
     try:
-        onnxruntime.InferenceSession(bundle.graph_bytes(name), chosen, providers=["CPUExecutionProvider"], disabled_optimizers=_UNWANTED)
+        onnxruntime.InferenceSession(data, chosen, providers=["CPUExecutionProvider"], disabled_optimizers=_UNWANTED)
     except Exception as reason:  # onnxruntime's own types have no common base of theirs
         raise sessions.failure(f"{name}: onnxruntime cannot optimise it", reason) from None
 
@@ -195,6 +205,13 @@ def _own_weights(bundle: Bundle, name: str, model: onnx.ModelProto, raw: Path, w
                     else:
                         point(tensor, OWN, append(file, piece), len(piece))
         return file.tell()
+
+
+def _in_bundle(tensor: Any) -> Any:
+    """An initialiser of the bundle's graph as a prepared one names it."""
+    place = _external(tensor)
+    point(tensor, BUNDLE, place.offset, place.length)
+    return tensor
 
 
 def append(file: BinaryIO, data: bytes | memoryview) -> int:

@@ -52,7 +52,7 @@ class PreparedGraph:
     Attributes:
         model: its file.
         folder: of its external data; `OWN` and `BUNDLE` are there.
-        level: of onnxruntime's optimisation: "extended" or "all".
+        level: of onnxruntime's optimisation: "extended", "all", "turned" or "light".
         nodes: how many it has.
         peak_bytes: its peak of live tensors, counted.
         region_bytes: a region for its tensors that it was seen to run in.
@@ -250,7 +250,7 @@ def load(entry: Path, bundle: Bundle, wanted: dict[str, Any]) -> Prepared:
     own = files.get(OWN, ("", 0))[1]
     graphs, seconds = {}, {}
     for name, node in _entries(root.child("graphs"), bundle):
-        runs = node.child("runs").text("emitted|extended|all")
+        runs = node.child("runs").text("emitted|extended|all|turned|light")
         if (version := node.child("versions")).has(runs) and (facts := version.child(runs)).has("milliseconds"):
             seconds[name] = facts.child("milliseconds").number() / 1e3
         if runs == "emitted":
@@ -275,7 +275,7 @@ def _entries(graphs: Node, bundle: Bundle) -> Iterator[tuple[str, Node]]:
 
 
 def _graph(entry: Path, name: str, node: Node, digest: str) -> PreparedGraph:
-    level = node.child("runs").text("extended|all")
+    level = node.child("runs").text("extended|all|turned|light")
     facts = node.child("versions").child(level)
     sizes = {key: facts.child(key).integer(0) for key in ("peak_bytes", "region_bytes", "packed_bytes", "reserved_bytes", "own_bytes")}
     return PreparedGraph(entry / f"{name}.onnx", str(entry), level, facts.child("nodes").integer(1), digest=digest, **sizes)

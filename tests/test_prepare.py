@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
@@ -26,7 +27,7 @@ from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError, UsageErro
 from edgeadapt.memory import Plan, read, simulate
 from edgeadapt.memory.graph import OWN
 from edgeadapt.memory.measured import REGION, measure
-from edgeadapt.runtime import loading, prepare, prepare_compare, prepare_graph, prepared, preparing
+from edgeadapt.runtime import loading, prepare, prepare_compare, prepare_forms, prepare_graph, prepared, preparing
 from edgeadapt.runtime.choice import wanted
 from edgeadapt.runtime.engine import Engine
 from edgeadapt.runtime.memory import Needs, planned
@@ -182,6 +183,7 @@ def residual(batch: int, weights: WeightsFile) -> bytes:
     pooled = add("ReduceMean", h, "axes", keepdims=0)
     add("Gemm", pooled, weight(5, 32), name="logits", transB=1)
     back = add("ConvTranspose", add("Mul", mask, h), weight(32, 16, 3, 3), strides=[2, 2], pads=[1] * 4, output_padding=[1, 1])
+    back = add("ConvTranspose", back, weight(16, 24, 3, 3), pads=[0, 1, 2, 1])
     flat = add("Reshape", back, "rows")
     square = add("MatMul", flat, add("Transpose", flat, perm=[1, 0]))
     add("Sub", "state.s.mean", add("Mul", "hyper.rate", add("ReduceMean", add("Sigmoid", square), keepdims=0)), name="new.s.mean")
@@ -252,6 +254,35 @@ def test_the_count_of_a_prepared_network_is_the_profilers_to_the_byte(tmp_path, 
         assert {"com.microsoft.nchwc.Conv", "com.microsoft.nchwc.ReorderInput", "com.microsoft.nchwc.ReorderOutput"} <= fused
 
 
+@pytest.mark.parametrize("places", [1, 10**9])
+def test_gradients_through_convolutions_are_convolutions_with_the_weight_turned_round(tmp_path, monkeypatch, places):
+    monkeypatch.setattr(prepare_forms, "LIGHT", places)
+    made = network(tmp_path / "net.edgeadapt")
+    exported = onnx.load_from_string(made.graph_bytes("predict.b4"))
+    operators = [node.op_type for node in exported.graph.node]
+    random = np.random.default_rng(0)
+    given = {"x": random.standard_normal((4, 3, 16, 16), np.float32), "hyper.rate": np.array(0.1, np.float32)}
+    given["state.s.mean"] = np.array(0.3, np.float32)
+
+    def outputs(data: bytes) -> list[np.ndarray]:
+        options = onnxruntime.SessionOptions()
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", made.folder)
+        session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+        return session.run(None, given)
+
+    wanted = outputs(exported.SerializeToString())
+    for level in ("turned", "light"):
+        form = prepare_forms.formed(made, "predict.b4", level)
+        model = onnx.load_from_string(form.data)
+        turned = [node for node in model.graph.node if node.op_type == "Conv" and node.input[1].endswith(".turned")]
+        assert len(turned) == (level == "turned" or places == 1)  # that of stride 2 stays
+        assert [node.op_type for node in model.graph.node].count("ConvTranspose") == operators.count("ConvTranspose") - len(turned)
+        assert bool(form.held) == (level == "light" and places > 1)
+        prepare_forms.restored(model, form.held)
+        assert {value.name for value in model.graph.input} == {value.name for value in exported.graph.input}
+        assert all(np.allclose(got, want, atol=1e-5) for got, want in zip(outputs(model.SerializeToString()), wanted))
+
+
 def test_what_needs_more_than_the_plan_is_not_kept(tmp_path):
     found = preparing.make(network(tmp_path / "tight.edgeadapt", room=0.5), cache=tmp_path / "cache")
     assert found.graphs == {}
@@ -290,7 +321,7 @@ def flip(path: Path, at: int = -1) -> None:
 
 @pytest.mark.parametrize("damage", ["record", "torn record", "weights", "graph", "missing graph", "longer weights", "foreign key"])
 def test_a_damaged_entry_is_not_used_and_is_made_anew(bundle, copy, damage, caplog, monkeypatch):
-    monkeypatch.setattr(prepared, "_run_child", lambda given, wanted, folder, force, progress: filled(given, folder))  # children: further down
+    monkeypatch.setattr(preparing, "_run_child", lambda given, wanted, folder, *_: filled(given, folder))  # children: further down
     entry = entry_of(copy)
     record = entry / "record.json"
     graph = next(entry.glob("*.onnx"))
