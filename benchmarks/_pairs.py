@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ KINDS = ("bundle", *TORCH)
 MOMENTS = ("momentum.", "first.", "second.", "step")
 
 
+@lru_cache(maxsize=1)
 def batches(count: int, batch: int, seed: int = 0) -> list[np.ndarray]:
     """Noise, float32 (batch, 3, 32, 32), a little different in mean and deviation from one to the next.
 

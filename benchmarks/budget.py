@@ -1,6 +1,7 @@
 """A bundle held to budgets: the most it ever had resident against what it was given, and what happens when the system runs short.
 
-Each budget has a process of its own that adapts and predicts in turn and says what it held after 1, 10, 100 ... steps. With --hog another process
+Each budget has a process of its own that adapts on as many frames as the largest step that fits takes, predicts one, and says what it held after 1,
+10, 100 ... steps. With --hog another process
 then takes memory for a while; the adapter is told to leave the system so much that this makes it short (--reserve), so it works anywhere.
 """
 
@@ -32,6 +33,7 @@ def child(setting: dict[str, Any]) -> None:
         say({"refused": refusal.hint, "seconds": time.perf_counter() - begun})
         return
     opened = time.perf_counter() - begun
+    window = window[: adapter.batches["adapt"][0]]  # a step of the largest batch that was loaded
     held: dict[int, int] = {}
     for step in range(1, setting["steps"] + 1):
         adapter.adapt(window)

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._pairs import TORCH, make_bundle, measure, plain_side, settings_of, show, turns
+from benchmarks._pairs import TORCH, batches, make_bundle, measure, plain_side, settings_of, show, turns
 
 HERE = Path(__file__).resolve()
 
@@ -40,6 +40,7 @@ def bundle_child(setting: dict[str, Any]) -> None:
     """The bundle, without torch in the process."""
     from edgeadapt.runtime.adapter import Adapter
 
+    batches(4, setting["batch"])  # before the bundle is opened: what a program takes later is not planned for
     budget = setting.get("budget")
     chosen = {"roles": ("adapt",), "batches": [setting["batch"]]} if budget else {}
     adapter = Adapter.open(setting["bundle"], budget, setting["threads"], **chosen)
