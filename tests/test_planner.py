@@ -102,7 +102,7 @@ def test_the_list_shows_what_memory_and_time_each_candidate_takes() -> None:
     [
         ("ecotta", {"batches": (BATCH,)}, {"parts": 3, "train": 3}),
         ("ecotta", {"parts": 2, "train": 1, "batches": (2,)}, {"parts": 2, "train": 1}),
-        ("ecotta", {"parts": 2, "statistics": "source", "batches": (2, BATCH)}, {"parts": 2, "train": 2}),
+        ("ecotta", {"parts": 2, "statistics": "source", "micro": "none", "batches": (2, BATCH)}, {"parts": 2, "train": 2}),
         ("side", {"train": 1, "batches": (BATCH,)}, {"train": 1}),
         ("tent", {"batches": (BATCH,)}, {}),
         ("norm", {}, {}),

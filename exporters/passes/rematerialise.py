@@ -248,9 +248,9 @@ def _bits(state: _Graph, block: str, at: int) -> _Way | None:
         early, late, back = _as_bits(graph, value, graph.nodes[state.producer[block]].module)
         return _Choice(state.name(at), late, early, _after(state, block, at), {block: back})
 
-    # cast, product, cast; shift, mask, cast: floats of 4 count, and bytes of 1 but for what is kept, an eighth
-    moved = (1 + 4) * count + (4 + 4 / 8) * count + (4 + 1) * count / 8 + (1 / 8 + 1) * count + 2 * count + 2 * count
-    return _Way(block, at, 2 * count * _OPERATIONS + (moved + 32 + 8 + 1) * _BYTES, state.plan.sizes[block] * 7 // 8, make)
+    # cast, product, cast; mask, cast: floats of 4 count, and bytes of 1 but for what is kept, an eighth
+    moved = (1 + 4) * count + (4 + 4 / 8) * count + (4 + 1) * count / 8 + (1 / 8 + 1) * count + 2 * count
+    return _Way(block, at, 2 * count * _OPERATIONS + (moved + 32 + 8) * _BYTES, state.plan.sizes[block] * 7 // 8, make)
 
 
 def _as_bits(graph: Graph, value: Value, module: str) -> tuple[list[Node], list[Node], str]:
