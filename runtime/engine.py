@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import Bundle, GraphSpec
+from edgeadapt.errors import BudgetError
 from edgeadapt.runtime import providers
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.prepared import Prepared
@@ -120,6 +121,15 @@ class Engine:
                 state.parity[:] = parity
                 graph.binding(state.parity)
         state.parity[:] = now
+
+    def rehearsed(self, names: Iterable[str]) -> bool:
+        """Whether a run of each of these graphs, on whatever lies in their inputs, goes through. The state is as it was."""
+        try:
+            for name in names:
+                self.run(name, {}, commit=False)
+        except BudgetError:
+            return False
+        return True
 
     def labels(self, name: str) -> NDArray[np.int64]:
         """The memory that a learn graph takes its labels from: int64 [B], or [B,...] as the logits without their classes."""

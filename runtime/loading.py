@@ -18,7 +18,7 @@ from edgeadapt.runtime import choice as choices
 from edgeadapt.runtime import region as regions
 from edgeadapt.runtime.choice import Choice, Item
 from edgeadapt.runtime.engine import Engine
-from edgeadapt.runtime.memory import FIRST_GRAPH, Claim, Needs, Planned, laid_out, mapped_files, planned, resident
+from edgeadapt.runtime.memory import FIRST_GRAPH, INEXACT, Claim, Needs, Planned, laid_out, mapped_files, planned, resident
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
 from edgeadapt.runtime.session import Unprepared
@@ -27,6 +27,7 @@ from edgeadapt.runtime.state import FlatState
 LOG = logging.getLogger("edgeadapt")
 
 _KEPT_AGAIN = 2  # how often to try with more room for what sessions keep
+_REHEARSALS = 6  # how often to try with a larger region where runs are not what was laid out
 _STEP = 2**20  # bytes that are planned less, at least, when more was taken than planned
 
 
@@ -114,7 +115,8 @@ def _fitted(
         give_back()  # what planning left behind counts as well
         files, state = mapped_files(), _state(bundle, choice)
         engine = load(bundle, state, threads, choice.plan, needs.prepared)
-        to_come = choice.plan.ledger.on_device + _to_come(choice.plan, mapped_files() - files)
+        rehearsed = INEXACT and choice.plan.region.size > 0  # then all that runs take is resident already
+        to_come = choice.plan.ledger.on_device + (0 if rehearsed else _to_come(choice.plan, mapped_files() - files))
         excess = resident() + (held - now) + to_come - claim.budget
         if excess <= 0:
             break
@@ -238,7 +240,7 @@ def load(bundle: Bundle, state: FlatState, threads: int, plan: Planned, prepared
         EdgeAdaptError: the GPU's provider does not start.
     """
     wanted = plan.region
-    for _ in range(1 + _KEPT_AGAIN):
+    for _ in range(1 + _KEPT_AGAIN + _REHEARSALS * INEXACT):
         with regions.using(wanted):
             engine = Engine(bundle, state, threads, plan.graphs, prepared, True, plan.limits)
             for name in plan.graphs:
@@ -246,7 +248,14 @@ def load(bundle: Bundle, state: FlatState, threads: int, plan: Planned, prepared
             left = regions.left() if wanted.size else wanted.kept
         if left is not None and (left <= wanted.kept or left >= wanted.size):  # taken already, or there to be taken whole
             engine.settle()
-            return engine
+            if not INEXACT or not wanted.size or engine.rehearsed(plan.graphs):
+                return engine
+            more = max(wanted.size // 64, 65536)
+            wanted = Region(-(-(wanted.size + more) // 256) * 256, wanted.kept, wanted.prepacking)
+            LOG.info("%s: a graph does not run in the region that was laid out; loading them again with %d bytes more", bundle.path.name, more)
+            del engine
+            give_back()
+            continue
         LOG.info("%s: its graphs keep more than %d bytes besides the region; loading them again with more room", bundle.path.name, wanted.kept)
         del engine
         give_back()

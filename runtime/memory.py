@@ -31,8 +31,9 @@ _NODE = 6144  # a session's structures, a node, where the graph is not read
 _CODE = 2_000_000  # less than the ledger's: a session and an error of onnxruntime were there already
 _ALLOWANCE = 2**20  # found resident at most, on three bundles, beyond the other lines: 0.6 MiB
 _GFLOPS, _GBPS = 30.0, 8.0  # with these, forms of a step compare as they were measured to: a quarter in pieces 1.01 to 1.1, single frames 1.2 to 1.4
-_PACKS_INSIDE = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 28)
-"""Packed matrices lie in the region, as seen with 1.23; beside it with 1.31. In between there is room in both places."""
+INEXACT = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 28)
+"""Whether small constants and packed matrices lie in the region too, where is not known, as seen with 1.23 (with 1.31 they lie beside it): then what
+was laid out is run once before it is relied on."""
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
@@ -144,7 +145,7 @@ class Needs:
             region, room = ready.region_bytes, footprint.prepared_room(ready.region_bytes, told)
             return Need(region, room, ready.packed_bytes, ready.reserved_bytes, structures, True, places, seconds=self._seconds(graph))
         inside, beside = footprint.prepacked(graph)
-        if _PACKS_INSIDE:
+        if INEXACT:
             inside += beside
         region = self._region(name, graph)
         return Need(region, footprint.margined(region), inside, beside, structures, graph.countable, places, seconds=self._seconds(graph))

@@ -344,6 +344,7 @@ def test_what_was_left_out_is_told_and_logged(path, monkeypatch, caplog):
 
 
 def test_what_loading_takes_beyond_its_plan_is_left_out_of_the_next(path, monkeypatch, caplog):
+    monkeypatch.setattr(loading, "INEXACT", False)  # what is laid out is not run first
     taken = iter([300 * MIB, 0, 0])
     real = loading._to_come
     monkeypatch.setattr(loading, "_to_come", lambda plan, mapped: real(plan, mapped) + next(taken))
@@ -415,7 +416,8 @@ def test_down_to_predicting_and_up_again_with_nothing_lost(path):
     assert [(change.before, change.after) for change in adapter.changes] == [(0, 1), (1, 2), (2, 3), (3, 2), (2, 1), (1, 0)]
 
 
-def test_a_region_that_is_too_small_costs_the_step_and_nothing_else(path):
+def test_a_region_that_is_too_small_costs_the_step_and_nothing_else(path, monkeypatch):
+    monkeypatch.setattr(loading, "INEXACT", False)  # what is laid out is not run first
     adapter, pressure = watched(path)
     adapter.adapt(frames(16))
     service = adapter._service
@@ -463,6 +465,7 @@ def test_a_step_that_is_refused_memory_is_predicted(path, monkeypatch):
 
 
 def test_a_refusal_without_pressure_to_answer_it_is_an_error(path, monkeypatch):
+    monkeypatch.setattr(loading, "INEXACT", False)  # what is laid out is not run first
     adapter = Adapter.open(path)
     monkeypatch.setattr(Engine, "run", refuse)
     with pytest.raises(BudgetError, match="no room"):
