@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from edgeadapt.bundle import Bundle
+from edgeadapt.bundle.roles import STEPS
 from edgeadapt.errors import BundleError, UsageError
 from edgeadapt.memory import cuda, footprint
 from edgeadapt.memory.graph import Graph, read
@@ -254,6 +255,7 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
     mapped = _mapped(bundle, found.values(), setup)
     nodes = sum(len(item.graph.nodes) for item in found.values())
     code = footprint.CODE + (footprint.FUSED_CODE if any(item.prepared for item in found.values()) else 0)
+    code += footprint.STEP_CODE if any(bundle.manifest.graphs[name].role.startswith(STEPS) for name in names) else 0
     lines = [
         Line("Python and libraries", setup.floor, setup.floor_known, "with numpy, onnxruntime and one trivial session"),
         Line("code of the first runs", code, "measured", "pages of the libraries that only real graphs reach"),
