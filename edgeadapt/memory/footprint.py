@@ -35,8 +35,8 @@ FUSED_CODE = 400_000
 """As `CODE`, of the fused and blocked operators that prepared graphs have: 0.2 to 0.43 MB measured."""
 
 STEP_CODE = 700_000
-"""As `CODE`, of a process that takes steps: on the digits of the demo adapting takes 0.45 MB more than predicting, and learning 0.8 MB, beyond all that
-is counted."""
+"""As `CODE`, of a process that takes steps: on the digits of the demo adapting takes 0.45 MB more than predicting, and learning 0.8 MB, beyond all
+that is counted."""
 
 ADAPTER = 3_700_000
 """An adapter, within a budget, of a bundle of two nodes that has run, without its session and library pages: modules of ours and of the standard
