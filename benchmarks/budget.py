@@ -1,8 +1,8 @@
 """A bundle held to budgets: the most it ever had resident against what it was given, and what happens when the system runs short.
 
 Each budget has a process of its own that adapts on as many frames as the largest step that fits takes, predicts one, and says what it held after 1,
-10, 100 ... steps. With --hog another process
-then takes memory for a while; the adapter is told to leave the system so much that this makes it short (--reserve), so it works anywhere.
+10, 100 ... steps. With --hog another process then takes memory for a while; the adapter is told to leave the system so much that this makes it short
+(--reserve), so it works anywhere.
 """
 
 from __future__ import annotations

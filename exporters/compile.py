@@ -13,16 +13,17 @@ import torch
 from torch import fx
 
 from edgeadapt.bundle import PLACEHOLDER, WEIGHTS_OFFSET, WeightsFile
+from edgeadapt.bundle.roles import STEPS
 from edgeadapt.errors import EdgeAdaptError, ExportError
 from edgeadapt.exporters.capture import Captured, module_path
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.ir import Array, Graph
 from edgeadapt.exporters.lowering import Unsupported
 from edgeadapt.exporters.passes.simplify import simplify
-from edgeadapt.exporters.programs import STEPS, Program
+from edgeadapt.exporters.programs import Program
 from edgeadapt.exporters.schedules import Schedules
 from edgeadapt.exporters.tracing import declare_inputs, emit, trace
-from edgeadapt.memory import Plan, best_order, smallest
+from edgeadapt.memory import Plan, smallest
 
 
 class PlacedWeights:
@@ -130,12 +131,6 @@ def scheduled(program: Program, graph: Graph, weights: PlacedWeights, schedules:
         return [placed(program, form, Plan(form), weights, variant) for variant, form in found]
 
 
-def ordered(graph: Graph) -> Plan:
-    """Puts a graph's nodes in the order of least memory, and counts that."""
-    graph.nodes = [graph.nodes[index] for index in best_order(graph)]
-    return Plan(graph)
-
-
 def placed(program: Program, graph: Graph, plan: Plan, weights: PlacedWeights, variant: str = "") -> Compiled:
     """A program's graph in its order, with its weights in the bundle's."""
     return Compiled(program, graph, to_onnx(graph, weights), plan.peak, smallest(plan), variant)
@@ -153,12 +148,12 @@ def untraceable(error: Exception, captured: Captured, role: str) -> ExportError:
     """An error that names the modules whose operators raise the same when each is differentiated alone."""
     reason = _first_line(error)
     owners: set[str] = set()
-    if role.partition("-")[0] in STEPS:
+    if role.startswith(STEPS):
         for node, raised in _alone(captured):
             if isinstance(raised, Exception) and _first_line(raised) == reason:
                 owners.add(_called(module_path(node)))
     where = ", ".join(sorted(owners)[:4]) or "the model"
-    what = "differentiated" if role.partition("-")[0] in STEPS else "traced"
+    what = "differentiated" if role.startswith(STEPS) else "traced"
     return ExportError(
         f"{where}: the graph '{role}' cannot be {what}: {reason}",
         "replace the layer, or use a method whose gradient does not pass through it (norm, side)",
@@ -194,7 +189,7 @@ def explain(error: Unsupported, captured: Captured, role: str) -> ExportError:
     operators = ", ".join(sorted(name.removeprefix("aten.") for name in missing)[:4])
     what = (
         "cannot be differentiated here"
-        if any("backward" in name for name in missing) and role.partition("-")[0] in STEPS
+        if any("backward" in name for name in missing) and role.startswith(STEPS)
         else "has no form in standard ONNX operators"
     )
     return ExportError(

@@ -17,13 +17,13 @@ from operator import add
 import torch
 from torch import Tensor
 
+from edgeadapt.bundle.roles import SUMS, UPDATE
 from edgeadapt.errors import ExportError
 from edgeadapt.exporters.ir import Graph
 from edgeadapt.exporters.methods.base import Tensors, Term
 from edgeadapt.exporters.programs import Model, Program, build
 from edgeadapt.memory.rules import misplaced_sums
 
-SUMS, UPDATE = "-sums", "-update"
 _OPTIMISER = ("rate", "momentum")
 
 

@@ -10,14 +10,15 @@ import numpy as np
 from onnxruntime import InferenceSession
 from torch import Tensor
 
+from edgeadapt.bundle.roles import STEPS
 from edgeadapt.errors import ExportError
-from edgeadapt.exporters.compile import Compiled, PlacedWeights, lowered, named_refusals, ordered, placed
+from edgeadapt.exporters.compile import Compiled, PlacedWeights, lowered, named_refusals, placed
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Array
 from edgeadapt.exporters.micro import Sums, check_in_place, update_of
-from edgeadapt.exporters.programs import STEPS, Program
-from edgeadapt.exporters.schedules import WORTH
+from edgeadapt.exporters.programs import Program
+from edgeadapt.exporters.schedules import WORTH, ordered
 from edgeadapt.exporters.selfcheck import Difference, compare_at, examples, refuse
 from edgeadapt.memory.footprint import sums_bytes
 

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from edgeadapt.bundle.roles import STEPS
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.methods.base import Hyper, Method, Outcome, Tensors, Terms, entropy, loss, selected
 from edgeadapt.exporters.methods.source import Source
 from edgeadapt.exporters.optimisers import MOMENTUM, OPTIMISERS
 
 STATISTICS, WEIGHTS, FIXED = "statistics.", "weights.", "fixed."
-STEPS = ("adapt", "learn")
 
 
 @dataclass(frozen=True)

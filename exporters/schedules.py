@@ -18,6 +18,12 @@ WORTH = 0.9
 """A variant is kept if its peak is at most this share of the one before it."""
 
 
+def ordered(graph: Graph, effort: float = 1.0) -> Plan:
+    """Puts a graph's nodes in the order of least memory, and counts that. effort: of the search, see `best_order`."""
+    graph.nodes = [graph.nodes[index] for index in best_order(graph, effort=effort)]
+    return Plan(graph)
+
+
 class Schedules:
     """Makes schedules and remembers them.
 
@@ -35,14 +41,14 @@ class Schedules:
         key = _looks(graph, step)
         if key in self._found:
             return [(variant, _with_weights(known, graph)) for variant, known in self._found[key]]
-        graph.nodes = [graph.nodes[index] for index in best_order(graph, effort=self.effort)]
-        made, peak = [("", graph)], Plan(graph).peak
+        peak = ordered(graph, self.effort).peak
+        made = [("", graph)]
         for variant, allowance in ALLOWANCES.items() if step and self.variants else ():
             leaner = graph.copy()
             rematerialise(leaner, allowance)
             if Plan(leaner).peak <= WORTH * peak:
-                leaner.nodes = [leaner.nodes[index] for index in best_order(leaner, effort=self.effort)]
-                made, peak = [*made, (variant, leaner)], Plan(leaner).peak
+                peak = ordered(leaner, self.effort).peak
+                made.append((variant, leaner))
         self._found[key] = made
         return made
 

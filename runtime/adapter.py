@@ -138,7 +138,7 @@ class Adapter:
     ) -> Adapter:
         """Opens within a budget. Graphs are prepared before anything is loaded, while others may open bundles."""
         begun = None
-        if progress is not None:
+        if progress is not None and (ready is None or ready.lacks(bundle.manifest.graphs)):  # else which are used makes no difference
             with _OPENING:
                 begun = loading.start(claim)
                 names = loading.names(bundle, items, claim, begun, threads, strict, ready, kept)

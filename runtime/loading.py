@@ -107,9 +107,7 @@ def _fitted(
     now: int,
     held: int,
 ) -> tuple[Loaded, Needs]:
-    ways, more = [Needs(bundle, threads, prepared, device=device, slack=slack)], 0
-    if prepared is not None:  # it may take more, for weights of its own, and not be worth that
-        ways.append(Needs(bundle, threads, slack=slack))
+    ways, more = _ways(bundle, threads, prepared, slack, device), 0
     while True:
         needs, choice, more = _chosen(ways, items, claim.budget, held, strict, more)
         give_back()  # what planning left behind counts as well
@@ -126,6 +124,12 @@ def _fitted(
         give_back()
     again = partial(_exported, bundle, items, claim, held, threads, slack, choice.least.graphs) if needs.prepared is not None else None
     return Loaded(choice, state, engine, needs.prepared, again), needs
+
+
+def _ways(bundle: Bundle, threads: int, prepared: Prepared | None, slack: int, device: cuda.Device | None = None) -> list[Needs]:
+    """With what was prepared and without it: that may take more, for weights of its own, and not be worth it."""
+    ways = [Needs(bundle, threads, prepared, device=device, slack=slack)]
+    return ways if prepared is None else [*ways, Needs(bundle, threads, slack=slack)]
 
 
 def _exported(bundle: Bundle, items: list[Item], claim: Claim, held: int, threads: int, slack: int, least: tuple[str, ...]) -> Choice:
@@ -198,7 +202,7 @@ def names(
     Raises:
         BudgetError: too little fits.
     """
-    ways = [Needs(bundle, threads, prepared, slack=slack), *([Needs(bundle, threads, slack=slack)] if prepared is not None else [])]
+    ways = _ways(bundle, threads, prepared, slack)
     try:
         return _chosen(ways, items, claim.budget, begun.held, strict, 0)[1].plan.graphs
     except Unprepared:

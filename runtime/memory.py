@@ -17,7 +17,6 @@ from edgeadapt.bundle.roles import ROLES
 from edgeadapt.errors import BudgetError
 from edgeadapt.memory import Graph, Machine, Plan, costs, cuda, footprint, read, smallest, suited
 from edgeadapt.memory.ledger import Ledger, Line, gpu_lines, slack_line
-from edgeadapt.memory.rules import SEGMENT
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
 from edgeadapt.runtime.session import Unprepared
@@ -162,8 +161,7 @@ class Needs:
 
     def _told(self, name: str) -> int:
         """The manifest's word on a graph's region; 0 where it has none."""
-        spec = self.bundle.manifest.graphs[name]
-        return spec.region_bytes + (self.threads - 1) * SEGMENT if spec.region_bytes else 0  # a convolution's workspace, for each thread
+        return footprint.stated(self.bundle.manifest.graphs[name], self.threads)
 
     def _on_device(self, name: str) -> Need:
         """On a GPU; what its sessions need of the process's memory is an estimate, and nothing bounds it."""
@@ -192,13 +190,9 @@ class Needs:
 
     def weights(self, names: Iterable[str]) -> int:
         """Bytes of the files of weights that are mapped once these graphs have run."""
-        masks = [0, 0]
-        for name in names:
-            found = self[name].places
-            if found is None:
-                return sum(self._sizes)
-            masks = [mask | more for mask, more in zip(masks, found)]
-        return sum(footprint.mapped_pages(mask, size, _PAGE) for mask, size in zip(masks, self._sizes))
+        found = [self[name].places for name in names]
+        known = [places for places in found if places is not None]
+        return footprint.mapped(known, self._sizes, _PAGE) if len(known) == len(found) else sum(self._sizes)
 
     def any_prepared(self, names: Iterable[str]) -> bool:
         """Whether one of these graphs runs as it was prepared."""

@@ -21,7 +21,7 @@ import onnxruntime
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, EdgeAdaptError
 from edgeadapt.memory import Graph, Machine, Plan, footprint, read, smallest
-from edgeadapt.memory.rules import ALIGNMENT, SEGMENT, misplaced_sums
+from edgeadapt.memory.rules import ALIGNMENT, misplaced_sums
 from edgeadapt.runtime import memory, prepare_compare, prepare_optimise, profiling, region
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.prepare import end_with_parent
@@ -49,7 +49,7 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
         "runs" (a level, or "emitted"), "why", and "versions": what was found of each, by level.
     """
     spec = bundle.manifest.graphs[name]
-    room = int(ROOM * (spec.region_bytes + (threads - 1) * SEGMENT)) + ALIGNMENT if spec.region_bytes else spec.peak_bytes
+    room = int(ROOM * footprint.stated(spec, threads)) + ALIGNMENT if spec.region_bytes else spec.peak_bytes
     added = spec.sums if spec.batch else ()  # the graph that ends a step only reads its sums
     found: dict[str, dict[str, Any]] = {"emitted": _emitted(bundle, name, threads)}
     versions: dict[str, PreparedGraph] = {}
@@ -154,7 +154,7 @@ def _choose(bundle: Bundle, name: str, threads: int, versions: dict[str, Prepare
         elif (more := _held(entry) - _held(found["emitted"]) - _margin(found["emitted"])) > 0:
             entry["refused"] = f"it needs {format_bytes(more)} more of a region than is allowed"
         else:
-            return level, f"it takes {entry['time_ratio']:.2f} of the exported graph's time, within the planned peak"
+            return level, f"it takes {entry['time_ratio']:.2f} of the exported graph's time, within the memory that is allowed"
     return "emitted", "; ".join(f"{level}: {entry['refused']}" for level, entry in found.items() if entry["refused"])
 
 

@@ -23,7 +23,6 @@ from edgeadapt.bundle.onnxwire import BITS, External
 from edgeadapt.bundle.roles import STEPS
 from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, fits, footprint, read
 from edgeadapt.memory.graph import OWN
-from edgeadapt.memory.rules import SEGMENT
 from edgeadapt.runtime import prepare_forms, profiling, region
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.prepared import BUNDLE, INDEX, PreparedGraph, map_own
@@ -122,8 +121,8 @@ def optimise(bundle: Bundle, name: str, level: str, folder: Path, threads: int) 
 
 def _within(plan: Plan, spec: GraphSpec, machine: Machine) -> bool:
     """Whether the exported graph's plan has room for this one."""
-    more = (machine.threads - 1) * SEGMENT
-    return bool(spec.region_bytes) and fits(plan, footprint.margined(spec.region_bytes + more))
+    region = footprint.stated(spec, machine.threads)
+    return region > 0 and fits(plan, footprint.margined(region))
 
 
 def adopt(chosen: PreparedGraph, folder: Path) -> None:

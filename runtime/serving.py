@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import Form, Manifest
+from edgeadapt.bundle.roles import STEPS
 from edgeadapt.errors import InputError
 from edgeadapt.preprocess import batch_of, convert
 from edgeadapt.runtime.engine import Outcome
@@ -19,8 +20,6 @@ from edgeadapt.runtime.service import Service
 from edgeadapt.runtime.state import Floats
 from edgeadapt.runtime.turns import Turns
 from edgeadapt.units import format_shape
-
-STEPS = ("adapt", "learn")
 
 
 @dataclass

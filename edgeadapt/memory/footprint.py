@@ -15,7 +15,7 @@ from edgeadapt.bundle.onnxwire import External
 from edgeadapt.memory.graph import OWN, Graph, GraphLike
 from edgeadapt.memory.liveness import Plan
 from edgeadapt.memory.region import Region
-from edgeadapt.memory.rules import ALIGNMENT, rounded
+from edgeadapt.memory.rules import ALIGNMENT, SEGMENT, rounded
 
 SESSION = 28_000
 """Bytes of a session with one operator, as malloc counts them."""
@@ -58,18 +58,23 @@ READ_AHEAD = 65_536
 MARGIN, LEAST_MARGIN = 0.02, 65_536
 """What a region gets over the size that works by count: a share, or that many bytes where they are more. The very size is laid out besides."""
 
+TABLE_ENTRY = 8
+"""Bytes that onnxruntime keeps for every 256 of a region; all are written when the region is made."""
+
+
 def margined(region: int) -> int:
     """A region with a margin over the size that the count says works."""
     return region + max(int(MARGIN * region), LEAST_MARGIN)
 
 
-def prepared_room(region: int, told: int) -> int:
-    """As `margined`, for a prepared graph: it was seen to run in its region, so that is enough where the exported graph's (`told`) has no more."""
-    return max(region, min(margined(region), margined(told) if told else margined(region)))
+def stated(graph: GraphSpec, threads: int) -> int:
+    """The region that the manifest states for a graph, with a convolution's workspace for each thread; 0 where it states none."""
+    return graph.region_bytes + (threads - 1) * SEGMENT if graph.region_bytes else 0
 
 
-TABLE_ENTRY = 8
-"""Bytes that onnxruntime keeps for every 256 of a region; all are written when the region is made."""
+def prepared_room(region: int, exported: int) -> int:
+    """As `margined`, for a prepared graph: it was seen to run in its region, so that is enough where the `exported` graph's has no more."""
+    return max(region, min(margined(region), margined(exported) if exported else margined(region)))
 
 
 def session_bytes(graph: GraphLike) -> int:
@@ -123,6 +128,14 @@ def mapped_pages(found: int, size: int, page: int) -> int:
     window, end = max(page, READ_AHEAD), -(-size // page) * page
     whole, last = divmod(end, window)
     return (found & ((1 << whole) - 1)).bit_count() * window + (last if found >> whole & 1 else 0)
+
+
+def mapped(found: Iterable[tuple[int, int]], sizes: tuple[int, int], page: int) -> int:
+    """Bytes that are mapped of the bundle's file and of its prepared graphs', of these `sizes`, by graphs that lie in those `places`."""
+    masks = [0, 0]
+    for pair in found:
+        masks = [mask | more for mask, more in zip(masks, pair)]
+    return sum(mapped_pages(mask, size, page) for mask, size in zip(masks, sizes))
 
 
 def state_bytes(specs: Iterable[StateSpec], graphs: Mapping[str, GraphSpec], names: Iterable[str]) -> int:

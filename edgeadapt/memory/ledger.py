@@ -16,7 +16,7 @@ from edgeadapt.memory import cuda, footprint
 from edgeadapt.memory.graph import Graph, read
 from edgeadapt.memory.liveness import Plan
 from edgeadapt.memory.region import smallest, suited
-from edgeadapt.memory.rules import SEGMENT, Machine, uncounted
+from edgeadapt.memory.rules import Machine, uncounted
 from edgeadapt.units import format_bytes
 
 FIRST = "predict.b1"
@@ -225,8 +225,8 @@ def _layout(bundle: Bundle, digest: str, name: str, machine: Machine, prepared: 
     curve = plan.curve()
     peak = max(range(len(curve)), key=curve.__getitem__, default=0)
     if prepared is not None:
-        told, own = bundle.manifest.graphs[name].region_bytes, prepared.region_bytes
-        room = footprint.prepared_room(own, told + (machine.threads - 1) * SEGMENT if told else 0)
+        own = prepared.region_bytes
+        room = footprint.prepared_room(own, footprint.stated(bundle.manifest.graphs[name], machine.threads))
         return Layout(graph, plan, peak, own, room, prepared.packed_bytes, prepared.reserved_bytes, True)
     region = smallest(plan)
     return Layout(graph, plan, peak, region, footprint.margined(region), *footprint.prepacked(graph))
@@ -340,11 +340,7 @@ def region_of(found: Sequence[Layout]) -> int:
 def _mapped(bundle: Bundle, found: Iterable[Layout], setup: Setup) -> int:
     """Bytes that are mapped of the bundle's file, and of the file of its prepared graphs, once these graphs have run."""
     sizes = (bundle.path.stat().st_size, 0 if setup.prepared is None else setup.prepared.own_bytes)
-    masks = [0, 0]
-    for item in found:
-        for index, mask in enumerate(footprint.places(item.graph, item.prepared, setup.page)):
-            masks[index] |= mask
-    return sum(footprint.mapped_pages(mask, size, setup.page) for mask, size in zip(masks, sizes))
+    return footprint.mapped((footprint.places(item.graph, item.prepared, setup.page) for item in found), sizes, setup.page)
 
 
 def _adapter(bundle: Bundle, found: Mapping[str, Layout], frozen: int) -> int:
