@@ -4,7 +4,8 @@
   edgeadapt prepare model.edgeadapt --threads 2 --json
 
 Every graph is optimised in a child process, put into an order of least memory, compared with the exported one, and timed beside it. What is faster
-and stays within the planned peak is kept in the cache and used whenever the bundle is opened with as many threads; everything else runs as exported.
+and needs at most 5 % (or 64 KiB) more memory than was planned is kept in the cache and used whenever the bundle is opened with as many threads;
+everything else runs as exported.
 The cache is $EDGEADAPT_CACHE, else the user's cache folder, else BUNDLE.prepared beside the bundle.
 """
 
