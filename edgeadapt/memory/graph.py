@@ -155,7 +155,7 @@ def read(data: bytes | memoryview, where: str = "the graph") -> Graph:
     raise BundleError(f"{where} holds no graph", "export the bundle again")
 
 
-def _graph(data: memoryview) -> Graph:
+def _graph(data: onnxwire.Data) -> Graph:
     graph = Graph()
     for number, value in onnxwire.fields(data):
         if number == 1:
@@ -179,7 +179,7 @@ def _graph(data: memoryview) -> Graph:
     return graph
 
 
-def _node(data: memoryview) -> Node:
+def _node(data: onnxwire.Data) -> Node:
     node, domain = Node("", [], []), ""
     for number, value in onnxwire.fields(data):
         if number in (1, 2):
@@ -197,7 +197,7 @@ def _node(data: memoryview) -> Node:
     return node
 
 
-def _attribute(data: memoryview) -> Iterator[tuple[str, Any]]:
+def _attribute(data: onnxwire.Data) -> Iterator[tuple[str, Any]]:
     name = ""
     kept: Any = None
     numbers: list[int] = []
@@ -220,7 +220,7 @@ def _signed(value: int) -> int:
     return value - 2**64 if value >= 2**63 else value
 
 
-def _initialiser(data: memoryview) -> tuple[str, Tensor, onnxwire.External | None]:
+def _initialiser(data: onnxwire.Data) -> tuple[str, Tensor, onnxwire.External | None]:
     name, kind = "", 1
     sizes: list[int] = []
     entries: dict[str, str] = {}
@@ -242,7 +242,7 @@ def _initialiser(data: memoryview) -> tuple[str, Tensor, onnxwire.External | Non
     return name, tensor, onnxwire.External(name, kind, tensor.shape, entries.get("location", ""), int(offset), tensor.nbytes, True)
 
 
-def _declared(data: memoryview) -> tuple[str, Tensor | None]:
+def _declared(data: onnxwire.Data) -> tuple[str, Tensor | None]:
     name, kind, shape = "", 1, None
     for number, value in onnxwire.fields(data):
         if number == 1:
@@ -254,7 +254,7 @@ def _declared(data: memoryview) -> tuple[str, Tensor | None]:
     return name, None if shape is None else Tensor(shape, onnxwire.BITS.get(kind, 8), kind)
 
 
-def _tensor_type(data: memoryview) -> tuple[int, tuple[int, ...] | None]:
+def _tensor_type(data: onnxwire.Data) -> tuple[int, tuple[int, ...] | None]:
     kind, shape = 1, None
     for number, value in onnxwire.fields(data):
         if number == 1 and isinstance(value, int):
