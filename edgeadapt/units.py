@@ -1,4 +1,4 @@
-"""Bytes and shapes as people write them."""
+"""Bytes, shapes and numbers of things as people write them."""
 
 from __future__ import annotations
 
@@ -37,6 +37,11 @@ def format_bytes(size: float) -> str:
     else:
         unit = "GiB"
     return f"{sign}{size:.0f} B" if unit == "B" else f"{sign}{size:.3g} {unit}" if size < 1000 else f"{sign}{size:.0f} {unit}"
+
+
+def format_count(count: int, thing: str) -> str:
+    """`"1 thread"`, `"2 threads"`."""
+    return f"{count} {thing}{'' if count == 1 else 's'}"
 
 
 def parse_shape(text: str) -> tuple[int, ...]:

@@ -25,6 +25,9 @@ from edgeadapt.exporters.schedules import Schedules
 from edgeadapt.exporters.tracing import declare_inputs, emit, trace
 from edgeadapt.memory import Plan, smallest
 
+Lowered = dict[tuple[str, int], Graph]
+"""Graphs of a model's programs by role and batch, not yet in an order."""
+
 
 class PlacedWeights:
     """The bundle's weights, with offsets as graphs write them: from the start of the bundle's file."""

@@ -13,21 +13,18 @@ from torch import Tensor
 from edgeadapt.bundle import Bundle, InputSpec, Task
 from edgeadapt.errors import ExportError
 from edgeadapt.exporters.capture import Captured
-from edgeadapt.exporters.compile import Compiled, PlacedWeights
+from edgeadapt.exporters.compile import Compiled, Lowered, PlacedWeights
 from edgeadapt.exporters.describe import describe
-from edgeadapt.exporters.ir import Graph
 from edgeadapt.exporters.methods import METHODS, Method
 from edgeadapt.exporters.options import Options
-from edgeadapt.exporters.planner import MOST_PARTS, PARTS, Candidate, Depth, Wishes
+from edgeadapt.exporters.pieces import Pieces
+from edgeadapt.exporters.planner import MOST_PARTS, PARTS, Candidate, Depth, Place, Wishes
 from edgeadapt.exporters.programs import Model
 from edgeadapt.exporters.schedules import Schedules
 from edgeadapt.exporters.writing import opened
 from edgeadapt.memory import simulate
-from edgeadapt.memory.simulation import BoardLike
 from edgeadapt.progress import Progress, quiet
 
-Lowered = dict[tuple[str, int], Graph]
-"""Graphs of a model by role and batch, not yet in an order."""
 HURRY = 0.1
 """Effort of the search for an order when candidates are compared: within some per cent of the whole search's."""
 
@@ -60,6 +57,23 @@ class Job(Protocol):
         self, trained: Model, adapted: Sequence[int], schedules: Schedules, progress: Progress, whole: bool = True, known: Lowered | None = None
     ) -> tuple[list[Compiled], PlacedWeights]:
         """The graphs of the bundle; or only those that adapting needs."""
+        ...
+
+    def cuts(self, method: Method) -> bool:
+        """Whether steps may be taken in pieces."""
+        ...
+
+    def cut(
+        self,
+        trained: Model,
+        compiled: Sequence[Compiled],
+        weights: PlacedWeights,
+        schedules: Schedules,
+        progress: Progress,
+        known: Lowered | None = None,
+        checked: bool = True,
+    ) -> Pieces:
+        """The graphs for steps in pieces, where there can be any."""
         ...
 
     def example(self, batch: int, method: Method) -> tuple[Tensor, Tensor]:
@@ -101,6 +115,10 @@ class Drafts:
             return ()  # TENT of a model that cannot be cut: all of it is trained
         return tuple(range(room, 0, -1)) if free else (room,)
 
+    def in_pieces(self) -> bool:
+        """Whether steps may be taken in pieces."""
+        return self.job.cuts(self.job.method(self.job.options))
+
     def options(self, candidate: Candidate) -> Options:
         """The options with a candidate's; where all parts are trained, nothing needs to be said of it."""
         given = self.job.options
@@ -116,11 +134,13 @@ class Drafts:
         schedules = self.hurried if depth == "hurried" else self.job.schedules
         known = self._lowered.setdefault((candidate.parts, candidate.trained), {})
         compiled, weights = self.job.compile(model, candidate.batches, schedules, quiet, depth == "whole", known)
+        if depth != "hurried":
+            compiled += self.job.cut(model, compiled, weights, schedules, quiet, known, depth == "whole").compiled
         manifest = describe(model, compiled, options, "draft", self.job.task, self.job.spec, None, [], {})
         with opened(manifest, model, compiled, weights) as bundle:
             yield bundle
 
-    def keep(self, model: Model, compiled: Sequence[Compiled], weights: PlacedWeights, board: BoardLike, budget: int) -> None:
+    def keep(self, model: Model, compiled: Sequence[Compiled], weights: PlacedWeights, place: Place) -> None:
         """See that what was compiled after the warm-up fits as planned: the value of a weight may have changed a graph.
 
         Raises:
@@ -129,7 +149,7 @@ class Drafts:
         manifest = describe(model, compiled, self.job.options, "draft", self.job.task, self.job.spec, None, [], {})
         with opened(manifest, model, compiled, weights) as bundle:
             for batch in self.job.options.batches:
-                simulate(bundle, board, None, batch, budget).check()
+                simulate(bundle, place.board, None, batch, place.budget, place.threads).check()
 
     def _untrained(self, method: Method) -> Model:
         """The method with values as unlike one another as a warm-up or a calibration leaves them: equal tensors are stored once."""

@@ -19,15 +19,15 @@ from edgeadapt.devices import boards
 from edgeadapt.errors import ExportError, InputError, UsageError
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, capture
-from edgeadapt.exporters.compile import Compiled, PlacedWeights, lowered, scheduled
+from edgeadapt.exporters.compile import Compiled, Lowered, PlacedWeights, lowered, scheduled
 from edgeadapt.exporters.data import Samples, load_samples, spec_for
 from edgeadapt.exporters.describe import describe
-from edgeadapt.exporters.drafts import Drafts, Lowered
+from edgeadapt.exporters.drafts import Drafts
 from edgeadapt.exporters.methods import METHODS, Method, Setup
 from edgeadapt.exporters.micro import Sums, sums_of
 from edgeadapt.exporters.options import Options, batch_defaults, calibration_rows
 from edgeadapt.exporters.pieces import Pieces, cut_steps
-from edgeadapt.exporters.planner import PARTS, Plan, plan
+from edgeadapt.exporters.planner import PARTS, Place, Plan, plan
 from edgeadapt.exporters.programs import Model, Program, build, last_parts, source_model
 from edgeadapt.exporters.schedules import Schedules
 from edgeadapt.exporters.selfcheck import Difference, check
@@ -72,6 +72,7 @@ def export(
     progress: Progress | None = None,
     budget: str | int | None = None,
     board: str | BoardLike | None = None,
+    board_threads: int = 1,
     **choices: Any,
 ) -> ExportReport:
     """Compile `model` into a bundle.
@@ -95,6 +96,7 @@ def export(
         budget: the most bytes that the process on the device may hold, such as "96MiB". What of parts, train and batches was not given is then chosen
             so that adapting fits, before anything is trained; see `edgeadapt.exporters.planner`.
         board: where that is: a key or profile as for `edgeadapt.devices.boards.load`, or a board; this machine by default.
+        board_threads: threads of one operator that it will be served with there.
         choices: fields of `Options`: method, parts, cuts, kernel, width, train, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
             warmup_batch, max_drop, allow_drop, holdout, seed, threads, task, micro. One that the method has no use for is refused.
 
@@ -107,7 +109,7 @@ def export(
         UsageError, InputError: a choice or the data is wrong.
         BudgetError: nothing fits the budget; nothing was trained.
     """
-    if board is not None and budget is None:
+    if (board is not None or board_threads != 1) and budget is None:
         raise UsageError("a board is where a budget holds, and there is none", "give a budget too, or leave the board out")
     options, spec, progress = Options.of(choices), spec_for(shape, mean, std, resize), progress or quiet
     samples: Samples | None = None
@@ -120,7 +122,7 @@ def export(
     elif data is not None:
         samples = load_samples(data, spec, names=names, seed=options.seed, progress=progress)
     job = _Export(model, spec, samples, options, progress, _named(choices))
-    place = None if budget is None else (_board(board), parse_bytes(budget))
+    place = None if budget is None else _place(board, budget, board_threads)
     return job.run(output, names or (samples.names if samples is not None else None), model_name, place)
 
 
@@ -130,24 +132,28 @@ def plan_export(
     shape: Sequence[int],
     budget: str | int | None = None,
     board: str | BoardLike | None = None,
+    board_threads: int = 1,
     progress: Progress | None = None,
     **choices: Any,
 ) -> Plan:
     """What an export could be and what it takes on a board, without data, warm-up or a bundle; with a budget also what it would be.
 
     Args:
-        model, shape, budget, board, progress, choices: as for `export`. Without a budget nothing is chosen.
+        model, shape, budget, board, board_threads, progress, choices: as for `export`. Without a budget nothing is chosen.
 
     Raises:
         ExportError: the model cannot be traced, cut or differentiated.
         UsageError: a choice is wrong. That nothing fits is for `Plan.check` to raise.
     """
     job = _Export(model, spec_for(shape, None, None, False), None, Options.of(choices), progress or quiet, _named(choices))
-    return job.list_candidates(_board(board), None if budget is None else parse_bytes(budget))
+    return job.list_candidates(_place(board, budget, board_threads))
 
 
-def _board(board: str | BoardLike | None) -> BoardLike:
-    return boards.load(board or boards.HERE) if board is None or isinstance(board, str) else board
+def _place(board: str | BoardLike | None, budget: str | int | None, threads: int) -> Place:
+    if type(threads) is not int or threads < 1:
+        raise UsageError(f"board_threads = {threads!r} is not a number of threads", "give 1 or more, at most the cores of the board")
+    where = boards.load(board or boards.HERE) if board is None or isinstance(board, str) else board
+    return Place(where, None if budget is None else parse_bytes(budget), threads)
 
 
 def _named(choices: Mapping[str, Any]) -> frozenset[str]:
@@ -177,9 +183,9 @@ class _Export:
         output: str | os.PathLike[str] | None,
         names: Sequence[str] | None,
         model_name: str,
-        place: tuple[BoardLike, int] | None = None,
+        place: Place | None = None,
     ) -> ExportReport:
-        """All stages in order; `place` is the board and the budget to plan for."""
+        """All stages in order; `place` is what to plan for, with a budget."""
         self.task = self._task(names)
         method, planned = self.method(self.options), None
         if self.data is None and (method.warms_up or method.calibrates):
@@ -190,7 +196,7 @@ class _Export:
         self._check_rate(method)
         self._check_micro(method)
         if place is not None:
-            planned = plan(self.drafts, *place, self.drafts.wishes(method), self.progress)
+            planned = plan(self.drafts, place, self.drafts.wishes(method), self.progress)
             self.options = self.drafts.options(planned.check())
             method = self.method(self.options)
             self.progress("plan", 1, 1, planned.line())
@@ -201,19 +207,20 @@ class _Export:
         self.progress("self-check", 0, len(compiled))
         differences = check(compiled)
         self.progress("self-check", len(compiled), len(compiled))
-        pieces = self._cut_steps(trained, compiled, weights)
+        pieces = self.cut(trained, compiled, weights, self.schedules, self.progress)
         compiled, differences = compiled + pieces.compiled, differences + pieces.differences
         if place is not None:
-            self.drafts.keep(trained, compiled, weights, *place)
+            self.drafts.keep(trained, compiled, weights, place)
         name = model_name or type(self.model).__name__
         manifest = describe(trained, compiled, options, name, self.task, self.spec, warmup, differences, pieces.left_out)
         return dataclasses.replace(self._write(output, manifest, trained, compiled, weights, differences), plan=planned)
 
-    def list_candidates(self, board: BoardLike, budget: int | None) -> Plan:
+    def list_candidates(self, place: Place) -> Plan:
         """The plan alone, with all that could be chosen."""
         self.task = self._task(None)
         method = self.method(self.options)
-        return plan(self.drafts, board, budget, self.drafts.wishes(method), self.progress, listing=True)
+        self._check_micro(method)
+        return plan(self.drafts, place, self.drafts.wishes(method), self.progress, listing=True)
 
     def _task(self, names: Sequence[str] | None) -> Task:
         """What the model's logits are, checked against the options, the names and the data."""
@@ -267,18 +274,31 @@ class _Export:
                 "leave micro out, or keep the statistics as trained: --statistics source",
             )
 
-    def _cut_steps(self, trained: Model, compiled: list[Compiled], weights: PlacedWeights) -> Pieces:
-        """The graphs for steps in pieces, where there can be any."""
+    def cuts(self, method: Method) -> bool:
+        """Whether steps may be taken in pieces: what was asked for, and where statistics do not follow the stream."""
+        return method.trains and self.options.micro != "none" and self._mode(method) != "live"
+
+    def cut(
+        self,
+        trained: Model,
+        compiled: Sequence[Compiled],
+        weights: PlacedWeights,
+        schedules: Schedules,
+        progress: Progress,
+        known: Lowered | None = None,
+        checked: bool = True,
+    ) -> Pieces:
+        """The graphs for steps in pieces, where there can be any; see `cut_steps`."""
         chosen = self.options.micro
-        if trained.statistics == "live" or not trained.method.trains or chosen == "none":
+        if not self.cuts(trained.method):
             return Pieces()
 
         def made(role: str, size: int) -> Sums:
-            self.progress("micro-batches", 0, 0, f"{role} by {size}")
+            progress("micro-batches", 0, 0, f"{role} by {size}")
             bound = dataclasses.replace(trained, method=trained.method.at(self.capture(size)))
             return sums_of(bound, role, size, *self.example(size, bound.method))
 
-        return cut_steps(compiled, made, None if isinstance(chosen, str) else chosen, weights)
+        return cut_steps(compiled, made, None if isinstance(chosen, str) else chosen, weights, schedules, known, checked)
 
     def _check_rate(self, method: Method) -> None:
         """See that the given learning rate is one that the device allows."""

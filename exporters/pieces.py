@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 
 import numpy as np
 from onnxruntime import InferenceSession
@@ -12,13 +13,13 @@ from torch import Tensor
 
 from edgeadapt.bundle.roles import STEPS
 from edgeadapt.errors import ExportError
-from edgeadapt.exporters.compile import Compiled, PlacedWeights, lowered, named_refusals, placed
+from edgeadapt.exporters.compile import Compiled, Lowered, PlacedWeights, lowered, named_refusals, scheduled
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Array
 from edgeadapt.exporters.micro import Sums, check_in_place, update_of
 from edgeadapt.exporters.programs import Program
-from edgeadapt.exporters.schedules import WORTH, ordered
+from edgeadapt.exporters.schedules import WORTH, Schedules
 from edgeadapt.exporters.selfcheck import Difference, compare_at, examples, refuse
 from edgeadapt.memory.footprint import sums_bytes
 
@@ -44,7 +45,15 @@ def suited(batch: int) -> list[int]:
     return sorted({*divisors[-1:], *([1] if batch > 1 else [])}, reverse=True)
 
 
-def cut_steps(compiled: Sequence[Compiled], made: Made, sizes: Sequence[int] | None, weights: PlacedWeights) -> Pieces:
+def cut_steps(
+    compiled: Sequence[Compiled],
+    made: Made,
+    sizes: Sequence[int] | None,
+    weights: PlacedWeights,
+    schedules: Schedules | None = None,
+    known: Lowered | None = None,
+    checked: bool = True,
+) -> Pieces:
     """Compile and check micro-batches for the steps that were compiled.
 
     One that cannot be compiled, or whose runs together are not the whole step, as where a layer looks at several frames at once, is left out.
@@ -55,58 +64,76 @@ def cut_steps(compiled: Sequence[Compiled], made: Made, sizes: Sequence[int] | N
         sizes: the micro-batches; None: those of `suited` that save memory: of the tensors and the sums together, a tenth of what the leanest form
             before takes.
         weights: the bundle's.
+        schedules: found before, and kept.
+        known: graphs lowered before, and kept.
+        checked: whether they are run beside PyTorch; without, the differences are none.
     """
-    found = Pieces()
+    cutter = _Cutter(made, sizes, weights, schedules or Schedules(), {} if known is None else known, checked)
     for role in STEPS:
         whole: dict[int, list[Compiled]] = {}
         for item in compiled:
             if item.program.role == role:
                 whole.setdefault(item.program.batch, []).append(item)
-        _cut(role, whole, made, sizes, weights, found)
-    return found
+        cutter.cut(role, whole)
+    return cutter.found
 
 
-def _cut(role: str, whole: Mapping[int, Sequence[Compiled]], made: Made, sizes: Sequence[int] | None, weights: PlacedWeights, found: Pieces) -> None:
-    least = {batch: min(item.region for item in forms) for batch, forms in whole.items()}
-    tried = {size for batch in whole for size in (suited(batch) if sizes is None else sizes)}
-    update: Compiled | None = None
-    told: Difference | None = None
-    for size in sorted(tried, reverse=True):
-        served = [batch for batch in whole if batch % size == 0 and batch > size]
-        if not served:
-            continue
-        try:
-            program = made(role, size)
-            sums = _compiled(program)
-            check_in_place(sums.graph, sums.sums)
-            ending = update or _compiled(update_of(program))
-            need = max(sums.region, ending.region) + sums_bytes(sums.sums.values())
-            worth = [batch for batch in served if size in suited(batch) and need <= WORTH * least[batch]]
-            if sizes is None and not worth:
+@dataclass
+class _Cutter:
+    """What `cut_steps` was given, and what it has found."""
+
+    made: Made
+    sizes: Sequence[int] | None
+    weights: PlacedWeights
+    schedules: Schedules
+    known: Lowered
+    checked: bool
+    found: Pieces = field(default_factory=Pieces)
+
+    def cut(self, role: str, whole: Mapping[int, Sequence[Compiled]]) -> None:
+        """The micro-batches of a role's steps, which are given by their batch with their variants."""
+        least = {batch: min(item.region for item in forms) for batch, forms in whole.items()}
+        tried = {size for batch in whole for size in (suited(batch) if self.sizes is None else self.sizes)}
+        update: Compiled | None = None
+        differences: list[Difference] = []
+        for size in sorted(tried, reverse=True):
+            served = [batch for batch in whole if batch % size == 0 and batch > size]
+            if not served:
                 continue
-            checked = [_compare(whole[batch][0], sums, ending) for batch in served]
-        except ExportError as reason:
-            found.left_out[f"{role}-sums.b{size}"] = reason.message
-            continue
-        for batch in worth:
-            least[batch] = need
-        worst = checked[0]
-        for other in checked[1:]:
-            worst = worst.or_worse(other)
-        update = ending
-        told = worst if told is None else told.or_worse(worst)
-        found.compiled.append(_kept(sums, weights))
-        found.differences.append(dataclasses.replace(worst, graph=sums.name))
-    if update is not None and told is not None:
-        found.compiled.append(_kept(update, weights))
-        found.differences.append(dataclasses.replace(told, graph=update.name))
+            try:
+                program = self.made(role, size)
+                sums = self.compiled(program)
+                check_in_place(sums.graph, sums.sums)
+                ending = update or self.compiled(update_of(program))
+                need = max(sums.region, ending.region) + sums_bytes(sums.sums.values())
+                worth = [batch for batch in served if size in suited(batch) and need <= WORTH * least[batch]]
+                if self.sizes is None and not worth:
+                    continue
+                compared = [_compare(whole[batch][0], sums, ending) for batch in served if self.checked]
+            except ExportError as reason:
+                self.found.left_out[f"{role}-sums.b{size}"] = reason.message
+                continue
+            for batch in worth:
+                least[batch] = need
+            update = ending
+            differences += compared
+            self.keep(sums, compared)
+        if update is not None:
+            self.keep(update, differences)
 
+    def compiled(self, program: Program) -> Compiled:
+        """The graph of a program, its weights not in the bundle's yet: it may not be kept."""
+        key = program.role, program.batch
+        if key not in self.known:
+            self.known[key] = lowered(program)
+        (only,) = scheduled(program, self.known[key].copy(), PlacedWeights(), self.schedules)
+        return only
 
-def _compiled(program: Program) -> Compiled:
-    """The graph of a program, its weights not in the bundle's yet: it may not be kept."""
-    graph = lowered(program)
-    with named_refusals():
-        return placed(program, graph, ordered(graph), PlacedWeights())
+    def keep(self, item: Compiled, differences: Sequence[Difference]) -> None:
+        """Have a graph in the bundle, with the worst of its differences."""
+        self.found.compiled.append(_kept(item, self.weights))
+        if differences:
+            self.found.differences.append(dataclasses.replace(reduce(Difference.or_worse, differences), graph=item.name))
 
 
 def _kept(item: Compiled, weights: PlacedWeights) -> Compiled:

@@ -16,7 +16,7 @@ from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, UsageError
 from edgeadapt.memory.simulation import BoardLike, Choice, simulate
 from edgeadapt.progress import Progress, quiet
-from edgeadapt.units import format_bytes
+from edgeadapt.units import format_bytes, format_count
 
 SIZES = (64, 32, 16, 8, 4, 2, 1)
 """Batches that are listed where the user names none."""
@@ -30,8 +30,23 @@ FAR = 1.05
 """Where prediction alone takes so much more than the budget, it does whatever is trained."""
 
 Depth = Literal["hurried", "step", "whole"]
-"""How a candidate is compiled: what adapting needs, without leaner variants, after a short search for orders (seconds); the same after the whole
-search and with the variants; and the bundle as it would be exported, to the byte of memory."""
+"""How a candidate is compiled: what adapting needs, without leaner variants and pieces, after a short search for orders (seconds); the same after the
+whole search and with them; and the bundle as it would be exported, to the byte of memory."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """What a bundle is planned for.
+
+    Attributes:
+        board: where it would run.
+        budget: the most bytes that the process may hold; None: no limit.
+        threads: that one operator may use there.
+    """
+
+    board: BoardLike
+    budget: int | None = None
+    threads: int = 1
 
 
 @dataclass(frozen=True)
@@ -56,6 +71,10 @@ class Drafts(Protocol):
         """Numbers of parts that can be chosen, the largest first; none where the method has no use for parts."""
         ...
 
+    def in_pieces(self) -> bool:
+        """Whether a step may also be taken frame by frame."""
+        ...
+
     def draft(self, candidate: Candidate, depth: Depth) -> AbstractContextManager[Bundle]:
         """The bundle that a candidate would become, with weights that mean nothing; it is there inside the context."""
         ...
@@ -76,7 +95,8 @@ class Row:
 
     Attributes:
         parts, trained, batch: of the candidate.
-        graph: of a step; a leaner variant has a name of its own.
+        graph: of a step; a leaner variant has a name of its own, and so has the run of a step in pieces.
+        micro: frames of a piece, where the step is taken in pieces; 0 where not.
         prepacking: whether onnxruntime keeps rearranged copies of weights.
         total: the process's peak, bytes.
         seconds: of a step, roughly.
@@ -95,6 +115,7 @@ class Row:
     seconds: float
     fits: bool | None
     depth: Depth
+    micro: int = 0
     chosen: bool = False
 
     @property
@@ -104,10 +125,10 @@ class Row:
 
     @property
     def words(self) -> str:
-        """In words: "4 parts, the last 2 trained, batch 16 (adapt.b16.lean)"."""
+        """In words: "4 parts, the last 2 trained, batch 16 (adapt.b16.lean)", "batch 16 (in pieces of 4)"."""
         which = "" if self.trained is None else f", {'all' if self.trained == self.parts else f'the last {self.trained}'} trained"
-        extra = ", ".join([self.graph, *([] if self.prepacking else ["without prepacked weights"])])
-        parts = f"{self.parts} part{'s' if self.parts != 1 else ''}{which}, " if self.parts else ""
+        extra = ", ".join([f"in pieces of {self.micro}" if self.micro else self.graph, *([] if self.prepacking else ["without prepacked weights"])])
+        parts = f"{format_count(self.parts, 'part')}{which}, " if self.parts else ""
         return f"{parts}batch {self.batch} ({extra})"
 
 
@@ -117,6 +138,7 @@ class Plan:
 
     Attributes:
         board, key: its name, and its short one.
+        threads: that one operator may use there.
         budget: bytes; None if there is none, and then nothing is chosen.
         rows: those that no other beats at once in memory, time a frame, batch, parts and trained parts, the most demanding first.
         chosen: the candidate to export; None if none fits.
@@ -129,6 +151,7 @@ class Plan:
 
     board: str
     key: str
+    threads: int
     budget: int | None
     rows: tuple[Row, ...]
     chosen: Candidate | None
@@ -141,7 +164,7 @@ class Plan:
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            **{name: getattr(self, name) for name in ("board", "key", "budget", "looked", "rates_known")},
+            **{name: getattr(self, name) for name in ("board", "key", "threads", "budget", "looked", "rates_known")},
             "rows": [asdict(row) for row in self.rows],
             "chosen": None if self.row is None else asdict(self.row),
         }
@@ -172,7 +195,7 @@ class Plan:
         )
 
 
-def plan(drafts: Drafts, board: BoardLike, budget: int | None, wishes: Wishes, progress: Progress = quiet, listing: bool = False) -> Plan:
+def plan(drafts: Drafts, place: Place, wishes: Wishes, progress: Progress = quiet, listing: bool = False) -> Plan:
     """Find what to export within a budget.
 
     Candidates are taken in the order of `preference`. Each is first compiled in a hurry; if prediction fits, which is the least that a step and its
@@ -180,8 +203,7 @@ def plan(drafts: Drafts, board: BoardLike, budget: int | None, wishes: Wishes, p
 
     Args:
         drafts: who makes the bundles.
-        board: where they would run, on one thread.
-        budget: the most bytes that the process may hold; None only lists.
+        place: where they would run; without a budget candidates are only listed.
         wishes: what is not free to choose.
         progress: told of each candidate.
         listing: look at all candidates of `listed`, not only as far as the first that fits.
@@ -189,13 +211,13 @@ def plan(drafts: Drafts, board: BoardLike, budget: int | None, wishes: Wishes, p
     Raises:
         ExportError: the model cannot be compiled.
     """
-    search = _Search(drafts, board, budget, progress)
+    search = _Search(drafts, place, progress)
     divisions = drafts.divisions()
     taken: Candidate | None = None
     row: Row | None = None
     nearest: Row | None = None
     instead: Row | None = None
-    if budget is not None:
+    if place.budget is not None:
         runs = preference(wishes, divisions)
         if taken := search.first(runs):
             row = search.best(taken)
@@ -204,10 +226,11 @@ def plan(drafts: Drafts, board: BoardLike, budget: int | None, wishes: Wishes, p
             nearest = min(search.rows, key=lambda row: row.total)
             other = search.first(preference(Wishes(), divisions)) if wishes != Wishes() else None
             instead = search.best(other) if other else None
-    if listing or budget is None:
+    if listing or place.budget is None:
         search.look(listed(wishes, divisions))
     rows = tuple(replace(item, chosen=item == row) for item in _front(search.rows, row))
-    return Plan(board.name, board.key, budget, rows, taken, row and replace(row, chosen=True), nearest, instead, search.looked, board.rates_known)
+    where = (place.board.name, place.board.key, place.threads, place.budget)
+    return Plan(*where, rows, taken, row and replace(row, chosen=True), nearest, instead, search.looked, place.board.rates_known)
 
 
 def preference(wishes: Wishes, divisions: Sequence[int]) -> list[list[Candidate]]:
@@ -250,11 +273,12 @@ def listed(wishes: Wishes, divisions: Sequence[int]) -> list[Candidate]:
 class _Search:
     """Candidates that were looked at, each once at each depth at most."""
 
-    def __init__(self, drafts: Drafts, board: BoardLike, budget: int | None, progress: Progress) -> None:
-        self.drafts, self.board, self.budget, self.progress = drafts, board, budget, progress
+    def __init__(self, drafts: Drafts, place: Place, progress: Progress) -> None:
+        self.drafts, self.place, self.progress = drafts, place, progress
+        self._alone = drafts.in_pieces()
         self._rows: dict[Candidate, dict[Depth, list[Row]]] = {}
         self._hopeless: set[Candidate] = set()
-        self._far = 0  # from this batch on prediction alone is far over the budget
+        self._far = 0  # from this batch on, what must be beside a step is far over the budget
 
     @property
     def rows(self) -> list[Row]:
@@ -310,29 +334,30 @@ class _Search:
         if depth not in found:
             with self.drafts.draft(candidate, depth) as bundle:
                 found[depth] = [_row(candidate, choice, depth) for batch in candidate.batches for choice in self._choices(bundle, batch)]
-                if self.budget is not None and depth == "hurried":
-                    self._predicting(candidate, bundle, self.budget)
+                if self.place.budget is not None and depth == "hurried":
+                    self._predicting(candidate, bundle, self.place.budget)
         return found[depth]
 
     def _choices(self, bundle: Bundle, batch: int) -> list[Choice]:
         """The forms of a step that no other beats, and the one that would be loaded."""
-        found = simulate(bundle, self.board, None, batch, self.budget)
+        found = simulate(bundle, self.place.board, None, batch, self.place.budget, self.place.threads)
         others = (choice for choice in found.choices if choice.role == found.choice.role and choice.batch == batch)
-        return list({(choice.graph, choice.prepacking): choice for choice in (*others, found.choice)}.values())
+        return list({(choice.graph, choice.micro, choice.prepacking): choice for choice in (*others, found.choice)}.values())
 
     def _predicting(self, candidate: Candidate, bundle: Bundle, budget: int) -> None:
-        """Whether a step can fit at all: it has prediction beside it."""
+        """Whether a step can fit at all: it has prediction beside it, of as many frames as it takes at once."""
         for batch in candidate.batches:
-            needed = simulate(bundle, self.board, "predict", batch, budget).ledger.total
+            beside = 1 if self._alone else batch
+            needed = simulate(bundle, self.place.board, "predict", beside, budget, self.place.threads).ledger.total
             if needed > budget:
                 self._hopeless.add(candidate)
             if needed > FAR * budget:
-                self._far = min(self._far or batch, batch)
+                self._far = min(self._far or beside, beside)
 
 
 def _row(candidate: Candidate, choice: Choice, depth: Depth) -> Row:
     its = (choice.batch, choice.graph, choice.prepacking, choice.total, choice.seconds, choice.fits)
-    return Row(candidate.parts, candidate.trained, *its, depth)
+    return Row(candidate.parts, candidate.trained, *its, depth, choice.micro)
 
 
 def _note(candidate: Candidate) -> str:

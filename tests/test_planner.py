@@ -103,6 +103,7 @@ def test_the_list_shows_what_memory_and_time_each_candidate_takes() -> None:
         ("ecotta", {"batches": (BATCH,)}, {"parts": 3, "train": 3}),
         ("ecotta", {"parts": 2, "train": 1, "batches": (2,)}, {"parts": 2, "train": 1}),
         ("ecotta", {"parts": 2, "statistics": "source", "micro": "none", "batches": (2, BATCH)}, {"parts": 2, "train": 2}),
+        ("ecotta", {"parts": 2, "statistics": "source", "board_threads": 2, "batches": (2, BATCH)}, {"parts": 2, "train": 2}),
         ("side", {"train": 1, "batches": (BATCH,)}, {"train": 1}),
         ("tent", {"batches": (BATCH,)}, {}),
         ("norm", {}, {}),
@@ -115,7 +116,7 @@ def test_what_was_planned_is_what_the_bundle_takes(tmp_path: Path, method: str, 
     assert report.plan is not None
     row = report.plan.row
     assert row is not None
-    found = simulate(Bundle.open(path), BOARD, budget=budget)
+    found = simulate(Bundle.open(path), BOARD, budget=budget, threads=options.get("board_threads", 1))
     assert (row.total, row.graph, row.batch, row.prepacking) == (found.choice.total, found.choice.graph, found.choice.batch, found.choice.prepacking)
     assert row.seconds == found.choice.seconds
     assert row.depth == "whole"
@@ -149,6 +150,33 @@ def test_the_largest_batch_that_fits_up_to_sixteen_is_taken() -> None:
     assert plan.chosen == Candidate(1, 1, (BATCH,))
     assert {(row.batch, row.fits) for row in plan.rows} == {(size, size <= BATCH) for size in planner.SIZES}
     assert [row.batch for row in plan.rows] == sorted(planner.SIZES, reverse=True)
+
+
+def test_a_budget_that_only_a_step_in_pieces_fits(tmp_path: Path) -> None:
+    given: dict[str, Any] = {"statistics": "source", "batches": (32,), "parts": 1, "train": 1}
+    plans = [listed(2**27, micro=micro, **given) for micro in ("none", (8,))]
+    whole, path = min(row.total for row in plans[0].rows), tmp_path / "net.edgeadapt"
+    assert {row.micro for row in plans[0].rows} == {0}
+    pieces = min(row.total for row in plans[1].rows if row.micro)
+    assert pieces < whole - 2**20
+    budget = (whole + pieces) // 2
+    with pytest.raises(BudgetError, match="nothing that was asked for fits"):
+        exported(path, budget, micro="none", **given)
+    report = exported(path, budget, micro=(8,), **given)
+    assert report.plan is not None
+    row = report.plan.row
+    assert row is not None
+    assert (row.batch, row.micro, row.graph, row.words) == (32, 8, "adapt-sums.b8", "1 part, all trained, batch 32 (in pieces of 8)")
+    found = simulate(Bundle.open(path), BOARD, budget=budget)
+    assert (found.choice.micro, found.choice.total, found.fits) == (8, row.total, True)
+
+
+def test_threads_take_memory() -> None:
+    totals = [plan.row.total for count in (1, 4) if (plan := listed(2**28, batches=(BATCH,), parts=2, board_threads=count)).row]
+    assert totals[0] < totals[1]
+    for wrong in (0, -1, 1.5, True):
+        with pytest.raises(UsageError, match="is not a number of threads"):
+            listed(2**28, board_threads=wrong)
 
 
 def test_the_same_every_time() -> None:
@@ -193,7 +221,7 @@ def test_nothing_is_searched_for_again_after_the_warm_up(monkeypatch: pytest.Mon
     search, train = schedules.best_order, exporting.warm_up
     monkeypatch.setattr(schedules, "best_order", lambda *given, **named: calls.append("order") or search(*given, **named))
     monkeypatch.setattr(exporting, "warm_up", lambda *given, **named: calls.append("warm-up") or train(*given, **named))
-    exported(None, 2**27, batches=(2,), parts=2)
+    exported(None, 2**27, batches=(2,), parts=2, statistics="source", micro=(1,))
     assert calls[-1] == "warm-up"
     assert calls.count("order") > 6
 
@@ -240,9 +268,10 @@ def test_a_bundle_that_came_out_larger_is_not_written(tmp_path: Path, monkeypatc
     assert not path.exists()
 
 
-def test_a_board_without_a_budget_is_refused() -> None:
+@pytest.mark.parametrize("given", [{"board": BOARD}, {"board_threads": 2}])
+def test_a_board_without_a_budget_is_refused(given: dict[str, Any]) -> None:
     with pytest.raises(UsageError, match="a board is where a budget holds"):
-        export(network(), None, shape=SHAPE, method="norm", board=BOARD)
+        export(network(), None, shape=SHAPE, method="norm", **given)
 
 
 # ------------------------------------------------------------------------------------------------ from the shell
@@ -275,6 +304,8 @@ def test_a_plan_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert [row[:4] for row in chosen] == [["2", "2", "2", "adapt.b2"]]
     assert "chosen for 128 MiB on Raspberry Pi 4, 1 GB: 2 parts, all trained, batch 2 (adapt.b2)" in output.out
     assert "plan: " in output.err
+    assert shell("--plan", "--board", "pi4-1gb", "--board-threads", "4", "--batch", "2", "--parts", "1", "--quiet") == 0
+    assert capsys.readouterr().out.startswith("on Raspberry Pi 4, 1 GB, 4 threads: ")
     assert shell("--plan", "--board", "pi4-1gb", "--batch", "2", "--parts", "1", "--json", "--quiet") == 0
     output = capsys.readouterr()
     assert output.err == ""
@@ -305,6 +336,7 @@ def test_an_export_within_a_budget(here: Path, capsys: pytest.CaptureFixture[str
         ("--plan --board pi4-3gb", 2, "there is no board 'pi4-3gb'"),
         ("--plan --train 7", 2, "train = 7, and the model has 3 parts"),
         ("--board pi4-1gb --method norm -o n.edgeadapt", 2, "give --budget or --plan too"),
+        ("--board-threads 2 --method norm -o n.edgeadapt", 2, "--board-threads says where a budget holds"),
         ("--budget lots --method norm -o n.edgeadapt", 2, "'lots' is not a size in bytes"),
         ("--budget 96MiB --board pi4-1gb", 2, "the bundle's path is missing"),
         ("--budget 96MiB --board pi4-1gb -o n.edgeadapt", 8, "give training samples with --data"),

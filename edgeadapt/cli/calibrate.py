@@ -123,7 +123,9 @@ def measure(seconds: float = SECONDS, work: Work | None = None) -> tuple[Board, 
 
 def summary(board: Board, made: Calibration, path: Path) -> str:
     """The figures in words."""
-    cores = f"{made.threads} core{'s' if made.threads > 1 else ''}"
+    from edgeadapt.units import format_count
+
+    cores = format_count(made.threads, "core")
     facts = [
         ("machine", f"{board.name}, {cores}"),
         ("floor", f"{board.floor / 1e6:.1f} MB: {board.floor_from}"),

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeadapt.errors import ExportError, UsageError
-from edgeadapt.units import format_bytes, format_shape, parse_bytes, parse_shape
+from edgeadapt.units import format_bytes, format_count, format_shape, parse_bytes, parse_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -91,6 +91,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     memory = parser.add_argument_group("memory")
     memory.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes that the process on the device may hold, such as 96MiB")
     memory.add_argument("--board", metavar="KEY|FILE", help="where that is: a board's key, or a profile of your own (default: this machine)")
+    memory.add_argument("--board-threads", type=_count, metavar="N", help="threads of one operator that it will be served with there (default: 1)")
     memory.add_argument("--plan", action="store_true", help="list what could be chosen and what it takes, without data or training, and stop")
     warmup = parser.add_argument_group("warm-up")
     warmup.add_argument("--epochs", type=int, help="default: 10")
@@ -119,8 +120,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError(f"--resize {format_shape(arguments.resize)} is not the input's size", wanted)
     spec = spec_for(shape, arguments.mean, arguments.std, arguments.resize is not None)
     output = None if arguments.list_cuts or arguments.plan else _writable(arguments.output)
-    if arguments.board is not None and arguments.budget is None and not arguments.plan:
-        raise UsageError("--board says where a budget holds, and there is none", "give --budget or --plan too")
+    given = next((name for name in ("board", "board_threads") if getattr(arguments, name) is not None), None)
+    if given and arguments.budget is None and not arguments.plan:
+        raise UsageError(f"--{given.replace('_', '-')} says where a budget holds, and there is none", "give --budget or --plan too")
     model = load_factory(arguments.model)
     if arguments.weights:
         load_weights(model, arguments.weights)
@@ -154,7 +156,7 @@ def _export(model: nn.Module, samples: Samples | None, output: Path, arguments: 
 
     choices = _choices(arguments)
     if arguments.budget is not None:
-        choices |= {"budget": arguments.budget, "board": arguments.board}
+        choices |= _place(arguments)
     if not arguments.quiet:
         if samples is not None:
             print(f"data: {samples.summary()}", file=sys.stderr)
@@ -191,14 +193,17 @@ def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
     return {**choices, "exact": arguments.exact_gradient}
 
 
+def _place(arguments: argparse.Namespace) -> dict[str, Any]:
+    return {"budget": arguments.budget, "board": arguments.board, "board_threads": arguments.board_threads or 1}
+
+
 def _plan(model: nn.Module, arguments: argparse.Namespace) -> int:
     from edgeadapt.exporters.export import plan_export
     from edgeadapt.progress import Bars, quiet
 
     with Bars() as bars:
         progress: Progress = quiet if arguments.quiet else bars
-        place = {"budget": arguments.budget, "board": arguments.board}
-        found = plan_export(model, shape=arguments.input, progress=progress, **place, **_choices(arguments))
+        found = plan_export(model, shape=arguments.input, progress=progress, **_place(arguments), **_choices(arguments))
     if arguments.json:
         json.dump(found.plain(), sys.stdout, indent=1)
         print()
@@ -220,12 +225,14 @@ def _candidates(found: Plan) -> str:
         weights = "prepacked" if row.prepacking else "as stored"
         times = (format_seconds(row.seconds), format_seconds(row.per_frame))
         fits, total = {None: "", True: "fits", False: "no"}[row.fits], format_bytes(row.total)
-        rows.append((*cut, str(row.batch), row.graph, weights, total, *times, fits, "chosen" if row.chosen else ""))
+        graph = f"in pieces of {row.micro}" if row.micro else row.graph
+        rows.append((*cut, str(row.batch), graph, weights, total, *times, fits, "chosen" if row.chosen else ""))
     header = ("parts", "trained", "batch", "graph", "weights", "memory", "a step", "a frame", "budget" if found.budget else "", "")
+    where = f"{found.board}, {format_count(found.threads, 'thread')}"
     lines = [
-        f"on {found.board}, 1 thread: what no other beats in memory, time, batch, parts and trained parts; times are {found.rates_known} and rough",
+        f"on {where}: what no other beats in memory, time, batch, parts and trained parts; times are {found.rates_known} and rough",
         table(header, rows, left=0, words=True),
-        "compiled in a hurry, without leaner variants, unless it came close to being chosen: a bundle may take a little less, or some KiB more",
+        "compiled in a hurry, without leaner variants or pieces, unless it came near to being chosen: a bundle may take less, or some KiB more",
     ]
     return "\n".join([*lines, *([found.line()] if found.row else [])])
 

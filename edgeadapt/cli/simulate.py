@@ -95,14 +95,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def text(found: Simulation, board: BoardLike, style: Style, measured: Sequence[Mapping[str, Any]] | None = None) -> str:
     """The answer as text."""
-    from edgeadapt.units import format_bytes
+    from edgeadapt.units import format_bytes, format_count
 
-    threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
     lines = f"memory of the process at its peak\n{found.ledger.table()}"
     if found.fits is False:  # the error that follows has the lines
         lines = f"memory of the process at its peak: {format_bytes(found.ledger.total)}"
     where = "" if found.provider == "cpu" else f", on its GPU ({found.provider})"
-    parts = [f"{found.bundle} on {found.board}: {found.choice.words}, {threads}{where}", lines]
+    parts = [f"{found.bundle} on {found.board}: {found.choice.words}, {format_count(found.threads, 'thread')}{where}", lines]
     if found.budget is not None and found.margin is not None:
         verdict = "fits, with" if found.fits else "does not fit:"
         parts[-1] += (

@@ -7,7 +7,7 @@ from edgeadapt.memory.simulation import Simulation
 from edgeadapt.report.charts import Curve as Line
 from edgeadapt.report.charts import Group, bars, lines
 from edgeadapt.report.page import Page, Section, Table
-from edgeadapt.units import format_bytes, format_shape
+from edgeadapt.units import format_bytes, format_count, format_shape
 
 _MIB = 2**20
 _SHOWN = 40
@@ -24,7 +24,7 @@ def page_of(found: Simulation) -> Page:
         lead += " That fits the budget." if found.fits else " That does not fit the budget."
     figures.append(("a step, roughly", found.time(found.choice.seconds), ""))
     sections = [_ledger(found), _choices(found), *(_curve(curve) for curve in found.curves)]
-    threads = f"{found.threads} thread{'s' if found.threads > 1 else ''}"
+    threads = format_count(found.threads, "thread")
     return Page(f"Memory of {found.bundle}", lead, figures, sections, f"edgeadapt simulate, {threads}, digest {found.digest[:16]}. Nothing was run.")
 
 
