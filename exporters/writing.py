@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +15,8 @@ from edgeadapt.bundle import Bundle, Manifest, atomic, write_bundle
 from edgeadapt.errors import BundleError, ExportError
 from edgeadapt.exporters.compile import Compiled, PlacedWeights
 from edgeadapt.exporters.programs import Model
+from edgeadapt.memory import read
+from edgeadapt.memory.figures import figures
 
 
 def write(
@@ -28,7 +31,7 @@ def write(
     try:
         with tempfile.TemporaryDirectory(prefix=atomic.temporary_prefix(target.name), dir=target.parent) as folder:
             draft = Path(folder) / target.name
-            written = _put(draft, manifest, trained, compiled, weights)
+            written = _put(draft, manifest, trained, compiled, weights, counted=True)
             _rehearse(draft)
             os.replace(draft, target)
         atomic.sync_folder(target.parent)
@@ -48,9 +51,13 @@ def opened(manifest: Manifest, model: Model, compiled: Sequence[Compiled], weigh
         yield Bundle.open(path, verify=False)
 
 
-def _put(path: Path, manifest: Manifest, trained: Model, compiled: Sequence[Compiled], weights: PlacedWeights) -> Manifest:
+def _put(path: Path, manifest: Manifest, trained: Model, compiled: Sequence[Compiled], weights: PlacedWeights, counted: bool = False) -> Manifest:
+    """`counted`: with the figures that a device plans by."""
     state = {name: value.detach().numpy().astype(np.float32) for name, (_, value) in trained.state().items()}
     graphs = {item.name: item.model.SerializeToString(deterministic=True) for item in compiled}
+    if counted:
+        specs = {name: dataclasses.replace(spec, figures=figures(read(graphs[name], name))) for name, spec in manifest.graphs.items()}
+        manifest = dataclasses.replace(manifest, graphs=specs)
     return write_bundle(path, manifest, weights.file, graphs, state)
 
 

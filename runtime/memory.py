@@ -15,7 +15,8 @@ import onnxruntime
 from edgeadapt.bundle import Bundle, Form
 from edgeadapt.bundle.roles import ROLES
 from edgeadapt.errors import BudgetError
-from edgeadapt.memory import Graph, Machine, Plan, costs, cuda, footprint, read, smallest, suited
+from edgeadapt.memory import Graph, Machine, Plan, cuda, footprint, read, smallest, suited
+from edgeadapt.memory.figures import figures, places, session_bytes, usable
 from edgeadapt.memory.ledger import Ledger, Line, gpu_lines, slack_line
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
@@ -29,7 +30,6 @@ _SMALL = 8192  # bytes of a session's small constants and of rounding in what it
 _NODE = 6144  # a session's structures, a node, where the graph is not read
 _CODE = 2_000_000  # less than the ledger's: a session and an error of onnxruntime were there already
 _ALLOWANCE = 3 * 2**19  # found resident at most, on seven bundles, beyond the other lines: 1.25 MiB
-_GFLOPS, _GBPS = 30.0, 8.0  # with these, forms of a step compare as they were measured to: a quarter in pieces 1.01 to 1.1, single frames 1.2 to 1.4
 INEXACT = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 28)
 """Whether small constants and packed matrices lie in the region too, where is not known, as seen with 1.23 (with 1.31 they lie beside it): then what
 was laid out is run once before it is relied on."""
@@ -89,7 +89,7 @@ class Need:
 
 
 class Needs:
-    """What the graphs of a bundle take; each is read when it is first asked for, and only these figures are kept.
+    """What the graphs of a bundle take. One whose figures are not stated is read when it is first asked for, and only the figures are kept.
 
     A ledger of the whole bundle would keep all graphs in memory at once: 20 MB for ten graphs of a WideResNet-40-2.
 
@@ -136,22 +136,18 @@ class Needs:
             return self._on_device(name)
         if not self._counted:
             return Need(spec.peak_bytes, footprint.margined(spec.peak_bytes), 0, 0, _NODE * spec.nodes, False)
-        graph, ready = self.graph(name), self._prepared.get(name)
-        places = footprint.places(graph, ready is not None, _PAGE)
-        structures = footprint.session_bytes(graph)
-        told = self._told(name)
+        ready, told, graph = self._prepared.get(name), self._told(name), None
+        found = spec.figures if ready is None else ready.figures
+        if found is None or not usable(found) or not (told or ready):
+            graph = self.graph(name)
+            found = figures(graph, ready is not None)
+        structures, where = session_bytes(found), places(found)
         if ready is not None:
             region, room = ready.region_bytes, footprint.prepared_room(ready.region_bytes, told)
-            return Need(region, room, ready.packed_bytes, ready.reserved_bytes, structures, True, places, seconds=self._seconds(graph))
-        inside, beside = footprint.prepacked(graph)
-        if INEXACT:
-            inside += beside
-        region = self._region(name, graph)
-        return Need(region, footprint.margined(region), inside, beside, structures, graph.countable, places, seconds=self._seconds(graph))
-
-    @staticmethod
-    def _seconds(graph: Graph) -> float:
-        return 0.0 if graph.unknown() else costs.seconds(graph, _GFLOPS, _GBPS)
+            return Need(region, room, ready.packed_bytes, ready.reserved_bytes, structures, True, where, seconds=found.seconds)
+        inside = found.inside + (found.beside if INEXACT else 0)
+        region = told if graph is None else self._region(name, graph)
+        return Need(region, footprint.margined(region), inside, found.beside, structures, found.exact, where, seconds=found.seconds)
 
     def _region(self, name: str, graph: Graph) -> int:
         spec = self.bundle.manifest.graphs[name]
@@ -168,8 +164,8 @@ class Needs:
         graph = self.graph(name)
         region, lacking = self._region(name, graph), cuda.lacking(graph, self.bundle.manifest.opset)
         host = region if lacking else footprint.LEAST_MARGIN
-        places, structures = footprint.places(graph, False, _PAGE), footprint.session_bytes(graph)
-        return Need(host, footprint.margined(host), 0, 0, structures, False, places, cuda.limit(graph, region), lacking, self._seconds(graph))
+        found, limit = figures(graph), cuda.limit(graph, region)
+        return Need(host, footprint.margined(host), 0, 0, session_bytes(found), False, places(found), limit, lacking, found.seconds)
 
     def forms(self, role: str, batch: int) -> tuple[Form, ...]:
         """As `Manifest.forms`, but on a GPU only those of which it has every operator, if there are any."""

@@ -13,6 +13,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ import onnxruntime
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, EdgeAdaptError
 from edgeadapt.memory import Graph, Machine, Plan, footprint, read, smallest
+from edgeadapt.memory.figures import figures
 from edgeadapt.memory.rules import ALIGNMENT, misplaced_sums
 from edgeadapt.runtime import memory, prepare_compare, prepare_optimise, profiling, region
 from edgeadapt.runtime import session as sessions
@@ -75,7 +77,7 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
     _race(bundle, name, threads, versions, found)
     runs, why = _choose(bundle, name, threads, versions, found)
     if runs in versions:
-        prepare_optimise.adopt(versions[runs], folder)
+        found[runs]["figures"] = asdict(figures(read(prepare_optimise.adopt(versions[runs], folder)), prepared=True))
     for level in prepare_optimise.LEVELS:
         shutil.rmtree(folder / f"{name}.{level}", ignore_errors=True)
     return {"runs": runs, "why": why, "planned_bytes": spec.peak_bytes, "versions": found}

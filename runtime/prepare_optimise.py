@@ -125,8 +125,8 @@ def _within(plan: Plan, spec: GraphSpec, machine: Machine) -> bool:
     return region > 0 and fits(plan, footprint.margined(region))
 
 
-def adopt(chosen: PreparedGraph, folder: Path) -> None:
-    """Takes a version into the entry in the making: its tensors into the one weights file, each once for all graphs.
+def adopt(chosen: PreparedGraph, folder: Path) -> bytes:
+    """Takes a version into the entry in the making: its tensors into the one weights file, each once for all graphs. The graph as it is there.
 
     Raises:
         OSError: the folder cannot be written.
@@ -144,7 +144,9 @@ def adopt(chosen: PreparedGraph, folder: Path) -> None:
                     known[key] = append(file, piece)
                 point(tensor, OWN, known[key], place.length)
     index.write_text(json.dumps(known))
-    (folder / chosen.model.name).write_bytes(model.SerializeToString())
+    adopted: bytes = model.SerializeToString()
+    (folder / chosen.model.name).write_bytes(adopted)
+    return adopted
 
 
 def _write(model: onnx.ModelProto, name: str, level: str, folder: Path, own: int, peak: int) -> PreparedGraph:

@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt._version import __version__
-from edgeadapt.bundle import WEIGHTS_OFFSET, Bundle, Graph, onnxwire
+from edgeadapt.bundle import WEIGHTS_OFFSET, Bundle, Figures, Graph, onnxwire
 from edgeadapt.bundle.digest import sha256
+from edgeadapt.bundle.manifest import read_figures
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.cache import cache_folder
 from edgeadapt.errors import BundleError
 from edgeadapt.memory.graph import OWN
 from edgeadapt.units import format_bytes
 
-FORMAT = 2
+FORMAT = 3
 RECORD, BUNDLE, INDEX = "record.json", "bundle", "weights.json"
 """Files of an entry. Graphs name `OWN` and `BUNDLE` as the places of their tensors."""
 
@@ -60,6 +61,7 @@ class PreparedGraph:
         reserved_bytes: of small constants, which it takes outside the region.
         own_bytes: of its tensors that are not the bundle's.
         digest: SHA-256 of the file in hex.
+        figures: for plans; None: the graph must be read for them.
     """
 
     model: Path
@@ -72,6 +74,7 @@ class PreparedGraph:
     reserved_bytes: int
     own_bytes: int
     digest: str
+    figures: Figures | None = None
 
     @property
     def base_bytes(self) -> int:
@@ -278,7 +281,8 @@ def _graph(entry: Path, name: str, node: Node, digest: str) -> PreparedGraph:
     level = node.child("runs").text("extended|all|turned|light")
     facts = node.child("versions").child(level)
     sizes = {key: facts.child(key).integer(0) for key in ("peak_bytes", "region_bytes", "packed_bytes", "reserved_bytes", "own_bytes")}
-    return PreparedGraph(entry / f"{name}.onnx", str(entry), level, facts.child("nodes").integer(1), digest=digest, **sizes)
+    found = read_figures(facts.child("figures"))
+    return PreparedGraph(entry / f"{name}.onnx", str(entry), level, facts.child("nodes").integer(1), digest=digest, figures=found, **sizes)
 
 
 def _file(node: Node) -> tuple[str, int]:

@@ -27,6 +27,8 @@ from edgeadapt.exporters.micro import Sums, sums_of, update_of
 from edgeadapt.exporters.options import Options
 from edgeadapt.exporters.pieces import suited
 from edgeadapt.exporters.programs import Model, build
+from edgeadapt.memory import read
+from edgeadapt.memory.figures import figures
 from edgeadapt.memory.rules import misplaced_sums
 from edgeadapt.runtime import loading
 from edgeadapt.runtime.adapter import Adapter
@@ -227,6 +229,15 @@ def test_what_saves_memory_is_exported(place: Path) -> None:
         whole = need
     assert {"adapt-sums.b1", "adapt-update", "learn-sums.b2"} < set(manifest.selfcheck)
     assert all(found["updates"] <= found["updates_limit"] for found in manifest.selfcheck.values() if found["updates"] is not None)
+
+
+def test_an_exported_bundle_says_of_each_graph_what_reading_it_says(place: Path) -> None:
+    bundle = Bundle.open(place)
+    assert {spec.role for spec in bundle.manifest.graphs.values()} >= {"adapt", "adapt-sums", "adapt-update", "learn", "predict", "source"}
+    for name, spec in bundle.manifest.graphs.items():
+        assert spec.figures == figures(read(bundle.graph_bytes(name))), name
+        assert spec.figures is not None
+        assert spec.figures.exact
 
 
 @pytest.mark.parametrize("role", ["adapt", "learn"])

@@ -25,6 +25,7 @@ from edgeadapt.cli.main import main
 from edgeadapt.devices.boards import floor
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError, UsageError
 from edgeadapt.memory import Plan, read, simulate
+from edgeadapt.memory.figures import figures
 from edgeadapt.memory.graph import OWN
 from edgeadapt.memory.measured import REGION, measure
 from edgeadapt.runtime import loading, prepare, prepare_compare, prepare_forms, prepare_graph, prepared, preparing
@@ -130,6 +131,8 @@ def test_what_was_decided_and_why_is_in_the_record(bundle, cache):
         assert runs["peak_bytes"] <= graph["planned_bytes"] == bundle.manifest.graphs[name].peak_bytes
         assert runs["region_bytes"] >= runs["peak_bytes"]
         assert runs["time_ratio"] <= 1.0
+        if name in found.graphs:
+            assert found.graphs[name].figures == figures(read(found.graphs[name].model.read_bytes()), prepared=True)
     assert "adapt.b4" in prepared.table(record)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeadapt.bundle.container import Bundle, Graph, write_bundle
 from edgeadapt.bundle.manifest import (
+    Figures,
     GraphSpec,
     HyperSpec,
     InputSpec,
@@ -24,6 +25,7 @@ __all__ = [
     "PLACEHOLDER",
     "WEIGHTS_OFFSET",
     "Bundle",
+    "Figures",
     "Form",
     "Graph",
     "GraphSpec",

@@ -20,7 +20,7 @@ from edgeadapt.errors import BundleError
 
 FORMAT = 1
 KINDS = ("parameter", "moment", "statistic")
-_OPTIONAL = {"sums"}  # keys that are not there where there is nothing in them
+_OPTIONAL = {"sums", "figures"}  # keys that are not there where there is nothing in them
 WEIGHTS = "weights.bin"
 STATE = "state.safetensors"
 
@@ -120,6 +120,30 @@ class SumSpec:
 
 
 @dataclass(frozen=True)
+class Figures:
+    """What a plan must know of a graph, so that it need not be read; made by `edgeadapt.memory.figures`.
+
+    rules: of the counting; figures by other rules than a reader's own are not used.
+    nodes, edges, attributes, initialisers: their numbers.
+    inside, beside: bytes of the copies of its weights that loading makes, in the region and beside it.
+    exact: whether its region is counted to the byte; else it is estimated.
+    seconds: of a run, roughly; only the ratio of two says anything.
+    windows: of the bundle's file, and of the file of prepared weights, where its weights lie: a bit for each 64 KiB, in hex.
+    """
+
+    rules: int
+    nodes: int
+    edges: int
+    attributes: int
+    initialisers: int
+    inside: int
+    beside: int
+    exact: bool
+    seconds: float
+    windows: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class GraphSpec:
     """One static graph: its member, role and batch, and the names it takes and gives.
 
@@ -129,6 +153,7 @@ class GraphSpec:
     defaults: scalars whose best value depends on the batch; they go before the manifest's own defaults.
     variant: "" for the quickest form of a step; "lean" and "least" compute the same, bit for bit, in less memory and more time.
     sums: that are added to, or that a step in pieces ends with.
+    figures: for plans; None: the graph must be read for them.
     """
 
     path: str
@@ -144,6 +169,7 @@ class GraphSpec:
     defaults: dict[str, float] = dataclasses.field(default_factory=dict)
     variant: str = ""
     sums: tuple[str, ...] = ()
+    figures: Figures | None = None
 
     @property
     def name(self) -> str:
@@ -246,6 +272,7 @@ def _plain(value: Any) -> Any:
 
 
 _HEX = r"[0-9a-f]{64}"
+_WINDOWS = r"[0-9a-f]{1,16384}"  # as many as 4 GiB have
 _NAME = r"[!-~]{1,256}"  # printable ASCII without blanks: they become names inside the graphs
 
 
@@ -354,7 +381,7 @@ def _shape(node: Node) -> tuple[int, ...]:
 def _graph(node: Node) -> GraphSpec:
     node.keys({field.name for field in dataclasses.fields(GraphSpec)}, optional=_OPTIONAL)
     role = node.child("role").text("|".join((*ROLES, *PIECES)))
-    present = [key for key in ("hyper", "reads", "writes", "metrics", *_OPTIONAL) if key not in _OPTIONAL or node.has(key)]
+    present = ["hyper", "reads", "writes", "metrics", *(["sums"] if node.has("sums") else [])]
     names = {key: node.child(key).items(_name) for key in present}
     for key, values in names.items():
         if len(set(values)) != len(values):
@@ -368,8 +395,26 @@ def _graph(node: Node) -> GraphSpec:
         region_bytes=node.child("region_bytes").integer(0),
         defaults=node.child("defaults").mapping(Node.number, r"[a-z][a-z0-9_]*"),
         variant=node.child("variant").text("|".join(VARIANTS)),
+        figures=read_figures(node.child("figures")) if node.has("figures") else None,
         **names,
     )
+
+
+def read_figures(node: Node) -> Figures:
+    """Figures as JSON values, checked.
+
+    Raises:
+        BundleError: a key is missing, unknown or wrongly typed.
+    """
+    node.keys({field.name for field in dataclasses.fields(Figures)})
+    windows = node.child("windows").items(lambda item: item.text(_WINDOWS))
+    if len(windows) != 2:
+        raise node.child("windows").wrong("two texts", f"{len(windows)}")
+    seconds = node.child("seconds").number()
+    if seconds < 0:
+        raise node.child("seconds").wrong("a number of at least 0", str(seconds))
+    numbers = {key: node.child(key).integer(0) for key in ("nodes", "edges", "attributes", "initialisers", "inside", "beside")}
+    return Figures(rules=node.child("rules").integer(1), exact=node.child("exact").truth(), seconds=seconds, windows=windows, **numbers)
 
 
 def _name(node: Node) -> str:

@@ -89,6 +89,12 @@ class Node:
             raise self.wrong(f"a whole number of at least {low}", repr(self.value) if type(self.value) is int else _kind(self.value))
         return self.value
 
+    def truth(self) -> bool:
+        """true or false."""
+        if type(self.value) is not bool:
+            raise self.wrong("true or false", _kind(self.value))
+        return self.value
+
     def number(self) -> float:
         """A number that float32 can hold, as a float."""
         if type(self.value) not in (int, float):

@@ -79,11 +79,21 @@ def prepared_room(region: int, exported: int) -> int:
 
 def session_bytes(graph: GraphLike) -> int:
     """What a loaded graph takes in the process's heap, without tensors."""
+    return session_of(**parts(graph))
+
+
+def session_of(nodes: int, edges: int, attributes: int, initialisers: int) -> int:
+    """As `session_bytes`, of a graph with so many parts."""
+    return SESSION + NODE * nodes + EDGE * edges + ATTRIBUTE * attributes + INITIALISER * initialisers
+
+
+def parts(graph: GraphLike) -> dict[str, int]:
+    """How many parts a session keeps of a graph: "nodes", "edges", "attributes" and "initialisers"."""
     edges = attributes = 0
     for node in graph.nodes:
         edges += len(node.inputs) + len(node.outputs)
         attributes += len(node.attributes) + FLOATS.get(node.op, 0)
-    return SESSION + NODE * len(graph.nodes) + EDGE * edges + ATTRIBUTE * attributes + INITIALISER * len(graph.constants)
+    return {"nodes": len(graph.nodes), "edges": edges, "attributes": attributes, "initialisers": len(graph.constants)}
 
 
 def prepacked(graph: GraphLike) -> tuple[int, int]:
