@@ -129,18 +129,22 @@ def adapter(path: str, batches: str) -> dict[str, Any]:
     return {**result, "resident": result["resident"] - counted, "heap": result["heap"] - counted}
 
 
-def reading(path: str) -> dict[str, Any]:
-    """What stays resident after a graph was read, planned and forgotten, as an adapter with a budget does."""
-    from edgeadapt.memory import Plan, footprint, read, smallest
+def reading(first: str, path: str, *paths: str) -> dict[str, Any]:
+    """A process that serves graphs, after another was read, planned and forgotten as an adapter with a budget does; path "": without that."""
+    from edgeadapt.memory import Plan, read, smallest
+    from edgeadapt.runtime import loading
 
-    data = Path(path).read_bytes()
-    before = resident()
-    graph = read(data)
-    nodes = len(graph.nodes)
-    smallest(Plan(graph))
-    footprint.session_bytes(graph)
-    del graph
-    return {"each": (resident() - before) / nodes}
+    kept, nodes = [trivial(first)], 0
+    if path:
+        graph = read(Path(path).read_bytes())
+        nodes = len(graph.nodes)
+        smallest(Plan(graph))
+        del graph
+    loading.give_back()
+    kept += [session_of(other) for other in paths]
+    result = {"resident": resident(), "nodes": nodes}
+    del kept
+    return result
 
 
 def region(path: str) -> dict[str, Any]:

@@ -99,6 +99,7 @@ def served(path: str, setting: dict[str, Any]) -> dict[str, int]:
     ready = prepared.find(bundle, threads) if setting["prepared"] else None
     needs = Needs(bundle, threads, ready)
     plan = laid_out(needs, planned(needs, names, setting["prepacking"], frames=max(form.batch for form in forms)))
+    loading.give_back()  # as opening an adapter does
     with regions_made() as regions:
         state = FlatState(bundle.manifest.state, {name: graphs[name] for name in names}, bundle.initial_state())
         engine = loading.load(bundle, state, threads, plan, ready)

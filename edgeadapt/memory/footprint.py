@@ -42,8 +42,9 @@ ADAPTER = 3_700_000
 """An adapter, within a budget, of a bundle of two nodes that has run, without its session and library pages: modules of ours and of the standard
 library, buffers."""
 
-PLANNED = 1_450
-"""For each node of its largest graph: what stays of reading and planning the graphs, measured on one of 48 operators of each kind."""
+PLANNED = 700
+"""For each node of its largest graph: what stays, at most, of reading and planning graphs, beside sessions that are loaded then. 120 to 665 in nine
+processes that read a graph of 48 operators of each kind: an arena of Python's stays or goes as a whole."""
 
 NAME, TENSOR, BOUND, WEIGHT = 175, 2_450, 1_850, 3_260
 """What that grows by, for each tensor's name in each graph of the manifest, each state tensor, each graph in use that is bound to one, and each
