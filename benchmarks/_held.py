@@ -125,7 +125,7 @@ def adapter(path: str, batches: str) -> dict[str, Any]:
         for _ in range(4):
             served.predict(np.zeros((batch, 3, 4, 4), np.float32))
     result = {"resident": peak(), "heap": in_heap(), "code": code()}
-    counted = sum(footprint.session_bytes(read(served.bundle.graph_bytes(f"predict.b{batch}"))) for batch in sizes)
+    counted = sum(footprint.session_bytes(footprint.count(read(served.bundle.graph_bytes(f"predict.b{batch}")))) for batch in sizes)
     return {**result, "resident": result["resident"] - counted, "heap": result["heap"] - counted}
 
 

@@ -154,7 +154,7 @@ def sessions(folder: Path) -> dict[str, Any]:
         paths.append(folder / f"{op}-{count}-{own}.onnx")
         paths[-1].write_bytes(data)
         graph = read(data)
-        rows.append(list(footprint.parts(graph).values()))
+        rows.append(list(footprint.count(graph)))
         small.append(sum(graph.constants.values()))  # lie inside the file
         kinds.append(f"{op}{' with its own constants' if own else ''}")
 

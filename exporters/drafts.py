@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from edgeadapt.bundle import Bundle, InputSpec, Task
-from edgeadapt.errors import ExportError
+from edgeadapt.errors import BudgetError, ExportError
 from edgeadapt.exporters.capture import Captured
 from edgeadapt.exporters.compile import Compiled, Lowered, PlacedWeights
 from edgeadapt.exporters.describe import describe
@@ -98,7 +98,8 @@ class Drafts:
         """What the user has said."""
         options = self.job.options
         parts = (method.parts or options.parts) if "parts" in self.given else None
-        return Wishes(parts, options.train, tuple(sorted(set(options.batches))) if "batches" in self.given else ())
+        micro = options.micro if isinstance(options.micro, tuple) else ()
+        return Wishes(parts, options.train, tuple(sorted(set(options.batches))) if "batches" in self.given else (), micro)
 
     def divisions(self) -> tuple[int, ...]:
         """Numbers of parts that can be chosen: EcoTTA's all differ in what they can learn; of TENT's, which only say what is trained, one will do."""
@@ -140,8 +141,13 @@ class Drafts:
         with opened(manifest, model, compiled, weights) as bundle:
             yield bundle
 
-    def keep(self, model: Model, compiled: Sequence[Compiled], weights: PlacedWeights, place: Place) -> None:
+    def keep(self, model: Model, compiled: Sequence[Compiled], weights: PlacedWeights, place: Place, left_out: Mapping[str, str]) -> None:
         """See that what was compiled after the warm-up fits as planned: the value of a weight may have changed a graph.
+
+        Args:
+            model, compiled, weights: what would be written.
+            place: what it was planned for.
+            left_out: graphs that were tried and are not there, and why.
 
         Raises:
             BudgetError: it does not.
@@ -149,14 +155,19 @@ class Drafts:
         manifest = describe(model, compiled, self.job.options, "draft", self.job.task, self.job.spec, None, [], {})
         with opened(manifest, model, compiled, weights) as bundle:
             for batch in self.job.options.batches:
-                simulate(bundle, place.board, None, batch, place.budget, place.threads).check()
+                try:
+                    simulate(bundle, place.board, None, batch, place.budget, place.threads).check()
+                except BudgetError as error:
+                    reasons = "; ".join(f"{name} was left out: {why}" for name, why in left_out.items())
+                    told = f" ({reasons})" if reasons else ""
+                    raise BudgetError(f"the bundle did not come out as planned{told}: {error.message}", error.hint) from None
 
     def _untrained(self, method: Method) -> Model:
         """The method with values as unlike one another as a warm-up or a calibration leaves them: equal tensors are stored once."""
         start, random = self.job.start(method), torch.Generator().manual_seed(self.job.options.seed)
         if method.calibrates:
-            bound = method.at(self.job.capture(max(2, method.backbone.captured.batch)))
-            x, _ = self.job.example(bound.backbone.captured.batch, bound)
+            bound = method.at(self.job.capture(2))  # at every batch the same: graphs are shared by candidates of several
+            x, _ = self.job.example(2, bound)
             bound.calibrate([x], {**bound.backbone.tensors, **bound.frozen()}, start.values)
         if not method.warms_up:
             return start

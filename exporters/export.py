@@ -34,6 +34,7 @@ from edgeadapt.exporters.selfcheck import Difference, check
 from edgeadapt.exporters.table import table
 from edgeadapt.exporters.warmup import estimate_statistics, predictions, warm_up
 from edgeadapt.exporters.writing import write
+from edgeadapt.memory.rules import MOST_THREADS
 from edgeadapt.memory.simulation import BoardLike
 from edgeadapt.progress import Progress, quiet
 from edgeadapt.units import format_shape, parse_bytes
@@ -111,7 +112,8 @@ def export(
     """
     if (board is not None or board_threads != 1) and budget is None:
         raise UsageError("a board is where a budget holds, and there is none", "give a budget too, or leave the board out")
-    options, spec, progress = Options.of(choices), spec_for(shape, mean, std, resize), progress or quiet
+    place = _place(board, budget, board_threads)
+    options, spec, progress = Options.of(choices, planned=budget is not None), spec_for(shape, mean, std, resize), progress or quiet
     samples: Samples | None = None
     if isinstance(data, Samples):
         if mean is not None or std is not None or resize:
@@ -122,8 +124,7 @@ def export(
     elif data is not None:
         samples = load_samples(data, spec, names=names, seed=options.seed, progress=progress)
     job = _Export(model, spec, samples, options, progress, _named(choices))
-    place = None if budget is None else _place(board, budget, board_threads)
-    return job.run(output, names or (samples.names if samples is not None else None), model_name, place)
+    return job.run(output, names or (samples.names if samples is not None else None), model_name, None if budget is None else place)
 
 
 def plan_export(
@@ -145,13 +146,14 @@ def plan_export(
         ExportError: the model cannot be traced, cut or differentiated.
         UsageError: a choice is wrong. That nothing fits is for `Plan.check` to raise.
     """
-    job = _Export(model, spec_for(shape, None, None, False), None, Options.of(choices), progress or quiet, _named(choices))
-    return job.list_candidates(_place(board, budget, board_threads))
+    place = _place(board, budget, board_threads)
+    job = _Export(model, spec_for(shape, None, None, False), None, Options.of(choices, planned=True), progress or quiet, _named(choices))
+    return job.list_candidates(place)
 
 
 def _place(board: str | BoardLike | None, budget: str | int | None, threads: int) -> Place:
-    if type(threads) is not int or threads < 1:
-        raise UsageError(f"board_threads = {threads!r} is not a number of threads", "give 1 or more, at most the cores of the board")
+    if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+        raise UsageError(f"board_threads = {threads!r} is not a number of threads", f"give 1 to {MOST_THREADS}, at most the cores of the board")
     where = boards.load(board or boards.HERE) if board is None or isinstance(board, str) else board
     return Place(where, None if budget is None else parse_bytes(budget), threads)
 
@@ -210,7 +212,7 @@ class _Export:
         pieces = self.cut(trained, compiled, weights, self.schedules, self.progress)
         compiled, differences = compiled + pieces.compiled, differences + pieces.differences
         if place is not None:
-            self.drafts.keep(trained, compiled, weights, place)
+            self.drafts.keep(trained, compiled, weights, place, pieces.left_out)
         name = model_name or type(self.model).__name__
         manifest = describe(trained, compiled, options, name, self.task, self.spec, warmup, differences, pieces.left_out)
         return dataclasses.replace(self._write(output, manifest, trained, compiled, weights, differences), plan=planned)

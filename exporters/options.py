@@ -48,8 +48,12 @@ class Options:
     micro: str | tuple[int, ...] = "auto"
 
     @staticmethod
-    def of(choices: Mapping[str, Any]) -> Options:
+    def of(choices: Mapping[str, Any], planned: bool = False) -> Options:
         """Checked options from those that a user gave, by name; None takes the default.
+
+        Args:
+            choices: by name.
+            planned: whether batches that are not given are still to be chosen.
 
         Raises:
             UsageError: a choice is unknown or out of range, or the method has no use for it.
@@ -60,11 +64,11 @@ class Options:
             raise UsageError(f"export has no option {unknown[0]!r}", f"the options are {', '.join(known)}")
         given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items() if value is not None}
         options = Options(**given)
-        options._check()
+        options._check(planned and "batches" not in given)
         options._check_use([name for name, value in given.items() if value is not False and value != ()])
         return options
 
-    def _check(self) -> None:
+    def _check(self, planned: bool) -> None:
         """Values alone."""
         choices = {
             "method": (self.method, tuple(METHODS)),
@@ -87,7 +91,7 @@ class Options:
         if not isinstance(self.batches, tuple) or not self.batches or not all(_whole(size) and size > 0 for size in self.batches):
             raise UsageError(f"batches = {self.batches!r} is no list of batch sizes", "give whole numbers, each at least 1, such as (4, 16)")
         if self.micro not in ("auto", "none"):
-            self._check_micro()
+            self._check_micro(planned)
         if not isinstance(self.cuts, tuple) or not all(isinstance(name, str) for name in self.cuts):
             raise UsageError(f"cuts = {self.cuts!r} is no list of names", 'give the names of places, such as ("layer1", "layer2")')
         if not _real(self.holdout) or not 0.0 < self.holdout < 0.9:
@@ -99,12 +103,12 @@ class Options:
         if self.rate is not None and (not _real(self.rate) or self.rate < 0):
             raise UsageError(f"rate = {self.rate!r} is no learning rate", "give a number of at least 0, or leave it out for the method's own")
 
-    def _check_micro(self) -> None:
+    def _check_micro(self, planned: bool) -> None:
         """Micro-batches that were named."""
         if not isinstance(self.micro, tuple) or not self.micro or not all(_whole(size) and size > 0 for size in self.micro):
             raise UsageError(f"micro = {self.micro!r} is no choice of micro-batches", 'give "auto", "none", or whole numbers such as (1, 4)')
         for size in self.micro:
-            if not any(batch % size == 0 and batch > size for batch in self.batches):
+            if not planned and not any(divides(size, batch) for batch in self.batches):
                 sizes = " or ".join(map(str, sorted(set(self.batches))))
                 raise UsageError(f"a micro-batch of {size} is no part of a batch of {sizes}", "give one that divides a batch")
 
@@ -125,6 +129,11 @@ class Options:
         if self.statistics is not None and self.statistics not in method.modes:
             why = "adapts nothing but its statistics" if self.method == "norm" else "does not adapt"
             raise UsageError(f"{self.method} {why}, so {self.statistics!r} statistics contradict it", f"use {method.modes[0]!r}, or another method")
+
+
+def divides(micro: int, batch: int) -> bool:
+    """Whether a step over a batch can be taken in pieces of so many frames."""
+    return batch % micro == 0 and batch > micro
 
 
 def _whole(value: object) -> bool:

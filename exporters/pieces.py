@@ -18,6 +18,7 @@ from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Array
 from edgeadapt.exporters.micro import Sums, check_in_place, update_of
+from edgeadapt.exporters.options import divides
 from edgeadapt.exporters.programs import Program
 from edgeadapt.exporters.schedules import WORTH, Schedules
 from edgeadapt.exporters.selfcheck import Difference, compare_at, examples, refuse
@@ -97,14 +98,14 @@ class _Cutter:
         update: Compiled | None = None
         differences: list[Difference] = []
         for size in sorted(tried, reverse=True):
-            served = [batch for batch in whole if batch % size == 0 and batch > size]
+            served = [batch for batch in whole if divides(size, batch)]
             if not served:
                 continue
             try:
                 program = self.made(role, size)
-                sums = self.compiled(program)
+                sums = self.make(program)
                 check_in_place(sums.graph, sums.sums)
-                ending = update or self.compiled(update_of(program))
+                ending = update or self.make(update_of(program))
                 need = max(sums.region, ending.region) + sums_bytes(sums.sums.values())
                 worth = [batch for batch in served if size in suited(batch) and need <= WORTH * least[batch]]
                 if self.sizes is None and not worth:
@@ -121,7 +122,7 @@ class _Cutter:
         if update is not None:
             self.keep(update, differences)
 
-    def compiled(self, program: Program) -> Compiled:
+    def make(self, program: Program) -> Compiled:
         """The graph of a program, its weights not in the bundle's yet: it may not be kept."""
         key = program.role, program.batch
         if key not in self.known:

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, UsageError
+from edgeadapt.exporters.options import divides
 from edgeadapt.memory.simulation import BoardLike, Choice, simulate
 from edgeadapt.progress import Progress, quiet
 from edgeadapt.units import format_bytes, format_count
@@ -30,8 +31,9 @@ FAR = 1.05
 """Where prediction alone takes so much more than the budget, it does whatever is trained."""
 
 Depth = Literal["hurried", "step", "whole"]
-"""How a candidate is compiled: what adapting needs, without leaner variants and pieces, after a short search for orders (seconds); the same after the
-whole search and with them; and the bundle as it would be exported, to the byte of memory."""
+"""How a candidate is compiled: "hurried", what adapting needs, after a short search for orders, without leaner variants and pieces (seconds); "step",
+what adapting needs, with them, after the whole search; "whole", the bundle as it would be exported, to the byte of memory."""
+_WORDS: dict[Depth, str] = {"hurried": "", "step": ", variants and pieces", "whole": ", every graph"}
 
 
 @dataclass(frozen=True)
@@ -87,6 +89,11 @@ class Wishes:
     parts: int | None = None
     trained: int | None = None
     batches: tuple[int, ...] = ()
+    micro: tuple[int, ...] = ()
+
+    def divide(self, batches: Sequence[int]) -> Sequence[int]:
+        """Those that every micro-batch that was named is a part of."""
+        return [batch for batch in batches if all(divides(size, batch) for size in self.micro)]
 
 
 @dataclass(frozen=True)
@@ -102,7 +109,7 @@ class Row:
         seconds: of a step, roughly.
         fits: whether that is within the budget; None without one.
         depth: how it was compiled: "whole" is to the byte. Where that was not needed, a longer search may save some per cent of the tensors, leaner
-            variants more, and the names in graphs that were left out take some ten KiB.
+            variants and pieces more, and the names in graphs that were left out take some ten KiB.
         chosen: the one that is taken.
     """
 
@@ -173,7 +180,12 @@ class Plan:
         """What was chosen, and why, in a line; "" without a budget."""
         if self.budget is None or self.row is None:
             return ""
-        return f"chosen for {format_bytes(self.budget)} on {self.board}: {self.row.words}, {format_bytes(self.row.total)}"
+        return f"chosen for {format_bytes(self.budget)} on {self.where}: {self.row.words}, {format_bytes(self.row.total)}"
+
+    @property
+    def where(self) -> str:
+        """The board, and the threads where they are not one."""
+        return self.board + (f" with {format_count(self.threads, 'thread')}" if self.threads > 1 else "")
 
     def check(self) -> Candidate:
         """What is to be exported.
@@ -188,7 +200,7 @@ class Plan:
             raise UsageError("nothing is chosen without a budget", "give one")
         needed = self.nearest.total
         raise BudgetError(
-            f"nothing that was asked for fits the budget of {format_bytes(self.budget)} on {self.board}; the nearest is {self.nearest.words} with "
+            f"nothing that was asked for fits the budget of {format_bytes(self.budget)} on {self.where}; the nearest is {self.nearest.words} with "
             f"{format_bytes(needed)}, {format_bytes(needed - self.budget)} more",
             f"give a budget of at least {-(-needed // 2**20)}MiB"
             + (f"; what fits: {self.instead.words} with {format_bytes(self.instead.total)}" if self.instead is not None else ""),
@@ -198,8 +210,8 @@ class Plan:
 def plan(drafts: Drafts, place: Place, wishes: Wishes, progress: Progress = quiet, listing: bool = False) -> Plan:
     """Find what to export within a budget.
 
-    Candidates are taken in the order of `preference`. Each is first compiled in a hurry; if prediction fits, which is the least that a step and its
-    leaner variants can come down to, its step is compiled in full; if that fits, all of the bundle is, and what then fits is taken.
+    Candidates are taken in the order of `preference`. Each is first compiled in a hurry; if the prediction fits that a step has beside it, of as many
+    frames as it takes at once, its step is compiled in full; if that fits, all of the bundle is, and what then fits is taken.
 
     Args:
         drafts: who makes the bundles.
@@ -210,7 +222,11 @@ def plan(drafts: Drafts, place: Place, wishes: Wishes, progress: Progress = quie
 
     Raises:
         ExportError: the model cannot be compiled.
+        UsageError: no batch has the micro-batches that were named.
     """
+    if not wishes.batches and not wishes.divide(SIZES):
+        sizes = ", ".join(map(str, wishes.micro))
+        raise UsageError(f"no batch that is planned for can be taken in pieces of each of {sizes}", "say with batches which it is to be")
     search = _Search(drafts, place, progress)
     divisions = drafts.divisions()
     taken: Candidate | None = None
@@ -222,9 +238,10 @@ def plan(drafts: Drafts, place: Place, wishes: Wishes, progress: Progress = quie
         if taken := search.first(runs):
             row = search.best(taken)
         else:
-            search.look(runs[-1][-1:])
+            search.deepen(runs[-1][-1])
             nearest = min(search.rows, key=lambda row: row.total)
-            other = search.first(preference(Wishes(), divisions)) if wishes != Wishes() else None
+            free = Wishes(micro=wishes.micro)
+            other = search.first(preference(free, divisions)) if wishes != free else None
             instead = search.best(other) if other else None
     if listing or place.budget is None:
         search.look(listed(wishes, divisions))
@@ -244,7 +261,7 @@ def preference(wishes: Wishes, divisions: Sequence[int]) -> list[list[Candidate]
     return [
         [Candidate(parts, trained, batches) for trained in _trained(wishes, parts)]
         for parts in _usual(wishes, divisions)
-        for batches in ([wishes.batches] if wishes.batches else [(size,) for size in PREFERRED])
+        for batches in ([wishes.batches] if wishes.batches else [(size,) for size in wishes.divide(PREFERRED) or wishes.divide(SIZES)[-1:]])
     ]
 
 
@@ -263,8 +280,8 @@ def _trained(wishes: Wishes, parts: int | None) -> Sequence[int | None]:
 def listed(wishes: Wishes, divisions: Sequence[int]) -> list[Candidate]:
     """What a table of candidates shows: every number of trained parts at every batch, and other numbers of parts at one batch."""
     first = _usual(wishes, divisions)[0]
-    batches = [wishes.batches] if wishes.batches else [(size,) for size in SIZES]
-    middle = wishes.batches or PREFERRED[:1]
+    batches = [wishes.batches] if wishes.batches else [(size,) for size in wishes.divide(SIZES)]
+    middle = wishes.batches or tuple(wishes.divide(PREFERRED)[:1] or wishes.divide(SIZES)[-1:])
     found = [Candidate(first, trained, size) for trained in _trained(wishes, first) for size in batches]
     others = [parts for parts in divisions if parts != first and parts >= (wishes.trained or 1)] if wishes.parts is None else []
     return found + [Candidate(parts, trained, middle) for parts in others for trained in _trained(wishes, parts)]
@@ -275,9 +292,10 @@ class _Search:
 
     def __init__(self, drafts: Drafts, place: Place, progress: Progress) -> None:
         self.drafts, self.place, self.progress = drafts, place, progress
-        self._alone = drafts.in_pieces()
+        self._in_pieces = drafts.in_pieces()
         self._rows: dict[Candidate, dict[Depth, list[Row]]] = {}
         self._hopeless: set[Candidate] = set()
+        self._listing = False  # its own progress goes with it
         self._far = 0  # from this batch on, what must be beside a step is far over the budget
 
     @property
@@ -292,10 +310,15 @@ class _Search:
 
     def look(self, candidates: Sequence[Candidate]) -> None:
         """Compile all of them in a hurry."""
+        self._listing = True
         for done, candidate in enumerate(candidates):
             self.progress("plan", done, len(candidates), _note(candidate))
             self._compile(candidate, "hurried")
         self.progress("plan", len(candidates), len(candidates))
+
+    def deepen(self, candidate: Candidate) -> None:
+        """Compile its step in full, where nothing fits: what is said of it is to be what it needs."""
+        self._compile(candidate, "step")
 
     def first(self, runs: Sequence[Sequence[Candidate]]) -> Candidate | None:
         """The first candidate that fits, of runs in which memory falls."""
@@ -319,7 +342,6 @@ class _Search:
     def _fits(self, candidate: Candidate) -> bool:
         if self._far and max(candidate.batches) >= self._far:
             return False
-        self.progress("plan", 0, 0, _note(candidate))
         self._compile(candidate, "hurried")
         if candidate in self._hopeless:
             return False
@@ -332,6 +354,8 @@ class _Search:
     def _compile(self, candidate: Candidate, depth: Depth) -> list[Row]:
         found = self._rows.setdefault(candidate, {})
         if depth not in found:
+            if not (depth == "hurried" and self._listing):
+                self.progress("plan", 0, 0, _note(candidate) + _WORDS[depth])
             with self.drafts.draft(candidate, depth) as bundle:
                 found[depth] = [_row(candidate, choice, depth) for batch in candidate.batches for choice in self._choices(bundle, batch)]
                 if self.place.budget is not None and depth == "hurried":
@@ -346,8 +370,7 @@ class _Search:
 
     def _predicting(self, candidate: Candidate, bundle: Bundle, budget: int) -> None:
         """Whether a step can fit at all: it has prediction beside it, of as many frames as it takes at once."""
-        for batch in candidate.batches:
-            beside = 1 if self._alone else batch
+        for beside in [1] if self._in_pieces else candidate.batches:
             needed = simulate(bundle, self.place.board, "predict", beside, budget, self.place.threads).ledger.total
             if needed > budget:
                 self._hopeless.add(candidate)

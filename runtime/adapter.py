@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgeadapt.bundle import Bundle, Manifest
 from edgeadapt.errors import UsageError
 from edgeadapt.memory.cuda import Device
+from edgeadapt.memory.rules import MOST_THREADS
 from edgeadapt.progress import Progress
 from edgeadapt.runtime import checkpoint, loading, memory, providers
 from edgeadapt.runtime import choice as choices
@@ -32,7 +33,6 @@ LOG = logging.getLogger("edgeadapt")
 
 _COUNTERS = ("frames", "steps", "skipped_frames", "rejected_steps", "bad_frames", "paused_steps", "pressure_events", "abandoned_steps")
 
-_MOST_THREADS = 1024
 _OPENING = threading.Lock()  # one after the other: each looks at what is held, and promises more
 
 
@@ -103,8 +103,8 @@ class Adapter:
                 budget, or this onnxruntime has no such provider.
             EdgeAdaptError: the provider does not start.
         """
-        if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
-            raise UsageError(f"threads = {threads!r} is not a number of threads", f"give 1 to {_MOST_THREADS}, at most the cores there are")
+        if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
+            raise UsageError(f"threads = {threads!r} is not a number of threads", f"give 1 to {MOST_THREADS}, at most the cores there are")
         limit, spare = (None if size is None else parse_bytes(size) for size in (budget, reserve))
         kept = parse_bytes(slack) if slack else 0
         if limit is None and (odd := "reserve" if spare is not None else "slack" if kept else ""):

@@ -14,9 +14,9 @@ import onnxruntime
 
 from edgeadapt.bundle import Bundle, Form
 from edgeadapt.bundle.roles import ROLES
-from edgeadapt.errors import BudgetError
+from edgeadapt.errors import BudgetError, BundleError
 from edgeadapt.memory import Graph, Machine, Plan, cuda, footprint, read, smallest, suited
-from edgeadapt.memory.figures import figures, places, session_bytes, usable
+from edgeadapt.memory.figures import figures, structures
 from edgeadapt.memory.ledger import Ledger, Line, gpu_lines, slack_line
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
@@ -27,7 +27,7 @@ FIRST_GRAPH = "predict.b1"
 """The graph that is loaded at opening, because every adapter needs it."""
 
 _SMALL = 8192  # bytes of a session's small constants and of rounding in what it keeps: 1 to 3 KiB measured
-_NODE = 6144  # a session's structures, a node, where the graph is not read
+_NODE = 6144  # a session's structures, a node, where nothing is counted
 _CODE = 2_000_000  # less than the ledger's: a session and an error of onnxruntime were there already
 _ALLOWANCE = 3 * 2**19  # found resident at most, on seven bundles, beyond the other lines: 1.25 MiB
 INEXACT = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 28)
@@ -73,7 +73,7 @@ class Need:
         places: windows of the bundle's file and of the prepared graphs' that its weights lie in, as `footprint.windows` has them; None: unknown.
         device: the limit of what it takes of a GPU's memory; 0 on the CPU.
         lacking: its operators that run on the CPU because the GPU lacks them.
-        seconds: of a run, roughly; only the ratio of two says anything. 0 where the graph is not read.
+        seconds: of a run, roughly; only the ratio of two says anything. 0 where it is not known.
     """
 
     region: int
@@ -136,18 +136,17 @@ class Needs:
             return self._on_device(name)
         if not self._counted:
             return Need(spec.peak_bytes, footprint.margined(spec.peak_bytes), 0, 0, _NODE * spec.nodes, False)
-        ready, told, graph = self._prepared.get(name), self._told(name), None
-        found = spec.figures if ready is None else ready.figures
-        if found is None or not usable(found) or not (told or ready):
+        ready, told = self._prepared.get(name), self._told(name)
+        found, nodes, region = (spec.figures, spec.nodes, told) if ready is None else (ready.figures, ready.nodes, ready.region_bytes)
+        if found is None or not region or not found.exact:  # that a region cannot be bounded is nobody's word to be taken for
             graph = self.graph(name)
-            found = figures(graph, ready is not None)
-        structures, where = session_bytes(found), places(found)
+            found, nodes, region = figures(graph), len(graph.nodes), region if ready is not None else self._region(name, graph)
+        held = structures(nodes, found)
         if ready is not None:
-            region, room = ready.region_bytes, footprint.prepared_room(ready.region_bytes, told)
-            return Need(region, room, ready.packed_bytes, ready.reserved_bytes, structures, True, where, seconds=found.seconds)
-        inside = found.inside + (found.beside if INEXACT else 0)
-        region = told if graph is None else self._region(name, graph)
-        return Need(region, footprint.margined(region), inside, found.beside, structures, found.exact, where, seconds=found.seconds)
+            room = footprint.prepared_room(region, told)
+            return Need(region, room, ready.packed_bytes, ready.reserved_bytes, held, True, ready.windows, seconds=found.seconds)
+        inside, where = found.inside + (found.beside if INEXACT else 0), (self.bundle.windows(name), 0)
+        return Need(region, footprint.margined(region), inside, found.beside, held, found.exact, where, seconds=found.seconds)
 
     def _region(self, name: str, graph: Graph) -> int:
         spec = self.bundle.manifest.graphs[name]
@@ -164,8 +163,8 @@ class Needs:
         graph = self.graph(name)
         region, lacking = self._region(name, graph), cuda.lacking(graph, self.bundle.manifest.opset)
         host = region if lacking else footprint.LEAST_MARGIN
-        found, limit = figures(graph), cuda.limit(graph, region)
-        return Need(host, footprint.margined(host), 0, 0, session_bytes(found), False, places(found), limit, lacking, found.seconds)
+        held, where, seconds = footprint.session_bytes(footprint.count(graph)), (self.bundle.windows(name), 0), figures(graph).seconds
+        return Need(host, footprint.margined(host), 0, 0, held, False, where, cuda.limit(graph, region), lacking, seconds)
 
     def forms(self, role: str, batch: int) -> tuple[Form, ...]:
         """As `Manifest.forms`, but on a GPU only those of which it has every operator, if there are any."""
@@ -210,8 +209,18 @@ class Needs:
         return read(self.bundle.graph_bytes(name), where)
 
     def layout(self, name: str) -> Plan:
-        """What a graph does to memory on this machine."""
-        return Plan(self.graph(name), machine=self._machine)
+        """What a graph does to memory on this machine.
+
+        Raises:
+            BundleError: it does not state the shapes of all its tensors, against what its figures say.
+        """
+        graph = self.graph(name)
+        if unknown := graph.unknown():
+            raise BundleError(
+                f"{self.bundle.path.name}: {name} does not state the shape of {unknown[0]!r}, though its figures say that it is countable",
+                "take the bundle from its exporter; this one was edited",
+            )
+        return Plan(graph, machine=self._machine)
 
     def correct(self, name: str) -> None:
         """Counts a graph's region anew, where what the bundle says has turned out too small."""

@@ -77,7 +77,8 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
     _race(bundle, name, threads, versions, found)
     runs, why = _choose(bundle, name, threads, versions, found)
     if runs in versions:
-        found[runs]["figures"] = asdict(figures(read(prepare_optimise.adopt(versions[runs], folder)), prepared=True))
+        adopted = prepare_optimise.adopt(versions[runs], folder)
+        found[runs]["figures"] = asdict(figures(read(adopted)))
     for level in prepare_optimise.LEVELS:
         shutil.rmtree(folder / f"{name}.{level}", ignore_errors=True)
     return {"runs": runs, "why": why, "planned_bytes": spec.peak_bytes, "versions": found}

@@ -13,7 +13,7 @@ import os
 import platform
 import stat
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from edgeadapt.bundle.manifest import read_figures
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.cache import cache_folder
 from edgeadapt.errors import BundleError
+from edgeadapt.memory import footprint
 from edgeadapt.memory.graph import OWN
 from edgeadapt.units import format_bytes
 
@@ -62,6 +63,7 @@ class PreparedGraph:
         own_bytes: of its tensors that are not the bundle's.
         digest: SHA-256 of the file in hex.
         figures: for plans; None: the graph must be read for them.
+        windows: of the bundle's file and of the entry's weights that its tensors lie in, as `weights.windows` says; None: not looked at.
     """
 
     model: Path
@@ -75,6 +77,7 @@ class PreparedGraph:
     own_bytes: int
     digest: str
     figures: Figures | None = None
+    windows: tuple[int, int] | None = None
 
     @property
     def base_bytes(self) -> int:
@@ -259,8 +262,8 @@ def load(entry: Path, bundle: Bundle, wanted: dict[str, Any]) -> Prepared:
         if runs == "emitted":
             continue
         digest = files.get(f"{name}.onnx", ("", 0))[0]
-        graph = graphs[name] = _graph(entry, name, node, digest)
-        graph.read(bundle.weights_size, own)
+        graph = _graph(entry, name, node, digest)
+        graphs[name] = replace(graph, windows=footprint.places(graph.read(bundle.weights_size, own).external, prepared=True))
     return Prepared(entry, graphs, own, root.free(), seconds)
 
 
@@ -280,9 +283,9 @@ def _entries(graphs: Node, bundle: Bundle) -> Iterator[tuple[str, Node]]:
 def _graph(entry: Path, name: str, node: Node, digest: str) -> PreparedGraph:
     level = node.child("runs").text("extended|all|turned|light")
     facts = node.child("versions").child(level)
-    sizes = {key: facts.child(key).integer(0) for key in ("peak_bytes", "region_bytes", "packed_bytes", "reserved_bytes", "own_bytes")}
-    found = read_figures(facts.child("figures"))
-    return PreparedGraph(entry / f"{name}.onnx", str(entry), level, facts.child("nodes").integer(1), digest=digest, figures=found, **sizes)
+    sizes = ("peak_bytes", "region_bytes", "packed_bytes", "reserved_bytes", "own_bytes")
+    given: dict[str, Any] = {**{key: facts.child(key).integer(0) for key in sizes}, "digest": digest, "figures": read_figures(facts.child("figures"))}
+    return PreparedGraph(entry / f"{name}.onnx", str(entry), level, facts.child("nodes").integer(1), **given)
 
 
 def _file(node: Node) -> tuple[str, int]:

@@ -600,29 +600,29 @@ def test_a_budget_that_does_not_fit_is_refused_with_every_line(path):
         assert re.search(rf"\n  {line} +[0-9,]+ B ", text), line
     assert "1,048,576 B" in text
     assert "give a budget that is enough: predict only, at batch 1, needs" in text
-    with Adapter.open(path, budget="1GiB") as adapter:  # the refused one holds no claim
-        assert adapter.memory["budget"] == 2**30
+    with Adapter.open(path, budget="8GiB") as adapter:  # the refused one holds no claim
+        assert adapter.memory["budget"] == 2**33
 
 
 def test_one_budget_a_process(path):
-    with Adapter.open(path, budget="1GiB"):
-        with pytest.raises(BudgetError, match="has an adapter with a budget of 1 GiB; a second one cannot have 2 GiB"):
-            Adapter.open(path, budget="2GiB")
-        with Adapter.open(path, budget=2**30) as same, Adapter.open(path) as unbounded:
-            assert same.memory["budget"] == 2**30
+    with Adapter.open(path, budget="8GiB"):
+        with pytest.raises(BudgetError, match="has an adapter with a budget of 8 GiB; a second one cannot have 12 GiB"):
+            Adapter.open(path, budget="12GiB")
+        with Adapter.open(path, budget=2**33) as same, Adapter.open(path) as unbounded:
+            assert same.memory["budget"] == 2**33
             assert unbounded.memory["budget"] is None
-    with Adapter.open(path, budget="2GiB"):
+    with Adapter.open(path, budget="12GiB"):
         pass
-    Adapter.open(path, budget="3GiB")  # let go of without closing
+    Adapter.open(path, budget="16GiB")  # let go of without closing
     gc.collect()
-    Adapter.open(path, budget="4GiB").close()
+    Adapter.open(path, budget="20GiB").close()
 
 
 def test_an_adapter_that_could_not_be_opened_holds_no_claim(toy, path, tmp_path):
     specs = {**toy.specs, "predict.b1": replace(toy.specs["predict.b1"], metrics=("loss",))}
     with pytest.raises(BundleError) as kept:  # with its traceback, and so the adapter that never was
-        Adapter.open(toy.write(tmp_path / "x", graphs=specs), budget="1GiB")
-    Adapter.open(path, budget="2GiB").close()
+        Adapter.open(toy.write(tmp_path / "x", graphs=specs), budget="8GiB")
+    Adapter.open(path, budget="12GiB").close()
     assert kept.value.exit_code == 4
 
 

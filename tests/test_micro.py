@@ -373,7 +373,7 @@ WRONG = ("added.gradient.selected.side.residual.weight", "added.count.selected",
 @pytest.mark.parametrize("wrong", WRONG)
 def test_the_self_check_finds_pieces_that_add_up_to_something_else(steps: Steps, monkeypatch: pytest.MonkeyPatch, wrong: str) -> None:
     """What is added last in one place is half as much again."""
-    real = pieces._Cutter.compiled
+    real = pieces._Cutter.make
 
     def compiled(self: Any, program: Any) -> Any:
         found = real(self, program)
@@ -386,7 +386,7 @@ def test_the_self_check_finds_pieces_that_add_up_to_something_else(steps: Steps,
         node.inputs[1] = inner.name
         return dataclasses.replace(found, model=to_onnx(graph, PlacedWeights()))
 
-    monkeypatch.setattr(pieces._Cutter, "compiled", compiled)
+    monkeypatch.setattr(pieces._Cutter, "make", compiled)
     found = steps.cut(2)
     assert found.compiled == []
     assert list(found.left_out) == ["adapt-sums.b2"]

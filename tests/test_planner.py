@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from dataclasses import replace
 from functools import cache
@@ -11,12 +12,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from edgeadapt.bundle import Bundle, InputSpec
 from edgeadapt.cli.main import main
 from edgeadapt.errors import BudgetError, ExportError, UsageError
 from edgeadapt.exporters import export as exporting
+from edgeadapt.exporters import pieces as cutting
 from edgeadapt.exporters import planner, schedules
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import ExportReport, export, plan_export
@@ -122,7 +125,8 @@ def test_what_was_planned_is_what_the_bundle_takes(tmp_path: Path, method: str, 
     assert row.depth == "whole"
     assert {name: value for name, value in report.manifest["method"]["options"].items() if name in ("parts", "train")} == chosen
     assert row.batch == max(options.get("batches", (16,)))
-    assert f"chosen for 128 MiB on a bench: {row.words}" in report.table()
+    where = "a bench with 2 threads" if "board_threads" in options else "a bench"
+    assert f"chosen for 128 MiB on {where}: {row.words}" in report.table()
 
 
 def test_the_first_that_fits_is_taken(tmp_path: Path) -> None:
@@ -171,10 +175,80 @@ def test_a_budget_that_only_a_step_in_pieces_fits(tmp_path: Path) -> None:
     assert (found.choice.micro, found.choice.total, found.fits) == (8, row.total, True)
 
 
+class Wide(nn.Module):
+    """With tensors of the side network's calibration that are large enough to be weights of the bundle."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.convs = nn.ModuleList(nn.Conv2d(inner, outer, 1, bias=False) for inner, outer in ((3, 256), (256, 512), (512, 512)))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(conv.out_channels) for conv in self.convs)
+        self.linear = nn.Linear(512, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for conv, norm in zip(self.convs, self.norms):
+            x = nn.functional.max_pool2d(norm(conv(x)).relu(), 2)
+        return self.linear(x.mean((2, 3)))
+
+
+def test_what_is_calibrated_does_not_depend_on_the_batches_that_were_tried(tmp_path: Path) -> None:
+    """Graphs are shared by candidates of several batches, and equal tensors are stored once."""
+    model, path = calibrate(Wide(), SHAPE), tmp_path / "net.edgeadapt"
+    given: dict[str, Any] = {"shape": SHAPE, "board": BOARD, "method": "side", "train": 1, "threads": 1}
+    small = next(row.total for row in plan_export(model, micro="none", **given).rows if row.batch == 2)
+    report = export(model, path, data=samples(), budget=small + 2**16, warmup_batch=16, allow_drop=True, micro="none", **given)
+    assert report.plan is not None
+    assert report.plan.row is not None
+    assert (report.plan.row.batch, report.plan.row.total) == (2, simulate(Bundle.open(path), BOARD, budget=small + 2**16).choice.total)
+
+
+@pytest.mark.usefixtures("untrained")
+def test_what_is_said_to_be_needed_is_what_is_needed(tmp_path: Path) -> None:
+    """Where prediction fits no more, the step in pieces is looked at all the same."""
+    given: dict[str, Any] = {"statistics": "source", "batches": (32,), "parts": 1, "train": 1, "micro": (8,)}
+    with pytest.raises(BudgetError, match=r"batch 32 \(in pieces of 8") as refused:
+        exported(tmp_path / "net.edgeadapt", 50 * 2**20, **given)
+    needed = re.search(r"at least (\d+)MiB", refused.value.hint)
+    assert needed is not None
+    assert listed(int(needed[1]) * 2**20, **given).chosen == Candidate(1, 1, (32,))
+
+
+def test_batches_are_those_that_micro_batches_that_were_named_divide() -> None:
+    assert [run[0].batches for run in preference(Wishes(micro=(4,)), ())] == [(16,), (8,)]
+    assert [run[0].batches for run in preference(Wishes(micro=(16,)), ())] == [(32,)], "the smallest that can be"
+    assert {item.batches for item in planner.listed(Wishes(micro=(2, 8)), (1,))} == {(64,), (32,), (16,)}
+    plan = listed(2**28, statistics="source", parts=1, train=1, micro=(16,))
+    assert plan.chosen == Candidate(1, 1, (32,))
+    with pytest.raises(UsageError, match="no batch that is planned for can be taken in pieces of each of 5"):
+        listed(2**28, statistics="source", micro=(5,))
+    with pytest.raises(UsageError, match="a micro-batch of 8 is no part of a batch of 4"):
+        listed(2**28, statistics="source", micro=(8,), batches=(4,))
+
+
+def test_a_piece_that_fails_its_check_after_the_warm_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"statistics": "source", "batches": (32,), "parts": 1, "train": 1, "micro": (8,)}
+    budget = listed(2**27, **given).rows[-1].total + 2**16
+    real, train, warm = cutting._compare, exporting.warm_up, []
+
+    def compare(*words: Any) -> Any:
+        if warm:
+            raise ExportError("the sums differ")
+        return real(*words)
+
+    monkeypatch.setattr(cutting, "_compare", compare)
+    monkeypatch.setattr(exporting, "warm_up", lambda *words, **named: warm.append(1) or train(*words, **named))
+    with pytest.raises(BudgetError, match=r"did not come out as planned \(adapt-sums\.b8 was left out: the sums differ;"):
+        exported(tmp_path / "net.edgeadapt", budget, **given)
+    assert warm
+    assert not list(tmp_path.iterdir())
+
+
 def test_threads_take_memory() -> None:
     totals = [plan.row.total for count in (1, 4) if (plan := listed(2**28, batches=(BATCH,), parts=2, board_threads=count)).row]
     assert totals[0] < totals[1]
-    for wrong in (0, -1, 1.5, True):
+    told = listed(2**28, batches=(1,), parts=1, board_threads=4)
+    assert told.line().startswith("chosen for 256 MiB on a bench with 4 threads: ")
+    for wrong in (0, -1, 1.5, True, 1025):
         with pytest.raises(UsageError, match="is not a number of threads"):
             listed(2**28, board_threads=wrong)
 

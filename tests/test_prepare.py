@@ -132,7 +132,7 @@ def test_what_was_decided_and_why_is_in_the_record(bundle, cache):
         assert runs["region_bytes"] >= runs["peak_bytes"]
         assert runs["time_ratio"] <= 1.0
         if name in found.graphs:
-            assert found.graphs[name].figures == figures(read(found.graphs[name].model.read_bytes()), prepared=True)
+            assert found.graphs[name].figures == figures(read(found.graphs[name].model.read_bytes()))
     assert "adapt.b4" in prepared.table(record)
 
 

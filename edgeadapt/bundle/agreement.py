@@ -39,8 +39,6 @@ def agree(manifest: Manifest, root: Node) -> None:
             raise node.wrong(f"the name {graph.name}, as its role, batch and variant say", name)
         if graph.variant and f"{graph.role}.b{graph.batch}" not in manifest.graphs:
             raise node.wrong(f"a graph {graph.role}.b{graph.batch}, which it is a variant of", "none")
-        if graph.figures is not None and graph.figures.nodes != graph.nodes:
-            raise node.child("figures").child("nodes").wrong(f"{graph.nodes}, as the graph's", str(graph.figures.nodes))
         if graph.path != f"graphs/{name}.onnx":
             raise node.child("path").wrong(f"graphs/{name}.onnx", repr(graph.path))
         if graph.role in ROLES and graph.batch not in manifest.batches:

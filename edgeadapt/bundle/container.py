@@ -19,7 +19,7 @@ from edgeadapt.bundle import atomic, onnxwire, storedzip, tensors
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.manifest import STATE, WEIGHTS, GraphSpec, Manifest, Member
 from edgeadapt.bundle.roles import GRAPH
-from edgeadapt.bundle.weights import WEIGHTS_OFFSET, WeightsFile, check_external, relocate
+from edgeadapt.bundle.weights import WEIGHTS_OFFSET, WeightsFile, check_external, relocate, windows
 from edgeadapt.errors import BundleError
 
 MANIFEST = "manifest.json"
@@ -113,6 +113,7 @@ class Bundle:
         self.digest = digest
         self._identity = identity
         self._places = places
+        self._windows: dict[str, int] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool = True) -> Bundle:
@@ -174,6 +175,16 @@ class Bundle:
         """`graph(name).data`."""
         return self.graph(name).data
 
+    def windows(self, name: str) -> int:
+        """Which windows of this file a graph's frozen tensors lie in, as `weights.windows` says; known without reading once the graph was checked.
+
+        Raises:
+            BundleError: there is no such graph, or it is damaged.
+        """
+        if name not in self._windows:
+            self._graph(name)
+        return self._windows[name]
+
     def mapped(self) -> memoryview:
         """The whole file, mapped read-only: `External.offset` counts from its start. Pages become resident when they are touched.
 
@@ -224,6 +235,7 @@ class Bundle:
         data = self._member(spec.path)
         facts = onnxwire.scan(data, f"{self.path}: {spec.path}")
         check_external(facts, self.weights_size, f"{self.path}: {spec.path}")
+        self._windows[name] = windows(facts.external)
         return data, facts
 
     def _member(self, name: str) -> bytes:

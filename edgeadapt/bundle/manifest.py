@@ -20,7 +20,9 @@ from edgeadapt.errors import BundleError
 
 FORMAT = 1
 KINDS = ("parameter", "moment", "statistic")
-_OPTIONAL = {"sums", "figures"}  # keys that are not there where there is nothing in them
+FIGURES = 1
+"""Rules of the counting by which graphs' figures are made. Figures by other rules are passed over, and the graph is read."""
+_OPTIONAL, _OPTIONAL_OF_GRAPHS = {"sums"}, {"sums", "figures"}  # keys that are not there where there is nothing in them
 WEIGHTS = "weights.bin"
 STATE = "state.safetensors"
 
@@ -123,16 +125,14 @@ class SumSpec:
 class Figures:
     """What a plan must know of a graph, so that it need not be read; made by `edgeadapt.memory.figures`.
 
-    rules: of the counting; figures by other rules than a reader's own are not used.
-    nodes, edges, attributes, initialisers: their numbers.
+    rules: of the counting; see `FIGURES`.
+    edges, attributes, initialisers: their numbers.
     inside, beside: bytes of the copies of its weights that loading makes, in the region and beside it.
     exact: whether its region is counted to the byte; else it is estimated.
     seconds: of a run, roughly; only the ratio of two says anything.
-    windows: of the bundle's file, and of the file of prepared weights, where its weights lie: a bit for each 64 KiB, in hex.
     """
 
     rules: int
-    nodes: int
     edges: int
     attributes: int
     initialisers: int
@@ -140,7 +140,6 @@ class Figures:
     beside: int
     exact: bool
     seconds: float
-    windows: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -263,7 +262,7 @@ class Manifest:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = {field.name.rstrip("_"): _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {key: item for key, item in found.items() if key not in _OPTIONAL or item}
+        return {key: item for key, item in found.items() if key not in _OPTIONAL_OF_GRAPHS or item}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -272,7 +271,6 @@ def _plain(value: Any) -> Any:
 
 
 _HEX = r"[0-9a-f]{64}"
-_WINDOWS = r"[0-9a-f]{1,16384}"  # as many as 4 GiB have
 _NAME = r"[!-~]{1,256}"  # printable ASCII without blanks: they become names inside the graphs
 
 
@@ -379,7 +377,7 @@ def _shape(node: Node) -> tuple[int, ...]:
 
 
 def _graph(node: Node) -> GraphSpec:
-    node.keys({field.name for field in dataclasses.fields(GraphSpec)}, optional=_OPTIONAL)
+    node.keys({field.name for field in dataclasses.fields(GraphSpec)}, optional=_OPTIONAL_OF_GRAPHS)
     role = node.child("role").text("|".join((*ROLES, *PIECES)))
     present = ["hyper", "reads", "writes", "metrics", *(["sums"] if node.has("sums") else [])]
     names = {key: node.child(key).items(_name) for key in present}
@@ -400,21 +398,20 @@ def _graph(node: Node) -> GraphSpec:
     )
 
 
-def read_figures(node: Node) -> Figures:
-    """Figures as JSON values, checked.
+def read_figures(node: Node) -> Figures | None:
+    """Figures as JSON values, checked; None for those by other rules, which may have other keys.
 
     Raises:
         BundleError: a key is missing, unknown or wrongly typed.
     """
+    if node.child("rules").integer(1) != FIGURES:
+        return None
     node.keys({field.name for field in dataclasses.fields(Figures)})
-    windows = node.child("windows").items(lambda item: item.text(_WINDOWS))
-    if len(windows) != 2:
-        raise node.child("windows").wrong("two texts", f"{len(windows)}")
     seconds = node.child("seconds").number()
     if seconds < 0:
         raise node.child("seconds").wrong("a number of at least 0", str(seconds))
-    numbers = {key: node.child(key).integer(0) for key in ("nodes", "edges", "attributes", "initialisers", "inside", "beside")}
-    return Figures(rules=node.child("rules").integer(1), exact=node.child("exact").truth(), seconds=seconds, windows=windows, **numbers)
+    numbers = {key: node.child(key).integer(0) for key in ("edges", "attributes", "initialisers", "inside", "beside")}
+    return Figures(rules=FIGURES, exact=node.child("exact").truth(), seconds=seconds, **numbers)
 
 
 def _name(node: Node) -> str:

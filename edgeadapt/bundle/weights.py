@@ -8,14 +8,14 @@ carry a location of fixed length that is overwritten with the bundle's present n
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeadapt.bundle.digest import sha256
-from edgeadapt.bundle.onnxwire import Facts
+from edgeadapt.bundle.onnxwire import External, Facts
 from edgeadapt.errors import BundleError
 
 WEIGHTS_OFFSET = 4096
@@ -23,6 +23,9 @@ WEIGHTS_OFFSET = 4096
 
 PLACEHOLDER = "edgeadapt-weights-".ljust(300, "@")
 """The external location that graphs in a bundle carry; 300 bytes, room for the longest file name (255)."""
+
+WINDOW = 65_536
+"""Bytes: a fault on a page of a file also maps those of this window around it that are in the page cache. No page is larger."""
 
 _ALIGNMENT = 64  # bytes: a cache line, and enough for any vector instruction
 
@@ -65,6 +68,15 @@ class WeightsFile:
         for part in self._parts:
             digest.update(part)
         return digest.hexdigest()
+
+
+def windows(tensors: Iterable[External]) -> int:
+    """Which windows of a file are mapped once these tensors in it have been read: a bit for each, so that sets of graphs are joined by `|`."""
+    found = 0
+    for tensor in tensors:
+        first, last = tensor.offset // WINDOW, -(-(tensor.offset + tensor.length) // WINDOW)
+        found |= (1 << last) - (1 << first)
+    return found
 
 
 def check_external(facts: Facts, weights_size: int, where: str) -> None:

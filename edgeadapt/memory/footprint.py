@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 from edgeadapt.bundle import GraphSpec, Manifest, StateSpec
 from edgeadapt.bundle.onnxwire import External
-from edgeadapt.memory.graph import OWN, Graph, GraphLike
+from edgeadapt.bundle.weights import WINDOW, windows
+from edgeadapt.memory.graph import OWN, GraphLike
 from edgeadapt.memory.liveness import Plan
 from edgeadapt.memory.region import Region
 from edgeadapt.memory.rules import ALIGNMENT, SEGMENT, rounded
@@ -53,9 +55,6 @@ frozen tensor; measured on bundles with 1,500 of them."""
 THREAD = 65_536
 """Bytes of each thread beyond the first: its stack, and its own heap."""
 
-READ_AHEAD = 65_536
-"""A fault on a page of a file also maps those of this window around it that are in the page cache."""
-
 MARGIN, LEAST_MARGIN = 0.02, 65_536
 """What a region gets over the size that works by count: a share, or that many bytes where they are more. The very size is laid out besides."""
 
@@ -78,23 +77,27 @@ def prepared_room(region: int, exported: int) -> int:
     return max(region, min(margined(region), margined(exported) if exported else margined(region)))
 
 
-def session_bytes(graph: GraphLike) -> int:
-    """What a loaded graph takes in the process's heap, without tensors."""
-    return session_of(**parts(graph))
+class Count(NamedTuple):
+    """How many things of a graph a session keeps."""
+
+    nodes: int
+    edges: int
+    attributes: int
+    initialisers: int
 
 
-def session_of(nodes: int, edges: int, attributes: int, initialisers: int) -> int:
-    """As `session_bytes`, of a graph with so many parts."""
-    return SESSION + NODE * nodes + EDGE * edges + ATTRIBUTE * attributes + INITIALISER * initialisers
-
-
-def parts(graph: GraphLike) -> dict[str, int]:
-    """How many parts a session keeps of a graph: "nodes", "edges", "attributes" and "initialisers"."""
+def count(graph: GraphLike) -> Count:
+    """Of a graph."""
     edges = attributes = 0
     for node in graph.nodes:
         edges += len(node.inputs) + len(node.outputs)
         attributes += len(node.attributes) + FLOATS.get(node.op, 0)
-    return {"nodes": len(graph.nodes), "edges": edges, "attributes": attributes, "initialisers": len(graph.constants)}
+    return Count(len(graph.nodes), edges, attributes, len(graph.constants))
+
+
+def session_bytes(of: Count) -> int:
+    """What a loaded graph takes in the process's heap, without tensors."""
+    return SESSION + NODE * of.nodes + EDGE * of.edges + ATTRIBUTE * of.attributes + INITIALISER * of.initialisers
 
 
 def prepacked(graph: GraphLike) -> tuple[int, int]:
@@ -117,28 +120,18 @@ def prepacked(graph: GraphLike) -> tuple[int, int]:
     return inside, beside
 
 
-def windows(tensors: Iterable[External], page: int) -> int:
-    """Which windows of a file are mapped once these tensors in it have been read: a bit for each, so that sets of graphs are joined by `|`."""
-    window, found = max(page, READ_AHEAD), 0
-    for tensor in tensors:
-        first, last = tensor.offset // window, -(-(tensor.offset + tensor.length) // window)
-        found |= (1 << last) - (1 << first)
-    return found
-
-
-def places(graph: Graph, prepared: bool, page: int) -> tuple[int, int]:
-    """The windows of the bundle's file and of that of its prepared graphs that a graph's tensors lie in, as `windows` gives them."""
-    own = [prepared and tensor.location == OWN for tensor in graph.external]
-    files = ([tensor for tensor, mine in zip(graph.external, own) if mine is kind] for kind in (False, True))
-    bundle, others = (windows(tensors, page) for tensors in files)
-    return bundle, others
+def places(external: Iterable[External], prepared: bool) -> tuple[int, int]:
+    """The windows of the bundle's file and of that of its prepared graphs that a graph's tensors lie in."""
+    found: tuple[list[External], list[External]] = ([], [])
+    for tensor in external:
+        found[prepared and tensor.location == OWN].append(tensor)
+    return windows(found[0]), windows(found[1])
 
 
 def mapped_pages(found: int, size: int, page: int) -> int:
     """Bytes of those windows of a file of `size`, as `windows` gives them."""
-    window, end = max(page, READ_AHEAD), -(-size // page) * page
-    whole, last = divmod(end, window)
-    return (found & ((1 << whole) - 1)).bit_count() * window + (last if found >> whole & 1 else 0)
+    whole, last = divmod(-(-size // page) * page, WINDOW)
+    return (found & ((1 << whole) - 1)).bit_count() * WINDOW + (last if found >> whole & 1 else 0)
 
 
 def mapped(found: Iterable[tuple[int, int]], sizes: tuple[int, int], page: int) -> int:

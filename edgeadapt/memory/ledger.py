@@ -253,7 +253,7 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
     inside, beside = ((sum(item.inside for item in found.values()), sum(item.beside for item in found.values())) if kept else (0, 0))
     frozen = {(tensor.location, tensor.offset, tensor.shape) for item in found.values() for tensor in item.graph.external}
     mapped = _mapped(bundle, found.values(), setup)
-    nodes = sum(len(item.graph.nodes) for item in found.values())
+    counts = [footprint.count(item.graph) for item in found.values()]
     code = footprint.CODE + (footprint.FUSED_CODE if any(item.prepared for item in found.values()) else 0)
     code += footprint.STEP_CODE if any(bundle.manifest.graphs[name].role.startswith(STEPS) for name in names) else 0
     lines = [
@@ -267,7 +267,7 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
         ),
         Line("weights", mapped, "counted", "mapped once for all graphs"),
         Line("prepacked weights", inside + beside, "counted", "copies that onnxruntime keeps of them" if kept else "switched off"),
-        Line("graph structures", sum(footprint.session_bytes(item.graph) for item in found.values()), "measured", f"{nodes:,} nodes"),
+        Line("graph structures", sum(map(footprint.session_bytes, counts)), "measured", f"{sum(of.nodes for of in counts):,} nodes"),
         *_tensors(bundle, found, setup, inside),
         Line(
             "state",
@@ -340,7 +340,7 @@ def region_of(found: Sequence[Layout]) -> int:
 def _mapped(bundle: Bundle, found: Iterable[Layout], setup: Setup) -> int:
     """Bytes that are mapped of the bundle's file, and of the file of its prepared graphs, once these graphs have run."""
     sizes = (bundle.path.stat().st_size, 0 if setup.prepared is None else setup.prepared.own_bytes)
-    return footprint.mapped((footprint.places(item.graph, item.prepared, setup.page) for item in found), sizes, setup.page)
+    return footprint.mapped((footprint.places(item.graph.external, item.prepared) for item in found), sizes, setup.page)
 
 
 def _adapter(bundle: Bundle, found: Mapping[str, Layout], frozen: int) -> int:

@@ -34,6 +34,9 @@ IN_PLACE = {
 """Operators that write over an input of the output's shape and size on its last use, and which. Arithmetic, Exp, Sqrt, Gelu and the like do not."""
 
 CONVOLUTIONS = frozenset({"Conv", "com.microsoft.FusedConv"})
+MOST_THREADS = 1024
+"""Threads of one operator that are planned for and served with."""
+
 SEGMENT = 65536
 """Bytes a thread that a convolution copies its windows through."""
 
