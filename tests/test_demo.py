@@ -21,6 +21,8 @@ from edgeadapt.cli.main import main
 from edgeadapt.demo import digits, report, view
 from edgeadapt.demo.loop import CLEAN, STAGES, Step, Tally, plan, severity, steps, warm
 from edgeadapt.errors import UsageError
+from edgeadapt.memory import read
+from edgeadapt.memory.figures import figures
 from edgeadapt.report import render
 from edgeadapt.terminal import Screen, Style, beside, is_live, style_of
 
@@ -56,6 +58,12 @@ def test_the_shipped_bundle_is_small_and_whole():
     assert bundle.manifest.input.shape == (3, digits.SIDE, digits.SIDE)
     assert bundle.manifest.task.names == tuple("0123456789")
     assert "Alpaydin" in (digits.FOLDER / "digits.txt").read_text(encoding="utf-8")
+
+
+def test_the_shipped_bundle_states_what_plans_need():
+    bundle = Bundle.open(digits.BUNDLE)
+    for name, spec in bundle.manifest.graphs.items():
+        assert spec.figures == figures(read(bundle.graph_bytes(name))), name
 
 
 def test_the_plan_shares_frames_evenly_and_shows_every_image_before_any_again():
