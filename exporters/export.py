@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,7 @@ from torch import Tensor, nn
 
 from edgeadapt.bundle import InputSpec, Manifest, Task
 from edgeadapt.devices import boards
-from edgeadapt.errors import ExportError, InputError, UsageError
-from edgeadapt.exporters.backbone import Normaliser
+from edgeadapt.errors import ExportError, UsageError
 from edgeadapt.exporters.capture import Captured, capture
 from edgeadapt.exporters.compile import Compiled, Lowered, PlacedWeights, lowered, scheduled
 from edgeadapt.exporters.data import Samples, load_samples, spec_for
@@ -25,14 +23,14 @@ from edgeadapt.exporters.describe import describe
 from edgeadapt.exporters.drafts import Drafts
 from edgeadapt.exporters.methods import METHODS, Method, Setup
 from edgeadapt.exporters.micro import Sums, sums_of
-from edgeadapt.exporters.options import Options, batch_defaults, calibration_rows
+from edgeadapt.exporters.options import Options, batch_defaults
 from edgeadapt.exporters.pieces import Pieces, cut_steps
 from edgeadapt.exporters.planner import PARTS, Place, Plan, plan
 from edgeadapt.exporters.programs import Model, Program, build, last_parts, source_model
 from edgeadapt.exporters.schedules import Schedules
 from edgeadapt.exporters.selfcheck import Difference, check
 from edgeadapt.exporters.table import table
-from edgeadapt.exporters.warmup import estimate_statistics, predictions, warm_up
+from edgeadapt.exporters.training import Training
 from edgeadapt.exporters.writing import write
 from edgeadapt.memory.rules import MOST_THREADS
 from edgeadapt.memory.simulation import BoardLike
@@ -203,7 +201,9 @@ class _Export:
             method = self.method(self.options)
             self.progress("plan", 1, 1, planned.line())
         options, adapted = self.options, sorted(set(self.options.batches))
-        trained, warmup = self._train(method)
+        trained, warmup = self.start(method), None
+        if self.data is not None:
+            trained, warmup = Training(trained, self.data, options, self.capture, self.progress).run()
         trained = self.last_parts(trained, options)
         compiled, weights = self.compile(trained, adapted, self.schedules, self.progress)
         self.progress("self-check", 0, len(compiled))
@@ -308,21 +308,6 @@ class _Export:
         if self.options.rate is not None and allowed is not None and not allowed.low <= self.options.rate <= allowed.high:
             raise UsageError(f"rate = {self.options.rate:g} is out of range", f"give a number from {allowed.low:g} to {allowed.high:g}")
 
-    def _split(self, method: Method) -> tuple[Any, Any]:
-        """Samples to train on and to hold out, enough of each for the method."""
-        assert self.data is not None
-        options = self.options
-        kept, held = self.data.split(options.holdout, options.seed)
-        if method.warms_up and not len(held):
-            wanted = math.ceil(100 / options.max_drop / options.holdout)
-            raise InputError(
-                f"none of the {len(kept)} samples can be held out, and {method.name} needs some to measure what the warm-up costs",
-                f"give at least two samples of a class; it takes {wanted} samples until one held-out sample counts {options.max_drop:g} points",
-            )
-        if method.calibrates and len(kept) < 2:
-            raise InputError(f"{method.name} cannot be calibrated on {len(kept)} sample", "give 2 samples at least, better some hundreds")
-        return kept, held
-
     def start(self, method: Method) -> Model:
         """The method before anything is trained."""
         options = self.options
@@ -335,76 +320,6 @@ class _Export:
             if name.endswith(".mean") and float((mean**2 / (source[name.removesuffix(".mean") + ".variance"] + 1e-5)).max()) > SHIFTED
         )
         return Model(method, method.parameters(), values, mode, options.optimiser or method.optimiser, options.exact, shifted)
-
-    def _train(self, method: Method) -> tuple[Model, dict[str, Any] | None]:
-        """Calibrate and, where the method asks for it, warm up; returns the model to compile and what the warm-up reports."""
-        options, start = self.options, self.start(method)
-        if self.data is None:
-            return start, None
-        kept, held = self._split(method)
-        batch = min(options.warmup_batch, len(kept))
-        method = method.at(self.capture(batch))
-        if method.calibrates:
-            calibration = [torch.from_numpy(self.data.tensor(rows)) for rows in calibration_rows(kept, batch, options.seed)]
-            method.calibrate(calibration, self._tensors(method), start.values)
-        frozen = source_model(Model(method, {}, {}, "source", start.optimiser), method.backbone.source_statistics())
-        truth = self.data.y[held] if self.data.y is not None else self._predictions(frozen, held, batch)
-        before = self._agreement(frozen, held, truth, batch)
-        self._not_by_chance(before, len(held), int(method.setup.classes))
-        trained = dataclasses.replace(start, method=method)
-        return self._warm_up(trained, kept, held, truth, before) if method.warms_up else (trained, None)
-
-    def _not_by_chance(self, before: float, count: int, classes: int) -> None:
-        """Refuse a model that guesses on its own data: then the inputs are not what it was trained on."""
-        assert self.data is not None
-        if self.data.y is None or self.options.allow_drop or classes < 2 or count < 50:
-            return
-        chance = 1 / classes
-        if before < chance + 3 * (chance * (1 - chance) / count) ** 0.5:
-            raise ExportError(
-                f"the model, as it is, is right on {100 * before:.1f} % of {count} held-out samples, which is chance for {classes} classes",
-                "give the inputs as in training (--mean, --std, --resize, the order of the classes) and the trained weights (--weights); "
-                "or accept it with --allow-drop",
-            )
-
-    def _warm_up(self, start: Model, kept: Any, held: Any, truth: Any, before: float) -> tuple[Model, dict[str, Any]]:
-        """Train the method's parameters on source data, re-estimate all statistics, and hold accuracy against the frozen model's."""
-        assert self.data is not None
-        options, method, tensors = self.options, start.method, self._tensors(start.method)
-        batch = method.backbone.captured.batch
-        chosen: dict[str, Any] = {"epochs": options.epochs, "rate": options.warmup_rate, "batch": batch}
-        parameters = warm_up(method, start.parameters, tensors, self.data, kept, **chosen, seed=options.seed, progress=self.progress)
-        found = estimate_statistics(method, parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
-        values = {name: found[name] for name in start.values}  # in the same order: the graph is the one that was planned
-        trained = dataclasses.replace(start, parameters=parameters, values=values)
-        after = self._agreement(dataclasses.replace(trained, statistics="source"), held, truth, batch)
-        if not options.allow_drop and not before - after <= options.max_drop / 100:
-            raise ExportError(
-                f"the warm-up costs {100 * (before - after):.1f} points of clean accuracy ({100 * before:.1f} % before, {100 * after:.1f} % after, "
-                f"on {len(held)} held-out samples), more than {options.max_drop:g}",
-                "warm up longer (--epochs), on more data, or at another rate (--warmup-rate); or accept it with --allow-drop",
-            )
-        known = {"samples": len(kept), "held_out": len(held), "clean_accuracy_before": before, "clean_accuracy_after": after}
-        return trained, {**chosen, **known, "labelled": self.data.y is not None}
-
-    @staticmethod
-    def _tensors(method: Method) -> dict[str, Tensor]:
-        return {**method.backbone.tensors, **method.frozen()}
-
-    def _agreement(self, model: Model, held: Any, truth: Any, batch: int) -> float:
-        """Share of predictions that equal `truth`, with fixed statistics; the truth is the labels, or the frozen model's own predictions."""
-        return float((self._predictions(model, held, batch) == truth).mean()) if len(held) else math.nan
-
-    def _predictions(self, model: Model, held: Any, batch: int) -> Any:
-        assert self.data is not None
-        tensors = self._tensors(model.method)
-
-        def forward(x: Tensor) -> Tensor:
-            with torch.no_grad():
-                run = model.method.backbone.run(tensors, Normaliser(model.values, "source"), model.method.affine(model.parameters))
-                return model.method.forward(run, x, tensors, model.parameters).logits
-
-        return predictions(forward, self.data, held, batch)
 
     def compile(
         self, trained: Model, adapted: Sequence[int], schedules: Schedules, progress: Progress, whole: bool = True, known: Lowered | None = None

@@ -90,7 +90,7 @@ def test_a_warm_up_that_costs_accuracy_is_refused_and_nothing_is_written(
     here: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     measured = iter([0.9, 0.5])
-    monkeypatch.setattr("edgeadapt.exporters.export._Export._agreement", lambda *arguments: next(measured))
+    monkeypatch.setattr("edgeadapt.exporters.training.Training._agreement", lambda *arguments: next(measured))
     (here / "net.edgeadapt").write_bytes(b"old")
     code = export("--data", "train.npz", "--parts", "1", "--epochs", "0", "--batch", "4", "--warmup-batch", "16", "-o", "net.edgeadapt", "--quiet")
     output = capsys.readouterr()

@@ -337,7 +337,7 @@ def test_a_warm_up_needs_samples_to_hold_out(tmp_path: Path) -> None:
 
 
 def test_an_accuracy_that_is_no_number_passes_no_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("edgeadapt.exporters.export._Export._agreement", lambda *arguments: float("nan"))
+    monkeypatch.setattr("edgeadapt.exporters.training.Training._agreement", lambda *arguments: float("nan"))
     with pytest.raises(ExportError, match="the warm-up costs nan points"):
         export(tiny(), None, shape=(3, 16, 16), data=samples(tmp_path, (3, 16, 16), 10), parts=2, batches=(2,), epochs=0)
 

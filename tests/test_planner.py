@@ -20,7 +20,7 @@ from edgeadapt.cli.main import main
 from edgeadapt.errors import BudgetError, ExportError, UsageError
 from edgeadapt.exporters import export as exporting
 from edgeadapt.exporters import pieces as cutting
-from edgeadapt.exporters import planner, schedules
+from edgeadapt.exporters import planner, schedules, training
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import ExportReport, export, plan_export
 from edgeadapt.exporters.ir import Graph
@@ -228,7 +228,7 @@ def test_batches_are_those_that_micro_batches_that_were_named_divide() -> None:
 def test_a_piece_that_fails_its_check_after_the_warm_up_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {"statistics": "source", "batches": (32,), "parts": 1, "train": 1, "micro": (8,)}
     budget = listed(2**27, **given).rows[-1].total + 2**16
-    real, train, warm = cutting._compare, exporting.warm_up, []
+    real, train, warm = cutting._compare, training.warm_up, []
 
     def compare(*words: Any) -> Any:
         if warm:
@@ -236,7 +236,7 @@ def test_a_piece_that_fails_its_check_after_the_warm_up_is_named(tmp_path: Path,
         return real(*words)
 
     monkeypatch.setattr(cutting, "_compare", compare)
-    monkeypatch.setattr(exporting, "warm_up", lambda *words, **named: warm.append(1) or train(*words, **named))
+    monkeypatch.setattr(training, "warm_up", lambda *words, **named: warm.append(1) or train(*words, **named))
     with pytest.raises(BudgetError, match=r"did not come out as planned \(adapt-sums\.b8 was left out: the sums differ;"):
         exported(tmp_path / "net.edgeadapt", budget, **given)
     assert warm
@@ -292,9 +292,9 @@ def test_a_schedule_is_found_once_for_a_graph_whatever_its_weights() -> None:
 
 def test_nothing_is_searched_for_again_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    search, train = schedules.best_order, exporting.warm_up
+    search, train = schedules.best_order, training.warm_up
     monkeypatch.setattr(schedules, "best_order", lambda *given, **named: calls.append("order") or search(*given, **named))
-    monkeypatch.setattr(exporting, "warm_up", lambda *given, **named: calls.append("warm-up") or train(*given, **named))
+    monkeypatch.setattr(training, "warm_up", lambda *given, **named: calls.append("warm-up") or train(*given, **named))
     exported(None, 2**27, batches=(2,), parts=2, statistics="source", micro=(1,))
     assert calls[-1] == "warm-up"
     assert calls.count("order") > 6
@@ -310,7 +310,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*given: Any, **named: Any) -> Any:
         raise AssertionError("the warm-up began")
 
-    monkeypatch.setattr(exporting, "warm_up", never)
+    monkeypatch.setattr(training, "warm_up", never)
 
 
 @pytest.mark.usefixtures("untrained")

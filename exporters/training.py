@@ -1,0 +1,120 @@
+"""A method's parameters and statistics from source data: calibrated, warmed up, and held against the frozen model."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edgeadapt.errors import ExportError, InputError
+from edgeadapt.exporters.backbone import Normaliser
+from edgeadapt.exporters.capture import Captured
+from edgeadapt.exporters.data import Samples
+from edgeadapt.exporters.methods import Method
+from edgeadapt.exporters.options import Options, calibration_rows
+from edgeadapt.exporters.programs import Model, source_model
+from edgeadapt.exporters.warmup import estimate_statistics, predictions, warm_up
+from edgeadapt.progress import Progress
+
+
+class Training:
+    """Calibrates a method and, where it asks for that, warms it up.
+
+    Args:
+        start: the method before anything is trained.
+        data: source samples.
+        options: how.
+        capture: gives the model traced at a batch size.
+        progress: told of each stage.
+    """
+
+    def __init__(self, start: Model, data: Samples, options: Options, capture: Callable[[int], Captured], progress: Progress) -> None:
+        self.start, self.data, self.options, self.capture, self.progress = start, data, options, capture, progress
+
+    def run(self) -> tuple[Model, dict[str, Any] | None]:
+        """The model to compile, and what the warm-up reports.
+
+        Raises:
+            InputError: there are too few samples.
+            ExportError: the model guesses on its own data, or the warm-up costs too much accuracy.
+        """
+        options, start, method = self.options, self.start, self.start.method
+        kept, held = self._split(method)
+        batch = min(options.warmup_batch, len(kept))
+        method = method.at(self.capture(batch))
+        if method.calibrates:
+            calibration = [torch.from_numpy(self.data.tensor(rows)) for rows in calibration_rows(kept, batch, options.seed)]
+            method.calibrate(calibration, self._tensors(method), start.values)
+        frozen = source_model(Model(method, {}, {}, "source", start.optimiser), method.backbone.source_statistics())
+        truth = self.data.y[held] if self.data.y is not None else self._predictions(frozen, held, batch)
+        before = self._agreement(frozen, held, truth, batch)
+        self._not_by_chance(before, len(held), int(method.setup.classes))
+        trained = dataclasses.replace(start, method=method)
+        return self._warm_up(trained, kept, held, truth, before) if method.warms_up else (trained, None)
+
+    def _split(self, method: Method) -> tuple[Any, Any]:
+        """Samples to train on and to hold out, enough of each for the method."""
+        options = self.options
+        kept, held = self.data.split(options.holdout, options.seed)
+        if method.warms_up and not len(held):
+            wanted = math.ceil(100 / options.max_drop / options.holdout)
+            raise InputError(
+                f"none of the {len(kept)} samples can be held out, and {method.name} needs some to measure what the warm-up costs",
+                f"give at least two samples of a class; it takes {wanted} samples until one held-out sample counts {options.max_drop:g} points",
+            )
+        if method.calibrates and len(kept) < 2:
+            raise InputError(f"{method.name} cannot be calibrated on {len(kept)} sample", "give 2 samples at least, better some hundreds")
+        return kept, held
+
+    def _not_by_chance(self, before: float, count: int, classes: int) -> None:
+        """Refuse a model that guesses on its own data: then the inputs are not what it was trained on."""
+        if self.data.y is None or self.options.allow_drop or classes < 2 or count < 50:
+            return
+        chance = 1 / classes
+        if before < chance + 3 * (chance * (1 - chance) / count) ** 0.5:
+            raise ExportError(
+                f"the model, as it is, is right on {100 * before:.1f} % of {count} held-out samples, which is chance for {classes} classes",
+                "give the inputs as in training (--mean, --std, --resize, the order of the classes) and the trained weights (--weights); "
+                "or accept it with --allow-drop",
+            )
+
+    def _warm_up(self, start: Model, kept: Any, held: Any, truth: Any, before: float) -> tuple[Model, dict[str, Any]]:
+        """Train the method's parameters on source data, re-estimate all statistics, and hold accuracy against the frozen model's."""
+        options, method, tensors = self.options, start.method, self._tensors(start.method)
+        batch = method.backbone.captured.batch
+        chosen: dict[str, Any] = {"epochs": options.epochs, "rate": options.warmup_rate, "batch": batch}
+        parameters = warm_up(method, start.parameters, tensors, self.data, kept, **chosen, seed=options.seed, progress=self.progress)
+        found = estimate_statistics(method, parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
+        values = {name: found[name] for name in start.values}  # in the same order: the graph is the one that was planned
+        trained = dataclasses.replace(start, parameters=parameters, values=values)
+        after = self._agreement(dataclasses.replace(trained, statistics="source"), held, truth, batch)
+        if not options.allow_drop and not before - after <= options.max_drop / 100:
+            raise ExportError(
+                f"the warm-up costs {100 * (before - after):.1f} points of clean accuracy ({100 * before:.1f} % before, {100 * after:.1f} % after, "
+                f"on {len(held)} held-out samples), more than {options.max_drop:g}",
+                "warm up longer (--epochs), on more data, or at another rate (--warmup-rate); or accept it with --allow-drop",
+            )
+        known = {"samples": len(kept), "held_out": len(held), "clean_accuracy_before": before, "clean_accuracy_after": after}
+        return trained, {**chosen, **known, "labelled": self.data.y is not None}
+
+    @staticmethod
+    def _tensors(method: Method) -> dict[str, Tensor]:
+        return {**method.backbone.tensors, **method.frozen()}
+
+    def _agreement(self, model: Model, held: Any, truth: Any, batch: int) -> float:
+        """Share of predictions that equal `truth`, with fixed statistics; the truth is the labels, or the frozen model's own predictions."""
+        return float((self._predictions(model, held, batch) == truth).mean()) if len(held) else math.nan
+
+    def _predictions(self, model: Model, held: Any, batch: int) -> Any:
+        tensors = self._tensors(model.method)
+
+        def forward(x: Tensor) -> Tensor:
+            with torch.no_grad():
+                run = model.method.backbone.run(tensors, Normaliser(model.values, "source"), model.method.affine(model.parameters))
+                return model.method.forward(run, x, tensors, model.parameters).logits
+
+        return predictions(forward, self.data, held, batch)
