@@ -164,8 +164,7 @@ class Service:
             if level < Level.PREDICT and self._pressure is not None:
                 self._pressure.stay(reason)
             return level == Level.PREDICT  # `live` tries again
-        if level == Level.PREDICT:
-            self._regain = max(0, min(before - resident(), most))
+        self._regain = max(0, min(before - resident(), most)) if level == Level.PREDICT else 0  # further up nothing is loaded
         return True
 
     def _least(self) -> dict[str, dict[int, Form]]:

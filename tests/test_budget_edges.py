@@ -226,6 +226,22 @@ def region_of(adapter: Adapter) -> int:
     return adapter._service.choice.plan.region.size
 
 
+def test_once_all_is_loaded_again_no_step_up_takes_more(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What only predicting gave back is taken by the first step up; to ask for it again would keep adaptation paused for good in a tight budget."""
+    asked: list[tuple[Level, int]] = []
+    with Adapter.open(path, ENOUGH) as adapter:
+        pressure = pressed(adapter)
+        down(adapter, pressure)
+        adapter._service._regain = 2**20
+        look = pressure.look
+        monkeypatch.setattr(pressure, "look", lambda more=0: asked.append((Level(pressure.level), more)) or look(more))
+        up(adapter, pressure)
+        assert not adapter.memory["level"]
+    assert {more for level, more in asked if level == Level.PREDICT} == {2**20}
+    assert {more for level, more in asked if level < Level.PREDICT} == {0}
+    assert {level for level, _ in asked} >= {Level.PREDICT, Level.SHED, Level.PAUSED}
+
+
 def test_an_entry_that_vanishes_before_the_exchange_back_costs_no_step(entry: tuple[Path, Path], caplog: pytest.LogCaptureFixture) -> None:
     bundle, folder = entry
     with Adapter.open(bundle, ENOUGH) as adapter, Adapter.open(bundle, prepared=False) as twin:
