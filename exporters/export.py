@@ -106,11 +106,11 @@ def export(
         ExportError: the model cannot be traced, cut or differentiated; the method needs data; the warm-up costs too much accuracy; the self-check
             fails; the bundle cannot be written, or not be opened afterwards.
         UsageError, InputError: a choice or the data is wrong.
-        BudgetError: nothing fits the budget; nothing was trained.
+        BudgetError: nothing fits the budget, and nothing was trained; or, rarely, the bundle did not come out as planned.
     """
     if (board is not None or board_threads != 1) and budget is None:
         raise UsageError("a board is where a budget holds, and there is none", "give a budget too, or leave the board out")
-    place = _place(board, budget, board_threads)
+    place = None if budget is None else _place(board, budget, board_threads)
     options, spec, progress = Options.of(choices, planned=budget is not None), spec_for(shape, mean, std, resize), progress or quiet
     samples: Samples | None = None
     if isinstance(data, Samples):
@@ -122,7 +122,7 @@ def export(
     elif data is not None:
         samples = load_samples(data, spec, names=names, seed=options.seed, progress=progress)
     job = _Export(model, spec, samples, options, progress, _named(choices))
-    return job.run(output, names or (samples.names if samples is not None else None), model_name, None if budget is None else place)
+    return job.run(output, names or (samples.names if samples is not None else None), model_name, place)
 
 
 def plan_export(

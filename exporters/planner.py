@@ -238,8 +238,7 @@ def plan(drafts: Drafts, place: Place, wishes: Wishes, progress: Progress = quie
         if taken := search.first(runs):
             row = search.best(taken)
         else:
-            search.deepen(runs[-1][-1])
-            nearest = min(search.rows, key=lambda row: row.total)
+            nearest = search.nearest(runs[-1][-1])
             free = Wishes(micro=wishes.micro)
             other = search.first(preference(free, divisions)) if wishes != free else None
             instead = search.best(other) if other else None
@@ -256,7 +255,8 @@ def preference(wishes: Wishes, divisions: Sequence[int]) -> list[list[Candidate]
     What the user has said stays. Else four parts; a batch of 16, then smaller ones; at each as many parts trained as can be; at last fewer parts.
     The batch goes before the trained parts because it is worth more: on the stream of docs/benchmarks.md training only the last of four parts cost
     0.1 points of error, a batch of 16 instead of 64 cost 0.5, of 4 another 0.5, of 1 another 3. More than four parts (0.1 to 0.3 points in EcoTTA's
-    own tables, for 15 to 70 % more memory) and batches over 16 (predictions wait for a batch to be full) are for the user to ask for.
+    own tables, for 15 to 70 % more memory) and batches over 16 (predictions wait for a batch to be full) are for the user to ask for. Where
+    micro-batches were named, only batches that each of them divides are left.
     """
     return [
         [Candidate(parts, trained, batches) for trained in _trained(wishes, parts)]
@@ -301,7 +301,12 @@ class _Search:
     @property
     def rows(self) -> list[Row]:
         """Of all candidates, as they were compiled last."""
-        return [row for found in self._rows.values() for row in list(found.values())[-1]]
+        return [row for candidate in self._rows for row in self._known(candidate)]
+
+    def _known(self, candidate: Candidate) -> list[Row]:
+        """As it was compiled at the greatest depth."""
+        found = self._rows[candidate]
+        return found.get("whole") or found.get("step") or found["hurried"]
 
     @property
     def looked(self) -> int:
@@ -316,9 +321,23 @@ class _Search:
             self._compile(candidate, "hurried")
         self.progress("plan", len(candidates), len(candidates))
 
-    def deepen(self, candidate: Candidate) -> None:
-        """Compile its step in full, where nothing fits: what is said of it is to be what it needs."""
-        self._compile(candidate, "step")
+    def nearest(self, last: Candidate) -> Row:
+        """Where nothing fits, what takes least at each of a candidate's batches, of the candidate that needs least; `last` is one that was asked for.
+
+        It is compiled whole: what is said of it is what it needs.
+        """
+        self._compile(last, "step")
+        while True:
+            needs = {candidate: self._needed(candidate) for candidate in self._rows}
+            least = min(needs, key=lambda candidate: needs[candidate].total)
+            if "whole" in self._rows[least]:
+                return needs[least]
+            self._compile(least, "whole" if "step" in self._rows[least] else "step")
+
+    def _needed(self, candidate: Candidate) -> Row:
+        """The row that decides whether a candidate fits."""
+        rows = self._known(candidate)
+        return max((min((row for row in rows if row.batch == size), key=_total) for size in candidate.batches), key=_total)
 
     def first(self, runs: Sequence[Sequence[Candidate]]) -> Candidate | None:
         """The first candidate that fits, of runs in which memory falls."""
@@ -376,6 +395,10 @@ class _Search:
                 self._hopeless.add(candidate)
             if needed > FAR * budget:
                 self._far = min(self._far or beside, beside)
+
+
+def _total(row: Row) -> int:
+    return row.total
 
 
 def _row(candidate: Candidate, choice: Choice, depth: Depth) -> Row:

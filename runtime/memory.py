@@ -70,7 +70,7 @@ class Need:
         inside, beside: copies of its weights that are made while it loads, in the region and besides.
         structures: of its session.
         exact: whether `region` was counted; else it is an estimate, and nothing bounds it.
-        places: windows of the bundle's file and of the prepared graphs' that its weights lie in, as `footprint.windows` has them; None: unknown.
+        places: windows of the bundle's file and of the prepared graphs' that its weights lie in, as `weights.windows` has them; None: unknown.
         device: the limit of what it takes of a GPU's memory; 0 on the CPU.
         lacking: its operators that run on the CPU because the GPU lacks them.
         seconds: of a run, roughly; only the ratio of two says anything. 0 where it is not known.
@@ -89,9 +89,9 @@ class Need:
 
 
 class Needs:
-    """What the graphs of a bundle take. One whose figures are not stated is read when it is first asked for, and only the figures are kept.
+    """What the graphs of a bundle take. One that does not state all of it, or not exactly, is read when it is first asked for.
 
-    A ledger of the whole bundle would keep all graphs in memory at once: 20 MB for ten graphs of a WideResNet-40-2.
+    Only figures are kept of it. A ledger of the whole bundle would keep all graphs in memory at once: 20 MB for ten graphs of a WideResNet-40-2.
 
     Args:
         bundle: the bundle.
@@ -138,7 +138,7 @@ class Needs:
             return Need(spec.peak_bytes, footprint.margined(spec.peak_bytes), 0, 0, _NODE * spec.nodes, False)
         ready, told = self._prepared.get(name), self._told(name)
         found, nodes, region = (spec.figures, spec.nodes, told) if ready is None else (ready.figures, ready.nodes, ready.region_bytes)
-        if found is None or not region or not found.exact:  # that a region cannot be bounded is nobody's word to be taken for
+        if found is None or (ready is None and not (region and found.exact)):  # that a region cannot be bounded is nobody's word to be taken for
             graph = self.graph(name)
             found, nodes, region = figures(graph), len(graph.nodes), region if ready is not None else self._region(name, graph)
         held = structures(nodes, found)

@@ -39,7 +39,8 @@ class Service:
         self._bundle, self._state, self._prepared, self._again = bundle, loaded.state, loaded.prepared, loaded.again
         self._threads, self._pressure, self._counters = threads, pressure, counters
         self._engine: Engine | None = loaded.engine
-        self._closed, self._regain, self._engines = False, 0, 0
+        self._closed, self._engines = False, 0
+        self._before = self._most = 0  # held before all but the least was given up, and what all takes beyond that
         self._narrow = False  # as exported, only the least fits, and what was prepared has gone
         self._forms = _by_role(loaded.choice.forms)
         self.batches = {role: tuple(sizes) for role, sizes in self._forms.items()}
@@ -99,8 +100,12 @@ class Service:
 
     def look(self) -> None:
         """Follows the state of memory by one level, if it is time to look. No engine of before may be held any longer."""
-        if self._pressure is not None and (level := self._pressure.look(self._regain)) is not None:
+        if self._pressure is not None and (level := self._pressure.look(self._missing())) is not None:
             self._go(level)
+
+    def _missing(self) -> int:
+        """Bytes that are still to come back of what was given up: all that is to be loaded, then pages that no run has touched yet."""
+        return max(0, min(self._before - resident(), self._most))
 
     def pick(self, role: str, count: int) -> Form:
         """How the next of that many frames are run: the largest batch that fits; what no batch fits is predicted one by one."""
@@ -153,8 +158,9 @@ class Service:
 
     def _exchange(self, level: Level) -> bool:
         """Exchanges all graphs for the least, or back; False if there is no memory for all."""
-        before = resident()
-        most = self.choice.plan.total - self.choice.least.total  # what a program let go of meanwhile need not come back
+        if level == Level.PREDICT:
+            self._before = resident()
+            self._most = self.choice.plan.total - self.choice.least.total  # what a program let go of meanwhile need not come back
         try:
             self._load(level)
         except (EdgeAdaptError, MemoryError, OSError, RuntimeError) as refusal:
@@ -164,7 +170,6 @@ class Service:
             if level < Level.PREDICT and self._pressure is not None:
                 self._pressure.stay(reason)
             return level == Level.PREDICT  # `live` tries again
-        self._regain = max(0, min(before - resident(), most)) if level == Level.PREDICT else 0  # further up nothing is loaded
         return True
 
     def _least(self) -> dict[str, dict[int, Form]]:

@@ -213,6 +213,18 @@ def test_what_is_said_to_be_needed_is_what_is_needed(tmp_path: Path) -> None:
     assert listed(int(needed[1]) * 2**20, **given).chosen == Candidate(1, 1, (32,))
 
 
+@pytest.mark.usefixtures("untrained")
+def test_what_is_needed_is_what_every_batch_needs(tmp_path: Path) -> None:
+    """Of two batches the smaller one fits, and is not the answer."""
+    given: dict[str, Any] = {"batches": (1, 32), "parts": 1, "train": 1}
+    totals = {size: min(row.total for row in listed(batches=(size,), parts=1, train=1).rows) for size in (1, 32)}
+    with pytest.raises(BudgetError, match="the nearest is 1 part, all trained, batch 32") as refused:
+        exported(tmp_path / "net.edgeadapt", (totals[1] + totals[32]) // 2, **given)
+    needed = re.search(r"at least (\d+)MiB", refused.value.hint)
+    assert needed is not None
+    assert listed(int(needed[1]) * 2**20, **given).chosen == Candidate(1, 1, (1, 32))
+
+
 def test_batches_are_those_that_micro_batches_that_were_named_divide() -> None:
     assert [run[0].batches for run in preference(Wishes(micro=(4,)), ())] == [(16,), (8,)]
     assert [run[0].batches for run in preference(Wishes(micro=(16,)), ())] == [(32,)], "the smallest that can be"
