@@ -295,7 +295,6 @@ class _Search:
         self._in_pieces = drafts.in_pieces()
         self._rows: dict[Candidate, dict[Depth, list[Row]]] = {}
         self._hopeless: set[Candidate] = set()
-        self._listing = False  # its own progress goes with it
         self._far = 0  # from this batch on, what must be beside a step is far over the budget
 
     @property
@@ -315,10 +314,8 @@ class _Search:
 
     def look(self, candidates: Sequence[Candidate]) -> None:
         """Compile all of them in a hurry."""
-        self._listing = True
         for done, candidate in enumerate(candidates):
-            self.progress("plan", done, len(candidates), _note(candidate))
-            self._compile(candidate, "hurried")
+            self._compile(candidate, "hurried", (done, len(candidates)))
         self.progress("plan", len(candidates), len(candidates))
 
     def nearest(self, last: Candidate) -> Row:
@@ -370,11 +367,10 @@ class _Search:
         rows = self._compile(candidate, depth)
         return all(any(row.fits for row in rows if row.batch == batch) for batch in candidate.batches)
 
-    def _compile(self, candidate: Candidate, depth: Depth) -> list[Row]:
+    def _compile(self, candidate: Candidate, depth: Depth, progress: tuple[int, int] = (0, 0)) -> list[Row]:
         found = self._rows.setdefault(candidate, {})
         if depth not in found:
-            if not (depth == "hurried" and self._listing):
-                self.progress("plan", 0, 0, _note(candidate) + _WORDS[depth])
+            self.progress("plan", *progress, _note(candidate) + _WORDS[depth])
             with self.drafts.draft(candidate, depth) as bundle:
                 found[depth] = [_row(candidate, choice, depth) for batch in candidate.batches for choice in self._choices(bundle, batch)]
                 if self.place.budget is not None and depth == "hurried":
