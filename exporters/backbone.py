@@ -7,7 +7,7 @@ decides what happens between segments: EcoTTA adds its meta networks there, a si
 from __future__ import annotations
 
 import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +18,11 @@ from torch.nn import functional as F
 
 from edgeadapt.exporters.capture import NORMALISATION, Captured
 from edgeadapt.exporters.operators import REPLACED, batch_statistics, channel_axes, scale_shift
+from edgeadapt.exporters.quantise.layout import ENTRY
+from edgeadapt.exporters.quantise.rounding import Rounding
+
+Observe = Callable[[str, Tensor, Sequence[Any]], None]
+"""Told of tensors as they are made: the node's name (`ENTRY` before that of a segment's start), the tensor, and what it was made from."""
 
 
 @dataclass
@@ -36,6 +41,10 @@ class Normaliser:
     exact: bool = False
     shifted: frozenset[str] = frozenset()
     updated: dict[str, Tensor] = field(default_factory=dict)
+
+    def fixed(self, name: str, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor] | None:
+        """Scale and shift (C,) of layer `name`; None where its statistics move."""
+        return scaling(self.statistics[f"{name}.mean"], self.statistics[f"{name}.variance"], weight, bias, eps) if self.mode == "source" else None
 
     def __call__(self, name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
         """Normalise x (N, C, …) as layer `name`, whose statistics are `name.mean` and `name.variance`, each (C,)."""
@@ -56,11 +65,15 @@ class Normaliser:
             mean = (1.0 - self.mix) * mean + self.mix * batch_mean
             variance = (1.0 - self.mix) * variance + self.mix * batch_variance
             self.updated[f"{name}.mean"], self.updated[f"{name}.variance"] = mean.detach(), variance.detach()
-        deviation = (variance + eps).sqrt()
-        scale = (torch.ones_like(deviation) if weight is None else weight) / deviation
-        offset = -mean * scale if bias is None else bias - mean * scale
-        result: Tensor = scale_shift(x, scale, offset)
+        result: Tensor = scale_shift(x, *scaling(mean, variance, weight, bias, eps))
         return result
+
+
+def scaling(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
+    """A normalisation as a scale and a shift, each (C,)."""
+    deviation = (variance + eps).sqrt()
+    scale = (torch.ones_like(deviation) if weight is None else weight) / deviation
+    return scale, -mean * scale if bias is None else bias - mean * scale
 
 
 class Backbone:
@@ -90,8 +103,9 @@ class Backbone:
 
     @property
     def tensors(self) -> dict[str, Tensor]:
-        """Frozen parameters, buffers and constants by qualified name."""
-        return self.captured.tensors
+        """Frozen parameters, buffers and constants by qualified name, int8 weights and grids among them."""
+        more = self.captured.quantisation
+        return self.captured.tensors if more is None else {**self.captured.tensors, **more.tensors}
 
     def run(self, tensors: Mapping[str, Tensor], normalise: Normaliser, affine: Mapping[str, Tensor] | None = None) -> BackboneRun:
         """Prepare one forward pass over `tensors`; `affine` overrides weights and biases of normalisation layers by qualified name."""
@@ -111,6 +125,9 @@ class BackboneRun:
 
     def __init__(self, backbone: Backbone, tensors: Mapping[str, Tensor], normalise: Normaliser, affine: Mapping[str, Tensor]) -> None:
         self.backbone, self.normalise, self.affine = backbone, normalise, affine
+        self.observe: Observe | None = None
+        quantisation = backbone.captured.quantisation
+        self.rounding = None if quantisation is None else Rounding(quantisation, tensors, backbone.norms, normalise, affine)
         owner = backbone.captured.owner
         self.known: dict[fx.Node, Any] = {}
         for node in backbone.captured.graph.nodes:
@@ -128,7 +145,9 @@ class BackboneRun:
             if index
             else next(node for node in backbone.captured.graph.nodes if node.op == "placeholder" and node.name == backbone.captured.input)
         )
-        values[start] = x
+        values[start] = x if self.rounding is None else self.rounding.entry(start, x)
+        if self.observe is not None:
+            self.observe(ENTRY + start.name, x, ())
         for node in backbone.segments[index]:
             self.execute(node, values)
             if node is stop:
@@ -151,13 +170,27 @@ class BackboneRun:
 
         args, kwargs = fetch(node.args), fetch(node.kwargs)
         with traceback.set_current_meta(node):
-            if node.target is NORMALISATION:
-                values[node] = (self._normalisation(node, args), None, None)
-            elif node.target is operator.getitem:
-                values[node] = args[0][args[1]]
-            else:
-                target: Any = REPLACED.get(node.target, node.target)
-                values[node] = target(*args, **kwargs)
+            values[node] = self._computed(node, args, kwargs)
+        if self.observe is not None and isinstance(values[node], Tensor):
+            self.observe(node.name, values[node], args)
+
+    def _computed(self, node: fx.Node, args: Any, kwargs: Any) -> Any:
+        rounding = self.rounding
+        if node.target is NORMALISATION:
+            folded = rounding is not None and node.name in rounding.folded
+            return (args[0] if folded else self._normalisation(node, args), None, None)
+        if rounding is not None and node.op == "call_function" and args and isinstance(args[0], Tensor):
+            done = rounding.convolution(node, args[0])
+            if done is None:
+                done = rounding.relu(node, args[0])
+            if done is not None:
+                return done
+        if node.target is operator.getitem:
+            value = args[0][args[1]]
+        else:
+            target: Any = REPLACED.get(node.target, node.target)
+            value = target(*args, **kwargs)
+        return rounding.settled(node, value) if rounding is not None and isinstance(value, Tensor) else value
 
     def _normalisation(self, node: fx.Node, args: Any) -> Tensor:
         norm = self.backbone.norms[node.name]

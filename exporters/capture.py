@@ -6,13 +6,18 @@ error names the reason. The result is functional: no operator writes into its in
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx, nn
 
 from edgeadapt.errors import ExportError
+
+if TYPE_CHECKING:
+    from edgeadapt.exporters.quantise.rounding import Quantisation
 
 NORMALISATION = torch.ops.aten._native_batch_norm_legit_no_training.default
 
@@ -35,7 +40,7 @@ class Captured:
     """A traced module at one batch size.
 
     graph: functional ATen operators; tensors: parameters, buffers and constants by qualified name; owner: qualified name of each
-    placeholder that stands for one of them; parameters: the names among them that are parameters.
+    placeholder that stands for one of them; parameters: the names among them that are parameters; quantisation: what of it is computed in 8 bits.
     """
 
     graph: fx.Graph
@@ -45,6 +50,11 @@ class Captured:
     batch: int
     norms: tuple[Norm, ...]
     parameters: frozenset[str]
+    quantisation: Quantisation | None = None
+
+    def quantised(self, quantisation: Quantisation | None) -> Captured:
+        """The same model with its numbers in 8 bits."""
+        return dataclasses.replace(self, quantisation=quantisation)
 
     @property
     def result(self) -> fx.Node:

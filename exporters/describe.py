@@ -25,8 +25,9 @@ def describe(
     warmup: dict[str, Any] | None,
     differences: Sequence[Difference],
     left_out: Mapping[str, str],
+    quantisation: dict[str, Any] | None = None,
 ) -> Manifest:
-    """The manifest, all but the members' checksums. left_out: graphs that were tried and are not there, and why."""
+    """The manifest, all but the members' checksums. left_out: graphs that were tried and are not there, and why; quantisation: what is in 8 bits."""
     method, captured = model.method, model.method.backbone.captured
     adapted = sorted(set(options.batches))
 
@@ -53,6 +54,7 @@ def describe(
         opset=OPSET,
         ir_version=IR_VERSION,
         warmup=warmup,
+        quantisation=quantisation,
         selfcheck={**{item.graph: item.plain() for item in differences}, **{key: {"left_out": why} for key, why in left_out.items()}},
     )
 

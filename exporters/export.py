@@ -27,6 +27,8 @@ from edgeadapt.exporters.options import Options, batch_defaults
 from edgeadapt.exporters.pieces import Pieces, cut_steps
 from edgeadapt.exporters.planner import PARTS, Place, Plan, plan
 from edgeadapt.exporters.programs import Model, Program, build, last_parts, source_model
+from edgeadapt.exporters.quantise.choose import Chosen, Numbers, Quantising, stand_in
+from edgeadapt.exporters.quantise.rounding import Quantisation
 from edgeadapt.exporters.schedules import Schedules
 from edgeadapt.exporters.selfcheck import Difference, check
 from edgeadapt.exporters.table import table
@@ -97,7 +99,8 @@ def export(
         board: where that is: a key or profile as for `edgeadapt.devices.boards.load`, or a board; this machine by default.
         board_threads: threads of one operator that it will be served with there.
         choices: fields of `Options`: method, parts, cuts, kernel, width, train, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
-            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task, micro. One that the method has no use for is refused.
+            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task, micro, quantize, gradient. One that the method has no use for is
+            refused.
 
     Returns:
         what was exported; `print(report.table())` shows it.
@@ -169,6 +172,9 @@ class _Export:
         self.model, self.shape, self.spec, self.data, self.options, self.progress = model.eval(), spec.shape, spec, data, options, progress
         self.captures: dict[int, Captured] = {}
         self.schedules, self.drafts = Schedules(), Drafts(self, given)
+        self.chosen: Chosen | None = None
+        self.numbers: Numbers | None = None
+        self._stands: dict[tuple[str, ...], Quantisation] = {}
         if options.threads:
             torch.set_num_threads(options.threads)
 
@@ -195,6 +201,7 @@ class _Export:
             )
         self._check_rate(method)
         self._check_micro(method)
+        quantising = self._quantising(method)
         if place is not None:
             planned = plan(self.drafts, place, self.drafts.wishes(method), self.progress)
             self.options = self.drafts.options(planned.check())
@@ -205,6 +212,8 @@ class _Export:
         if self.data is not None:
             trained, warmup = Training(trained, self.data, options, self.capture, self.progress).run()
         trained = self.last_parts(trained, options)
+        if quantising is not None and self.chosen is not None:
+            trained, self.numbers = quantising.finish(trained, self.chosen)
         compiled, weights = self.compile(trained, adapted, self.schedules, self.progress)
         self.progress("self-check", 0, len(compiled))
         differences = check(compiled)
@@ -214,8 +223,34 @@ class _Export:
         if place is not None:
             self.drafts.keep(trained, compiled, weights, place, pieces.left_out)
         name = model_name or type(self.model).__name__
-        manifest = describe(trained, compiled, options, name, self.task, self.spec, warmup, differences, pieces.left_out)
+        rounded = None if self.numbers is None else self.numbers.report
+        manifest = describe(trained, compiled, options, name, self.task, self.spec, warmup, differences, pieces.left_out, rounded)
         return dataclasses.replace(self._write(output, manifest, trained, compiled, weights, differences), plan=planned)
+
+    def _quantising(self, method: Method) -> Quantising | None:
+        """What puts the frozen model into 8 bits, with the layers chosen; None where it stays in float32."""
+        if self.options.quantize == "none":
+            return None
+        if self.data is None:
+            raise ExportError("the ranges of 8 bits are measured on source data, and none was given", "give training samples with --data")
+        found = Quantising(self.data, self.options, self.capture, self.progress)
+        self.chosen = found.choose(method, self._mode(method))
+        return found
+
+    def bound(self, model: Model, batch: int, frozen: bool = False) -> Model:
+        """The model traced at a batch size, its frozen part in the numbers that it is to have. frozen: as the frozen model by itself has them."""
+        captured = self.capture(batch)
+        if self.options.quantize != "none":
+            floating = frozenset[str]() if self.chosen is None else self.chosen.floating
+            cuts = () if frozen else model.method.backbone.cuts
+            ready = None if self.numbers is None else self.numbers.frozen if frozen else self.numbers.model
+            captured = captured.quantised(ready or self._stand_in(captured, tuple(cuts), floating))
+        return dataclasses.replace(model, method=model.method.at(captured))
+
+    def _stand_in(self, captured: Captured, cuts: tuple[str, ...], floating: frozenset[str]) -> Quantisation:
+        if cuts not in self._stands:
+            self._stands[cuts] = stand_in(captured, cuts, floating, self.options.gradient == "int8")
+        return self._stands[cuts]
 
     def list_candidates(self, place: Place) -> Plan:
         """The plan alone, with all that could be chosen."""
@@ -297,7 +332,7 @@ class _Export:
 
         def made(role: str, size: int) -> Sums:
             progress("micro-batches", 0, 0, f"{role} by {size}")
-            bound = dataclasses.replace(trained, method=trained.method.at(self.capture(size)))
+            bound = self.bound(trained, size)
             return sums_of(bound, role, size, *self.example(size, bound.method))
 
         return cut_steps(compiled, made, None if isinstance(chosen, str) else chosen, weights, schedules, known, checked)
@@ -339,7 +374,7 @@ class _Export:
         ]
         for done, (batch, role) in enumerate(plans):
             progress("compile", done, len(plans), f"{role} at batch {batch}")
-            bound = dataclasses.replace(trained, method=method.at(self.capture(batch)))
+            bound = self.bound(trained, batch, role == "source")
             x, target = self.example(batch, bound.method)
             model = source_model(bound, method.backbone.source_statistics()) if role == "source" else bound
             program = build(model, role, batch, x, target)

@@ -17,6 +17,8 @@ from edgeadapt.exporters.optimisers import OPTIMISERS
 
 REFERENCE_BATCH = 64
 CALIBRATION_BATCHES = 8
+QUANTIZE = ("none", "int8")
+"""What the frozen model may be computed in: float32, or 8 bits."""
 _TRAINING = ("optimiser", "rate", "exact", "micro")
 _WARMUP = ("epochs", "warmup_rate", "max_drop")
 
@@ -46,6 +48,8 @@ class Options:
     threads: int = 0
     task: str | None = None
     micro: str | tuple[int, ...] = "auto"
+    quantize: str = "none"
+    gradient: str = "float"
 
     @staticmethod
     def of(choices: Mapping[str, Any], planned: bool = False) -> Options:
@@ -76,6 +80,8 @@ class Options:
             "optimiser": (self.optimiser, (None, *OPTIMISERS)),
             "task": (self.task, (None, "classification", "segmentation")),
             "kernel": (self.kernel, (0, 1, 3, 5)),
+            "quantize": (self.quantize, QUANTIZE),
+            "gradient": (self.gradient, ("float", "int8")),
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:

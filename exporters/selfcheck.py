@@ -5,6 +5,9 @@ lies between two samples. Logits are compared by their largest difference, updat
 update: where an activation lies at a kink (ReLU, an absolute value) rounding may switch single elements. Deep models at batch 1 can be so sensitive
 that PyTorch's own update in single precision is a few hundredths from the one in double precision: where an update is over tolerance, that distance
 is measured, and twice as much is allowed, but never more than a tenth.
+
+Where the frozen model is computed in 8 bits, the last bit of a float32 number may decide a code, and codes decide others: both give values that are
+as right, some codes apart. So there too the distance between single and double precision is measured, and `FLIPS` times as much is allowed.
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ from edgeadapt.exporters.programs import Program
 LOGITS, UPDATES, STATISTICS, METRICS = 1e-3, 2e-2, 1e-3, 1e-3
 ROOM, UNCERTAIN = 2.0, 0.1
 """How often an update over tolerance may be off by what single precision is from double, and the most it may be off in any case."""
+FLIPS, FLIPPED = 4.0, 0.5
+"""How often anything may be off by what single precision is from double, where codes of 8 bits hang on the last bit, and the most it may be off then.
+A graph that is wrong is off by about 1."""
 NOTHING = 1e-3
 """An update whose elements are this small against the largest tensor's is rounding, as before a layer that cancels it."""
 
@@ -42,7 +48,8 @@ class Difference:
 
     logits: largest difference over the largest logit; updates: the worst tensor's ‖Δ‖/‖update‖, weighted by the gradient's size under Adam;
     statistics: the worst layer's largest difference over its largest mean or deviation; metrics: the worst scalar's difference over its size or 1;
-    worst: the update that is furthest off; limit: what it may differ by, more than `UPDATES` where single precision leaves it uncertain.
+    worst: the update that is furthest off; limit: what it may differ by, more than `UPDATES` where single precision leaves it uncertain; loose: what
+    anything may differ by where codes of 8 bits do.
     """
 
     graph: str
@@ -52,6 +59,7 @@ class Difference:
     metrics: float | None
     worst: str
     limit: float = UPDATES
+    loose: float = 0.0
 
     def plain(self) -> dict[str, Any]:
         """As the manifest holds it."""
@@ -62,6 +70,7 @@ class Difference:
             "statistics": self.statistics,
             "metrics": self.metrics,
             "worst": self.worst,
+            **({"limit": self.loose} if self.loose else {}),
         }
 
     def or_worse(self, other: Difference) -> Difference:
@@ -72,7 +81,8 @@ class Difference:
 
         worst = self if (self.updates or 0.0) / self.limit >= (other.updates or 0.0) / other.limit else other
         statistics, metrics = larger(self.statistics, other.statistics), larger(self.metrics, other.metrics)
-        return Difference(self.graph, max(self.logits, other.logits), worst.updates, statistics, metrics, worst.worst, worst.limit)
+        loose = max(self.loose, other.loose)
+        return Difference(self.graph, max(self.logits, other.logits), worst.updates, statistics, metrics, worst.worst, worst.limit, loose)
 
 
 def kinds_of(compiled: Compiled) -> dict[str, str]:
@@ -162,7 +172,7 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
     """How far what onnxruntime made of some inputs is from what the program makes of them."""
     program, kinds = compiled.program, kinds_of(compiled)
     want = {name: value.detach().numpy() for name, value in program({name: value.clone() for name, value in example.items()}).items()}
-    logits = float(np.abs(got["logits"] - want["logits"]).max() / max(float(np.abs(want["logits"]).max()), 1e-6))
+    logits = _farthest(got["logits"], want["logits"])
     trained = [name for name in compiled.writes if kinds[name] != "statistic"]
     rms = {name: float(np.sqrt(np.mean((want[f"new.{name}"] - example[f"state.{name}"].numpy()) ** 2))) for name in trained}
     largest = {kind: max((rms[name] for name in trained if kinds[name] == kind and name != "step"), default=0.0) for kind in ("parameter", "moment")}
@@ -174,10 +184,13 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
         return float(np.linalg.norm((other[f"new.{name}"] - theirs) * weight)) / max(length, floor)
 
     updates = {name: apart(name, got) for name in trained}
-    limits = dict.fromkeys(trained, UPDATES)
+    limits, loose = dict.fromkeys(trained, UPDATES), 0.0
     over = [name for name in trained if updates[name] > UPDATES]
-    if over and (exact := _in_double(program, example)):
-        limits |= {name: min(max(UPDATES, ROOM * apart(name, exact)), UNCERTAIN) for name in over}
+    rounded = program.model.method.backbone.captured.quantisation is not None
+    if (over or rounded) and (exact := _in_double(program, example)):
+        room, most = (FLIPS, FLIPPED) if rounded else (ROOM, UNCERTAIN)
+        limits |= {name: min(max(UPDATES, room * apart(name, exact)), most) for name in over}
+        loose = min(room * _farthest(exact["logits"], want["logits"]), UNCERTAIN) if rounded else 0.0
     statistics = []
     for name in (name for name in compiled.writes if kinds[name] == "statistic"):
         deviation = np.sqrt(np.abs(want[f"new.{name.rpartition('.')[0]}.variance"]).max())
@@ -196,7 +209,13 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
         max(metrics, default=None),
         worst,
         limits.get(worst, UPDATES),
+        loose,
     )
+
+
+def _farthest(found: Array, wanted: Array) -> float:
+    """The largest difference over the largest value."""
+    return float(np.abs(found - wanted).max() / max(float(np.abs(wanted).max()), 1e-6))
 
 
 def _in_double(program: Program, example: Tensors) -> dict[str, Array] | None:
@@ -253,6 +272,7 @@ def refuse(found: Difference) -> None:
         ("metrics", found.metrics, METRICS),
     )
     for what, value, limit in limits:
+        limit = max(limit, found.loose)
         if value is not None and not value <= limit:
             raise ExportError(
                 f"self-check of {found.graph}: {what} differ from PyTorch by {value:.1e} (relative), more than {limit:.0e}"

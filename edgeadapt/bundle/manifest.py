@@ -22,7 +22,7 @@ FORMAT = 1
 KINDS = ("parameter", "moment", "statistic")
 FIGURES = 1
 """Rules of the counting by which graphs' figures are made. Figures by other rules are passed over, and the graph is read."""
-_OPTIONAL, _OPTIONAL_OF_GRAPHS = {"sums"}, {"sums", "figures"}  # keys that are not there where there is nothing in them
+_OPTIONAL, _OPTIONAL_OF_GRAPHS = {"sums", "quantisation"}, {"sums", "figures"}  # keys that are not there where there is nothing in them
 WEIGHTS = "weights.bin"
 STATE = "state.safetensors"
 
@@ -186,7 +186,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of manifest.json. `members` is filled by the writer; `source`, `warmup`, `selfcheck` and `method.options` are free JSON."""
+    """All of manifest.json. `members` is filled by the writer; `source`, `warmup`, `quantisation`, `selfcheck` and `method.options` are free JSON."""
 
     producer: str
     model: ModelInfo
@@ -206,6 +206,7 @@ class Manifest:
     selfcheck: dict[str, Any] = dataclasses.field(default_factory=dict)
     members: dict[str, Member] = dataclasses.field(default_factory=dict)
     sums: tuple[SumSpec, ...] = ()
+    quantisation: dict[str, Any] | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -299,6 +300,7 @@ def _manifest(root: Node) -> Manifest:
         selfcheck=root.child("selfcheck").free(),
         members=root.child("members").mapping(_member, r"[ -~]{1,200}"),
         sums=root.child("sums").items(_sum) if root.has("sums") else (),
+        quantisation=root.child("quantisation").free() if root.has("quantisation") else None,
     )
     agree(manifest, root)
     return manifest

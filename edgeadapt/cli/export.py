@@ -39,6 +39,8 @@ NAME, HELP = "export", "compile a PyTorch model and its adaptation step into a b
 CHOICES = (
     "task",
     "method",
+    "quantize",
+    "gradient",
     "micro",
     "parts",
     "cuts",
@@ -87,6 +89,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--exact-gradient", action="store_true", help="let gradients flow through the batch's statistics: more memory")
     how.add_argument("--optimiser", choices=("sgd", "adam"), help="on the device (default: the method's)")
     how.add_argument("--micro", type=_micro, metavar="M", help="also take steps in pieces of M frames, such as 1,4; auto (default) or none")
+    how.add_argument("--quantize", choices=("none", "int8"), help="compute the frozen model in 8 bits: less memory and time (default: none)")
+    how.add_argument("--gradient", choices=("float", "int8"), help="through convolutions in 8 bits (default: float)")
     how.add_argument("--rate", type=float, help="learning rate on the device (default: the method's, by the batch)")
     memory = parser.add_argument_group("memory")
     memory.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes that the process on the device may hold, such as 96MiB")

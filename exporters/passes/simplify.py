@@ -10,6 +10,7 @@ import numpy as np
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph, Node
+from edgeadapt.exporters.passes.requantise import compare_codes, pool_codes, skip_bounds, skip_roundings
 
 FOLD_BYTES = 65536
 BROADCASTING = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"}
@@ -18,14 +19,14 @@ BROADCASTING = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Greater", "Les
 def fold_constants(graph: Graph) -> bool:
     """Evaluate nodes whose inputs are all constant, in onnxruntime itself so that the bits are the device's.
 
-    Only results of up to 64 KiB are kept: a folded transpose of a large weight would store it twice.
+    Only results of up to 64 KiB are kept: a folded transpose of a large weight would store it twice. What was quantised is left so.
     """
     known = set(graph.constants)
     folded: list[Node] = []
     for node in graph.nodes:
         ready = all(name in known for name in node.inputs if name)
         small = all(graph.values[out].nbytes <= FOLD_BYTES for out in node.outputs)
-        if ready and small and not any(out in graph.outputs for out in node.outputs):
+        if ready and small and node.op != "DequantizeLinear" and not any(out in graph.outputs for out in node.outputs):
             folded.append(node)
             known.update(node.outputs)
     if not folded:
@@ -158,6 +159,10 @@ PASSES: tuple[Callable[[Graph], bool], ...] = (
     absorb_transposes,
     shrink_scalings,
     skip_expansions,
+    skip_bounds,
+    skip_roundings,
+    compare_codes,
+    pool_codes,
     merge_equal,
     drop_unread,
 )

@@ -1,0 +1,118 @@
+"""Arithmetic in 8 bits (`edgeadapt.exporters.quantise.operators`) as QuantizeLinear, QLinearConv and DequantizeLinear."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgeadapt.exporters.ir import Graph, Value
+from edgeadapt.exporters.lowering.arithmetic import binary
+from edgeadapt.exporters.lowering.convolution import deconvolve
+from edgeadapt.exporters.lowering.registry import BOOL, reduce, reshape, rule
+from edgeadapt.exporters.quantise.operators import CODES, LEVELS, MIDDLE, TINY
+
+CODE = np.dtype(np.uint8)
+
+
+def to_codes(graph: Graph, x: Value, scale: Value, zero: Value) -> Value:
+    """uint8 codes of x on a grid, the same for all or one for each channel."""
+    axis = {"axis": 1} if scale.rank else {}
+    return graph.op("QuantizeLinear", [x, scale, zero], x.shape, CODE, **axis)
+
+
+def to_values(graph: Graph, codes: Value, scale: Value, zero: Value, axis: int = 1) -> Value:
+    """What codes stand for, float32."""
+    where = {"axis": axis} if scale.rank else {}
+    return graph.op("DequantizeLinear", [codes, scale, zero], codes.shape, scale.dtype, **where)
+
+
+@rule("quantise")
+def quantise(graph: Graph, x: Value, scale: Value, zero: Value) -> Value:
+    """x rounded to a grid."""
+    return to_values(graph, to_codes(graph, x, scale, zero), scale, zero)
+
+
+@rule("quantised_relu")
+def quantised_relu(graph: Graph, x: Value, scale: Value, zero: Value, both: bool) -> tuple[Value, Value]:
+    """x rounded to a grid that begins at zero, and the mask of its gradient, which is made from the codes."""
+    codes = to_codes(graph, x, scale, zero)
+    mask = graph.op("Greater", [codes, graph.constant(0, CODE)], x.shape, BOOL)
+    if both:
+        mask = graph.op("And", [mask, graph.op("Less", [codes, graph.constant(CODES, CODE)], x.shape, BOOL)], x.shape, BOOL)
+    return to_values(graph, codes, scale, zero), mask
+
+
+@rule("quantised_convolution")
+def quantised_convolution(
+    graph: Graph,
+    x: Value,
+    weight: Value,
+    weight_scale: Value,
+    input_scale: Value,
+    input_zero: Value,
+    scale: Value,
+    bias: Value,
+    output_scale: Value,
+    output_zero: Value,
+    turned: Value | None,
+    reach: Value | None,
+    stride: Any,
+    padding: Any,
+    dilation: Any,
+    groups: int,
+) -> Value:
+    """Codes in, codes out; see the operator."""
+    kernel = weight.shape[2:]
+    size = [(n + 2 * p - d * (k - 1) - 1) // s + 1 for n, p, d, k, s in zip(x.shape[2:], padding, dilation, kernel, stride, strict=True)]
+    one, nothing = graph.constant(1.0, scale.dtype), graph.constant(0, CODE)
+    codes = graph.op(
+        "QLinearConv",
+        [to_codes(graph, x, input_scale, input_zero), input_scale, input_zero, weight, scale, graph.constant(0, np.int8), one, nothing, bias],
+        (x.shape[0], weight.shape[0], *size),
+        CODE,
+        kernel_shape=list(kernel),
+        strides=list(stride),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
+        group=groups,
+    )
+    return to_values(graph, codes, output_scale, output_zero)
+
+
+@rule("dequantised_convolution_backward")
+def dequantised_convolution_backward(
+    graph: Graph, grad: Value, weight: Value, weight_scale: Value, size: Any, stride: Any, padding: Any, dilation: Any, groups: int
+) -> Value:
+    """The gradient of the input, by a transposed convolution with the real weights, which exist for its time alone."""
+    real = to_values(graph, weight, weight_scale, graph.constant(np.zeros(weight_scale.shape, np.int8)), 0)
+    return deconvolve(graph, grad, real, None, stride, padding, dilation, groups, [int(n) for n in size])
+
+
+@rule("quantised_convolution_backward")
+def quantised_convolution_backward(
+    graph: Graph, grad: Value, turned: Value, weight_scale: Value, reach: Value, padding: Any, dilation: Any, groups: int
+) -> Value:
+    """Codes in, codes out, with the step of this gradient; see the operator."""
+    channels = (1, weight_scale.shape[0], *[1] * (grad.rank - 2))
+    scaled = binary(graph, "Mul", grad, reshape(graph, weight_scale, channels))
+    ends = [reduce(graph, op, scaled, None, False) for op in ("ReduceMax", "ReduceMin")]
+    most = binary(graph, "Max", binary(graph, "Max", ends[0], graph.op("Neg", [ends[1]], ())), TINY)
+    step = binary(graph, "Div", most, float(LEVELS))
+    kernel, middle = turned.shape[2:], graph.constant(MIDDLE, CODE)
+    size = [n + 2 * p - d * (k - 1) for n, p, d, k in zip(grad.shape[2:], padding, dilation, kernel, strict=True)]
+    one = graph.constant(1.0, grad.dtype)
+    weight_step = graph.op("Reciprocal", [reach], reach.shape)
+    codes = graph.op(
+        "QLinearConv",
+        [to_codes(graph, scaled, step, middle), one, middle, turned, weight_step, graph.constant(0, np.int8), one, middle],
+        (grad.shape[0], turned.shape[0], *size),
+        CODE,
+        kernel_shape=list(kernel),
+        strides=[1] * len(size),
+        pads=[*padding, *padding],
+        dilations=list(dilation),
+        group=groups,
+    )
+    scale = binary(graph, "Mul", step, reach)
+    return to_values(graph, codes, scale, graph.constant(np.full(scale.shape, MIDDLE), CODE))

@@ -1,0 +1,99 @@
+"""Leaves codes alone: values that lie on a grid and are only rounded to it again, bounded, compared or pooled need not be made from their codes."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgeadapt.exporters.ir import Graph, Node
+from edgeadapt.exporters.quantise.operators import CODES
+
+
+def _makers(graph: Graph) -> dict[str, Node]:
+    """The nodes that make values from codes, by these values."""
+    return {node.outputs[0]: node for node in graph.nodes if node.op == "DequantizeLinear" and node.inputs[0] not in graph.constants}
+
+
+def _replace(graph: Graph, renamed: dict[str, str]) -> bool:
+    """Has the values that are keys no longer made, and their readers read others."""
+
+    def last(name: str) -> str:
+        while name in renamed:
+            name = renamed[name]
+        return name
+
+    if renamed:
+        graph.nodes = [node for node in graph.nodes if node.outputs[0] not in renamed]
+        for node in graph.nodes:
+            node.inputs = [last(name) for name in node.inputs]
+    return bool(renamed)
+
+
+def skip_roundings(graph: Graph) -> bool:
+    """Values rounded to the grid that they were made on are the codes they were made from."""
+    makers, renamed = _makers(graph), {}
+    for node in graph.nodes:
+        maker = makers.get(node.inputs[0]) if node.op == "QuantizeLinear" else None
+        if maker is None or node.inputs[1:] != maker.inputs[1:] or node.outputs[0] in graph.outputs:
+            continue
+        if node.attributes.get("axis") == maker.attributes.get("axis"):
+            renamed[node.outputs[0]] = maker.inputs[0]
+    return _replace(graph, renamed)
+
+
+def skip_bounds(graph: Graph) -> bool:
+    """Values on a grid that begins at zero are their own ReLU, and a bound that the grid does not pass bounds nothing."""
+    makers, renamed = _makers(graph), {}
+    for node in graph.nodes:
+        maker = makers.get(node.inputs[0]) if node.op in ("Relu", "Clip") else None
+        if maker is None or node.outputs[0] in graph.outputs:
+            continue
+        scale, zero = (graph.constants.get(name) for name in maker.inputs[1:3])
+        if scale is None or zero is None or zero.any() or (scale < 0).any():
+            continue
+        if node.op == "Relu" or _within(graph, node, CODES * float(scale.max())):
+            renamed[node.outputs[0]] = node.inputs[0]
+    return _replace(graph, renamed)
+
+
+def _within(graph: Graph, node: Node, most: float) -> bool:
+    """Whether a Clip leaves all of 0..most as it is."""
+    ends = [graph.constants.get(name) if name else None for name in (*node.inputs[1:], "", "")[:2]]
+    named = [bool(name) for name in (*node.inputs[1:], "", "")[:2]]
+    if any(given and end is None for given, end in zip(named, ends, strict=True)):
+        return False
+    low, high = ends
+    return (low is None or float(low) <= 0.0) and (high is None or most <= float(high))
+
+
+def compare_codes(graph: Graph) -> bool:
+    """What is above zero has a code above zero's."""
+    makers, changed = _makers(graph), False
+    for node in graph.nodes:
+        maker = makers.get(node.inputs[0]) if node.op == "Greater" else None
+        if maker is None:
+            continue
+        bound, scale, zero = (graph.constants.get(name) for name in (node.inputs[1], *maker.inputs[1:3]))
+        if bound is None or scale is None or zero is None or bound.any() or not (scale > 0).all() or not (zero == zero.flat[0]).all():
+            continue
+        node.inputs = [maker.inputs[0], graph.constant(zero.flat[0], np.uint8).name]
+        changed = True
+    return changed
+
+
+def pool_codes(graph: Graph) -> bool:
+    """The largest value has the largest code."""
+    makers, changed = _makers(graph), False
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        nodes.append(node)
+        maker = makers.get(node.inputs[0]) if node.op == "MaxPool" and len(node.outputs) == 1 else None
+        scale = graph.constants.get(maker.inputs[1]) if maker is not None else None
+        if maker is None or scale is None or not (scale > 0).all() or node.outputs[0] in graph.outputs:
+            continue
+        value = graph.values[node.outputs[0]]
+        pooled = graph.declare(graph.fresh("maxpool"), value.shape, np.uint8)
+        nodes[-1] = Node("MaxPool", [maker.inputs[0]], [pooled.name], node.attributes, node.module)
+        nodes.append(Node("DequantizeLinear", [pooled.name, *maker.inputs[1:]], node.outputs, dict(maker.attributes), node.module))
+        changed = True
+    graph.nodes = nodes
+    return changed

@@ -1,0 +1,199 @@
+"""Looks at a model at work on source data, clean and shifted, and gives every tensor its grid; measures what each layer in 8 bits gets wrong.
+
+Shifts are the four corruptions that the literature keeps for choosing things with (`EXTRA`), none of the fifteen that are reported on; samples that
+are no images are made louder, offset and noisy instead.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeadapt.bundle.roles import STEPS
+from edgeadapt.corruptions import EXTRA, corrupt
+from edgeadapt.exporters.backbone import Normaliser
+from edgeadapt.exporters.data import Indices, Samples
+from edgeadapt.exporters.programs import Model, build
+from edgeadapt.exporters.quantise.layout import Layer, Layout
+from edgeadapt.exporters.quantise.operators import quantised_convolution, turned_round, watched
+from edgeadapt.exporters.quantise.ranges import Grid, Looks, weight_codes
+from edgeadapt.exporters.quantise.rounding import Quantisation, gradient_name
+from edgeadapt.preprocess import prepare
+
+HEADROOM, LEAST, GUESS = 1.5, 1 / 16, 4 / 127
+"""How much further than measured gradients may reach, how far each channel's do at least against the farthest, and how many times the length of a
+weight's codes a gradient is taken to reach where nothing was measured."""
+SEVERITY = 3
+CLEAN = 4
+"""Batches of clean samples that are looked at, beside one of each shift."""
+
+
+def looks_of(samples: Samples, rows: Indices, batch: int, seed: int) -> list[Tensor]:
+    """Batches (batch, …) to look at, as the model takes them: clean ones, then shifted ones; fewer where there are few samples."""
+    order = np.random.default_rng(seed).permutation(np.asarray(rows, np.intp))
+    count = len(EXTRA) + CLEAN
+    taken = [np.resize(order[start : start + batch] if start < len(order) else order, batch) for start in range(0, count * batch, batch)]
+    clean = [torch.from_numpy(samples.tensor(chosen)) for chosen in taken[:CLEAN]]
+    return clean + [torch.from_numpy(_shifted(samples, chosen, index, seed)) for index, chosen in enumerate(taken[CLEAN:])]
+
+
+def _shifted(samples: Samples, rows: Any, index: int, seed: int) -> Any:
+    x = samples.x[rows]
+    if x.dtype == np.uint8 and x.ndim == 4 and x.shape[-1] in (1, 3):
+        return prepare(corrupt(np.ascontiguousarray(x), EXTRA[index], SEVERITY, seed), samples.spec)
+    x = samples.tensor(rows)
+    size = float(np.std(x)) or 1.0
+    noise = np.random.default_rng([seed, index]).standard_normal(x.shape).astype(np.float32)
+    return np.ascontiguousarray((x + 0.3 * size * noise, 1.3 * x, x + np.float32(0.3 * size), 0.7 * x - np.float32(0.3 * size))[index % 4])
+
+
+def grids_of(model: Model, layout: Layout, batches: Sequence[Tensor]) -> dict[str, Grid]:
+    """A grid for every tensor of a layout, by key: from the float model at work, with statistics that take over each batch's where they move.
+
+    Args:
+        model: in float32, bound to the batches' size.
+        layout: of the same model with the method's cuts.
+        batches: inputs.
+    """
+    looks = {key: Looks(False) for key in layout.tensors} | {key: Looks(True) for key in layout.channels | layout.ends}
+
+    def observe(key: str, value: Tensor, _: Sequence[Any]) -> None:
+        if key in looks:
+            looks[key].add(value)
+
+    for x in batches:
+        _forward(model, x, observe)
+    return {key: look.grid(0.0 if key in layout.positive else None, layout.bounds.get(key)) for key, look in looks.items()}
+
+
+def _forward(model: Model, x: Tensor, observe: Any) -> None:
+    method = model.method
+    tensors = {**method.backbone.tensors, **method.frozen()}
+    everything = {**model.fixed, **model.parameters}
+    normalise = Normaliser(model.values, "live" if model.statistics == "live" else "source", 1.0, False, model.shifted)
+    with torch.no_grad():
+        run = method.backbone.run(tensors, normalise, method.affine(everything))
+        run.observe = observe
+        method.forward(run, x, tensors, everything)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a layer in 8 bits gets wrong, and what it is computed in.
+
+    Attributes:
+        layer: the path of the user's module.
+        node: the convolution in the captured graph.
+        weights: their number.
+        error: mean square of what its output is off, against that of its output without the channels' means.
+        choice: "int8" or "float".
+        why: what decided; "" where nothing spoke against 8 bits.
+    """
+
+    layer: str
+    node: str
+    weights: int
+    error: float
+    choice: str
+    why: str = ""
+
+    @property
+    def decibels(self) -> float:
+        """Signal over error."""
+        return -10 * math.log10(max(self.error, 1e-12))
+
+
+def errors_of(model: Model, layout: Layout, quantisation: Quantisation, x: Tensor) -> dict[str, float]:
+    """For each layer in 8 bits, alone, what `Judged.error` says: fed by the float model, with its output rounded to the grid for each channel."""
+    tensors = {**model.method.backbone.tensors, **quantisation.tensors}
+    found: dict[str, float] = {}
+
+    def observe(key: str, value: Tensor, given: Sequence[Any]) -> None:
+        layer = layout.layers.get(key)
+        if layer is not None and key not in found:
+            found[key] = _error(layer, tensors, given[0], value)
+
+    _forward(model, x, observe)
+    return found
+
+
+def _error(layer: Layer, tensors: Mapping[str, Tensor], x: Tensor, wanted: Tensor) -> float:
+    looked = Looks(True)
+    looked.add(wanted)
+    to = looked.grid()
+    codes, scale = (tensors[f"{layer.weight}.{part}"] for part in ("int8", "scale"))
+    source = Grid(tensors[f"grid.{layer.source}.scale"], tensors[f"grid.{layer.source}.zero"])
+    shift = tensors[layer.bias] if layer.bias else torch.zeros_like(scale)
+    bias = torch.round((shift + to.zero.to(shift.dtype) * to.scale) / (source.scale * scale)).to(torch.int32)
+    how = layer.how
+    got = quantised_convolution(
+        x, codes, scale, source.scale, source.zero, scale / to.scale, bias, to.scale, to.zero, None, None,
+        how.stride, how.padding, how.dilation, how.groups,
+    )  # fmt: skip
+    axes = [axis for axis in range(wanted.dim()) if axis != 1]
+    varying = (wanted - wanted.mean(axes, keepdim=True)).square().mean()
+    return float((got - wanted).square().mean() / varying.clamp(min=1e-12))
+
+
+def quantised(model: Model, layout: Layout, batches: Sequence[Tensor]) -> Quantisation:
+    """The numbers of a layout, from the float model at work on the batches."""
+    tensors = model.method.backbone.captured.tensors
+    weights = {layer.weight: weight_codes(tensors[layer.weight]) for layer in layout.layers.values()}
+    return Quantisation.of(layout, grids_of(model, layout, batches), weights)
+
+
+def bound_to(model: Model, quantisation: Quantisation | None) -> Model:
+    """The model over the same capture, with its numbers in 8 bits."""
+    return replace(model, method=model.method.at(model.method.backbone.captured.quantised(quantisation)))
+
+
+def with_gradients(quantisation: Quantisation, reaches: Mapping[str, Tensor] | None = None) -> Quantisation:
+    """The numbers with those for gradients in 8 bits, through every convolution that can have them.
+
+    reaches: measured, (C_in,) by node; a bound by the weights' size where one is missing.
+    """
+    tensors = dict(quantisation.tensors)
+    for layer in quantisation.layout.layers.values():
+        if not layer.turns:
+            continue
+        weight, reach = gradient_name(layer.node, layer.weight)
+        tensors[weight] = turned_round(quantisation.weights[layer.weight][0], layer.how.groups)
+        known = (reaches or {}).get(layer.node)
+        tensors[reach] = tensors[weight].float().flatten(1).norm(dim=1).clamp(min=1.0) * GUESS if known is None else known
+    return replace(quantisation, tensors=tensors)
+
+
+def reaches_of(model: Model, batches: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """How far gradients reach behind each convolution against before it, (C_in,) by node: of steps with and without labels, in float32.
+
+    Args:
+        model: its frozen part in 8 bits, gradients through it in float32.
+        batches: inputs and targets.
+    """
+    quantisation = model.method.backbone.captured.quantisation
+    assert quantisation is not None
+    nodes: dict[int, list[str]] = {}
+    for layer in quantisation.layout.layers.values():
+        nodes.setdefault(quantisation.weights[layer.weight][0].data_ptr(), []).append(layer.node)
+    found: dict[str, Tensor] = {}
+
+    def watch(weight: Tensor, scaled: Tensor, to_input: Tensor) -> None:
+        most = scaled.abs().amax()
+        if not most > 0:
+            return
+        reach = to_input.abs().amax([axis for axis in range(to_input.dim()) if axis != 1]) / most
+        for node in nodes.get(weight.data_ptr(), ()):
+            found[node] = torch.maximum(found[node], reach) if node in found else reach
+
+    with watched(watch):
+        for x, target in batches:
+            for role in STEPS:
+                program = build(model, role, x.shape[0], x, target)
+                program(program.example)
+    return {node: HEADROOM * torch.maximum(reach, LEAST * reach.max()).clamp(min=1e-6) for node, reach in found.items()}

@@ -1,0 +1,229 @@
+"""The stages of an export that put the frozen model into 8 bits: which layers, before anything is trained; the numbers, once all is trained."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from edgeadapt.exporters.backbone import Normaliser
+from edgeadapt.exporters.capture import Captured, module_path
+from edgeadapt.exporters.data import Samples
+from edgeadapt.exporters.methods import Method
+from edgeadapt.exporters.methods.source import Norm, Source
+from edgeadapt.exporters.options import Options
+from edgeadapt.exporters.programs import Model, source_model
+from edgeadapt.exporters.quantise.calibrate import CLEAN, Judged, bound_to, errors_of, grids_of, looks_of, quantised, reaches_of, with_gradients
+from edgeadapt.exporters.quantise.layout import convolutions, layout, weight_of
+from edgeadapt.exporters.quantise.ranges import Grid, weight_codes
+from edgeadapt.exporters.quantise.rounding import Quantisation
+from edgeadapt.exporters.warmup import estimate_statistics, predictions
+from edgeadapt.progress import Progress
+
+LIMIT = 10**-3.0
+"""A layer whose output is further off than this, mean square against mean square, stays in float32: 30 dB.
+
+With statistics that move it is also looked at on faint inputs, whose differences are `FAINT` of the usual: what follows scales them up again, and a
+fixed grid before that would be too coarse.
+"""
+FAINT = 0.15
+DROP = 0.005
+"""Share of held-out samples that 8 bits may cost. While they cost more, the worst `STEP` of the layers go back to float32, `ROUNDS` times at most."""
+STEP, ROUNDS = 0.1, 4
+MOST = 512
+"""Held-out samples that this is measured on."""
+BACK = 2
+"""Clean and shifted batches that gradients are looked at on."""
+MEASURED = 8
+"""Batches that statistics are measured on in both precisions."""
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What was chosen: a row for each convolution of the model, and how often float32 and 8 bits are right (or agree, without labels)."""
+
+    rows: tuple[Judged, ...]
+    float_accuracy: float
+    accuracy: float
+
+    @property
+    def floating(self) -> frozenset[str]:
+        """Convolutions that stay in float32, by node."""
+        return frozenset(row.node for row in self.rows if row.choice == "float")
+
+
+@dataclass
+class Numbers:
+    """The numbers of a bundle: of its model, and of the frozen model by itself."""
+
+    model: Quantisation
+    frozen: Quantisation
+    report: dict[str, Any] = field(default_factory=dict)
+
+
+class Quantising:
+    """Puts a model into 8 bits.
+
+    Args:
+        data: source samples.
+        options: of the export.
+        capture: gives the float model traced at a batch size.
+        progress: told of each stage.
+    """
+
+    def __init__(self, data: Samples, options: Options, capture: Callable[[int], Captured], progress: Progress) -> None:
+        self.data, self.options, self.capture, self.progress = data, options, capture, progress
+        self.kept, self.held = data.split(options.holdout, options.seed)
+        self.batch = min(options.warmup_batch, len(self.kept))
+        self.looks = looks_of(data, self.kept, self.batch, options.seed)
+
+    def choose(self, method: Method, statistics: str) -> Chosen:
+        """Which layers, from the frozen model as the method normalises it."""
+        captured = self.capture(self.batch)
+        kind = Norm if statistics == "live" else Source
+        alone = kind(captured, method.setup)
+        model = Model(alone, {}, alone.backbone.source_statistics(), "live" if statistics == "live" else "source", "sgd")
+        self.progress("8 bits", 0, 0, "looking at every layer")
+        faint = self.looks[0].mean() + FAINT * (self.looks[0] - self.looks[0].mean())
+        places = layout(captured)
+        found = quantised(model, places, self.looks)
+        errors = errors_of(model, places, found, self.looks[0])
+        if statistics == "live":
+            others = errors_of(model, places, found, faint)
+            errors = {node: max(error, others[node]) for node, error in errors.items()}
+        floating = {node for node, error in errors.items() if error > LIMIT}
+        why = dict.fromkeys(floating, "its error")
+        right, accuracy = self._compared(model, found, floating)
+        for _ in range(ROUNDS):
+            if right - accuracy <= DROP or len(floating) == len(errors):
+                break
+            worst = sorted((node for node in errors if node not in floating), key=lambda node: -errors[node])
+            for node in worst[: max(1, round(STEP * len(errors)))]:
+                floating.add(node)
+                why[node] = "accuracy of the whole"
+            right, accuracy = self._compared(model, found, floating)
+        return Chosen(tuple(self._rows(captured, errors, floating, why)), right, accuracy)
+
+    def _rows(self, captured: Captured, errors: dict[str, float], floating: set[str], why: dict[str, str]) -> Sequence[Judged]:
+        rows = []
+        for node in convolutions(captured):
+            weights = int(np.prod(weight_of(node).meta["val"].shape))
+            known = node.name in errors
+            choice = "int8" if known and node.name not in floating else "float"
+            reason = why.get(node.name, "") if known else "its form"
+            rows.append(Judged(module_path(node) or node.name, node.name, weights, errors.get(node.name, 0.0), choice, reason))
+        return rows
+
+    def _compared(self, model: Model, found: Quantisation, floating: set[str]) -> tuple[float, float]:
+        """How often float32 and 8 bits are right on held-out samples."""
+        places = layout(model.method.backbone.captured, (), frozenset(floating))
+        rows = self.held[:: max(1, len(self.held) // MOST)][:MOST] if len(self.held) else self.kept[:MOST]
+        plain = self._predicted(model, rows)
+        rounded = self._predicted(bound_to(model, dataclasses.replace(found, layout=places)), rows)
+        truth = plain if self.data.y is None else self.data.y[rows]
+        return float((plain == truth).mean()), float((rounded == truth).mean())
+
+    def _predicted(self, model: Model, rows: Any) -> Any:
+        return predictions(lambda x: self._logits(model, x), self.data, rows, self.batch)
+
+    def finish(self, trained: Model, chosen: Chosen) -> tuple[Model, Numbers]:
+        """The model with the statistics that it has in 8 bits, and the numbers."""
+        captured = self.capture(self.batch)
+        model = dataclasses.replace(trained, method=trained.method.at(captured))
+        self.progress("8 bits", 0, 0, "looking at the trained model")
+        found = quantised(model, layout(captured, model.method.backbone.cuts, chosen.floating), self.looks)
+        if model.method.calibrates:
+            method = bound_to(model, found).method
+            everything = {**method.backbone.tensors, **method.frozen()}
+            method.calibrate(self.looks[:CLEAN], everything, model.values)
+        values = self._statistics(model, found)
+        if self.options.gradient == "int8":
+            found = with_gradients(found, self._reaches(dataclasses.replace(model, values=values), found) if model.method.trains else None)
+        frozen = source_model(model, model.method.backbone.source_statistics())
+        alone = layout(captured, (), chosen.floating)
+        own = Quantisation.of(alone, grids_of(frozen, alone, self.looks), found.weights)
+        if model.statistics != "live" and found.layout == alone:
+            own = found  # a method that leaves the frozen model as it is must begin where it is, to the last bit
+        fixed = dataclasses.replace(model, values=values)
+        right, accuracy = self._held(model, None), self._held(fixed, found)
+        report = {
+            "form": "int8",
+            "float_accuracy": right,
+            "accuracy": accuracy,
+            "held_out": len(self.held),
+            "layers": [
+                {"layer": row.layer, "weights": row.weights, "decibels": round(row.decibels, 1), "choice": row.choice, "why": row.why}
+                for row in chosen.rows
+            ],
+        }
+        return dataclasses.replace(trained, values=values), Numbers(found, own, report)
+
+    def _reaches(self, model: Model, found: Quantisation) -> dict[str, Tensor]:
+        """How far gradients reach, on some clean and some shifted samples; the classes to learn are the model's own."""
+        self.progress("8 bits", 0, 0, "looking at gradients")
+        rounded, batches = bound_to(model, found), []
+        for x in self.looks[:BACK] + self.looks[-BACK:]:
+            batches.append((x, self._logits(rounded, x).argmax(1)))
+        return reaches_of(rounded, batches)
+
+    @staticmethod
+    def _logits(model: Model, x: Tensor) -> Tensor:
+        method = model.method
+        tensors, everything = {**method.backbone.tensors, **method.frozen()}, {**model.fixed, **model.parameters}
+        normalise = Normaliser(model.values, "live" if model.statistics == "live" else "source", 1.0, False, model.shifted)
+        with torch.no_grad():
+            return method.forward(method.backbone.run(tensors, normalise, method.affine(everything)), x, tensors, everything).logits
+
+    def _held(self, model: Model, found: Quantisation | None) -> float | None:
+        if not len(self.held):
+            return None
+        guess = self._predicted(bound_to(model, found), self.held[:MOST])
+        truth = self._predicted(model, self.held[:MOST]) if self.data.y is None else self.data.y[self.held[:MOST]]
+        return float((guess == truth).mean())
+
+    def _statistics(self, model: Model, found: Quantisation) -> dict[str, Tensor]:
+        """The model's statistics, moved by what 8 bits move those of the same batches."""
+        if not model.values:
+            return dict(model.values)
+        everything = {**model.fixed, **model.parameters}
+        tensors = {**model.method.backbone.tensors, **found.tensors, **model.method.frozen()}
+
+        def measured(of: Model) -> dict[str, Tensor]:
+            chosen: dict[str, Any] = {"batch": self.batch, "batches": MEASURED, "progress": self.progress}
+            return estimate_statistics(of.method, everything, tensors, self.data, self.kept, **chosen)
+
+        plain, rounded = measured(model), measured(bound_to(model, found))
+        values = {}
+        for name, value in model.values.items():
+            moved = value * (rounded[name] + 1e-6) / (plain[name] + 1e-6) if name.endswith(".variance") else value + rounded[name] - plain[name]
+            values[name] = moved
+        return values
+
+
+def stand_in(captured: Captured, cuts: Sequence[str], floating: frozenset[str], gradients: bool) -> Quantisation:
+    """Numbers that make the same graph as the real ones will, all unlike one another: equal tensors are stored once."""
+    places = layout(captured, cuts, floating)
+    random = torch.Generator().manual_seed(0)
+
+    def grid(key: str) -> Grid:
+        one = key in places.tensors
+        channels = 1 if one else int(_value(captured, key).shape[1])
+        scale = (0.01 + 0.001 * torch.rand((), generator=random)) if one else 0.01 + 0.001 * torch.rand(channels, generator=random)
+        zero = torch.zeros_like(scale) if key in places.positive else torch.randint(1, 255, scale.shape, generator=random).float()
+        return Grid(scale, zero.to(torch.uint8))
+
+    keys = sorted(places.tensors | places.channels | places.ends)
+    weights = {layer.weight: weight_codes(captured.tensors[layer.weight]) for layer in places.layers.values()}
+    made = Quantisation.of(places, {key: grid(key) for key in keys}, weights)
+    return with_gradients(made) if gradients else made
+
+
+def _value(captured: Captured, key: str) -> Any:
+    name = key.rpartition(":")[2]
+    return next(node for node in captured.graph.nodes if node.name == name).meta["val"]
+
