@@ -17,7 +17,8 @@ from torch.fx import traceback
 from torch.nn import functional as F
 
 from edgeadapt.exporters.capture import NORMALISATION, Captured
-from edgeadapt.exporters.operators import REPLACED, batch_statistics, channel_axes, scale_shift
+from edgeadapt.exporters.operators import REPLACED, batch_statistics, channel_axes, magnitude, scale_shift
+from edgeadapt.exporters.quantise.kept import Kept
 from edgeadapt.exporters.quantise.layout import ENTRY
 from edgeadapt.exporters.quantise.rounding import Rounding
 
@@ -107,9 +108,14 @@ class Backbone:
         more = self.captured.quantisation
         return self.captured.tensors if more is None else {**self.captured.tensors, **more.tensors}
 
-    def run(self, tensors: Mapping[str, Tensor], normalise: Normaliser, affine: Mapping[str, Tensor] | None = None) -> BackboneRun:
-        """Prepare one forward pass over `tensors`; `affine` overrides weights and biases of normalisation layers by qualified name."""
-        return BackboneRun(self, tensors, normalise, affine or {})
+    def run(
+        self, tensors: Mapping[str, Tensor], normalise: Normaliser, affine: Mapping[str, Tensor] | None = None, kept: Kept | None = None
+    ) -> BackboneRun:
+        """Prepare one forward pass over `tensors`; `affine` overrides weights and biases of normalisation layers by qualified name.
+
+        kept: in what form the pass keeps tensors for the gradient; None: as they are.
+        """
+        return BackboneRun(self, tensors, normalise, affine or {}, kept)
 
     def source_statistics(self) -> dict[str, Tensor]:
         """The statistics the model was trained with, as `layer.mean` and `layer.variance`."""
@@ -123,11 +129,14 @@ class Backbone:
 class BackboneRun:
     """One forward pass, segment by segment."""
 
-    def __init__(self, backbone: Backbone, tensors: Mapping[str, Tensor], normalise: Normaliser, affine: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, backbone: Backbone, tensors: Mapping[str, Tensor], normalise: Normaliser, affine: Mapping[str, Tensor], kept: Kept | None = None
+    ) -> None:
         self.backbone, self.normalise, self.affine = backbone, normalise, affine
+        self.magnitude = torch.abs if kept is None else magnitude
         self.observe: Observe | None = None
         quantisation = backbone.captured.quantisation
-        self.rounding = None if quantisation is None else Rounding(quantisation, tensors, backbone.norms, normalise, affine)
+        self.rounding = None if quantisation is None else Rounding(quantisation, tensors, backbone.norms, normalise, affine, kept)
         owner = backbone.captured.owner
         self.known: dict[fx.Node, Any] = {}
         for node in backbone.captured.graph.nodes:

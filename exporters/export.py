@@ -99,7 +99,7 @@ def export(
         board: where that is: a key or profile as for `edgeadapt.devices.boards.load`, or a board; this machine by default.
         board_threads: threads of one operator that it will be served with there.
         choices: fields of `Options`: method, parts, cuts, kernel, width, train, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
-            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task, micro, quantize, gradient. One that the method has no use for is
+            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task, micro, quantize, gradient, saved. One that the method has no use for is
             refused.
 
     Returns:
@@ -249,7 +249,7 @@ class _Export:
 
     def _stand_in(self, captured: Captured, cuts: tuple[str, ...], floating: frozenset[str]) -> Quantisation:
         if cuts not in self._stands:
-            self._stands[cuts] = stand_in(captured, cuts, floating, self.options.gradient == "int8")
+            self._stands[cuts] = stand_in(captured, cuts, floating, self.options.gradient_in_codes)
         return self._stands[cuts]
 
     def list_candidates(self, place: Place) -> Plan:
@@ -354,7 +354,8 @@ class _Export:
             for name, mean in source.items()
             if name.endswith(".mean") and float((mean**2 / (source[name.removesuffix(".mean") + ".variance"] + 1e-5)).max()) > SHIFTED
         )
-        return Model(method, method.parameters(), values, mode, options.optimiser or method.optimiser, options.exact, shifted)
+        small = options.saves_codes
+        return Model(method, method.parameters(), values, mode, options.optimiser or method.optimiser, options.exact, shifted, small=small)
 
     def compile(
         self, trained: Model, adapted: Sequence[int], schedules: Schedules, progress: Progress, whole: bool = True, known: Lowered | None = None

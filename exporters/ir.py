@@ -65,6 +65,7 @@ class Graph:
         self.module = ""
         self._renamed: dict[str, str] = {}
         self._counter = itertools.count(1)
+        self._forward: frozenset[str] | None = None
         self._pool: dict[tuple[str, tuple[int, ...], bytes], Value] = {}
 
     def copy(self) -> Graph:
@@ -74,6 +75,7 @@ class Graph:
         other.values, other.constants, other._pool = dict(self.values), dict(self.constants), dict(self._pool)
         other.inputs, other.outputs = list(self.inputs), list(self.outputs)
         other.module, other._renamed, other._counter = self.module, dict(self._renamed), self._counter  # shared: names stay unlike
+        other._forward = self._forward
         return other
 
     def beside(self) -> Graph:
@@ -139,8 +141,23 @@ class Graph:
         self.rename(value.name, name)
         self.outputs.append(name)
 
+    def end_forward(self) -> None:
+        """What was made so far is the forward pass of a step."""
+        self._forward = frozenset(out for node in self.nodes for out in node.outputs)
+
+    def in_forward(self, nodes: Iterable[Node]) -> None:
+        """More nodes belong to the forward pass."""
+        if self._forward is not None:
+            self._forward |= {out for node in nodes for out in node.outputs}
+
+    def late(self, node: Node) -> bool:
+        """Whether a node belongs to a step's backward pass; False where there is none. Nodes that passes make beside others' results do."""
+        return self._forward is not None and not any(out in self._forward for out in node.outputs)
+
     def rename(self, old: str, new: str) -> None:
         """Rename a produced value everywhere."""
+        if self._forward is not None and old in self._forward:
+            self._forward |= {new}
         for node in self.nodes:
             node.inputs = [new if name == old else name for name in node.inputs]
             node.outputs = [new if name == old else name for name in node.outputs]

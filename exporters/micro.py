@@ -40,6 +40,7 @@ class Sums(Program):
         """Logits, and what the run adds to each sum."""
         with torch.enable_grad():
             done = self.forward(given, True)
+            logits = self.ended(done)
             kinds: dict[str, list[Term]] = {}
             for term in done.terms:
                 kinds.setdefault(term.over, []).append(term)
@@ -50,7 +51,7 @@ class Sums(Program):
                 table[f"loss.{over}"] = value.detach()
                 table |= {} if count is None else {f"count.{over}": count.detach()}
                 table |= {f"gradient.{over}.{name}": part.detach() for name, part in zip(done.parameters, found, strict=True) if part is not None}
-        return done.outcome.logits.detach(), table | {f"metric.{name}": value for name, value in done.measures().items()}
+        return logits, table | {f"metric.{name}": value for name, value in done.measures().items()}
 
 
 @dataclass

@@ -25,6 +25,17 @@ def channel_axes(x: Tensor) -> list[int]:
     return [axis for axis in range(x.dim()) if axis != 1]
 
 
+@torch.library.custom_op("edgeadapt::forward_ends", mutates_args=())
+def forward_ends(x: Tensor) -> Tensor:
+    """x itself, where the forward pass of a step ends: what is computed after it belongs to the backward pass."""
+    return x.clone()
+
+
+@forward_ends.register_fake
+def _(x: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
 @torch.library.custom_op("edgeadapt::scale_shift", mutates_args=())
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
     """x (N, C, …) times scale (C,) plus shift (C,): one pass on the device (an inference BatchNormalization node)."""
@@ -85,6 +96,47 @@ def split_gradient(through: Tensor, local: Tensor) -> Tensor:
     Lets a loss on `local` reach the parameters alone in the same backward pass: the duplicate forward is merged when the graph is lowered.
     """
     result: Tensor = _Split.apply(through, local)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Relu(torch.autograd.Function):
+    """ReLU that keeps truth values for its gradient instead of its result."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = x.relu()
+        ctx.save_for_backward(y > 0)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (mask,) = ctx.saved_tensors
+        return grad * mask
+
+
+def rectified(x: Tensor) -> Tensor:
+    """ReLU; truth values are kept for its gradient, a quarter of the bytes of its result."""
+    result: Tensor = _Relu.apply(x)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _Magnitude(torch.autograd.Function):
+    """Absolute value that keeps signs as bytes for its gradient instead of its argument."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x.sign().to(torch.int8))
+        return x.abs()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        (sign,) = ctx.saved_tensors
+        return grad * sign.to(grad.dtype)
+
+
+def magnitude(x: Tensor) -> Tensor:
+    """Absolute value; signs are kept for its gradient, as bytes."""
+    result: Tensor = _Magnitude.apply(x)  # type: ignore[no-untyped-call]
     return result
 
 
@@ -161,6 +213,7 @@ def _pad(x: Tensor, pad: list[int], mode: str = "constant", value: float | None 
 
 
 REPLACED: dict[Any, Callable[..., Any]] = {
+    aten.relu.default: rectified,
     aten.instance_norm.default: _instance_norm,
     aten.group_norm.default: _group_norm,
     aten._native_batch_norm_legit.no_stats: _batch_norm_of_batch,

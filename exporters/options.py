@@ -19,7 +19,7 @@ REFERENCE_BATCH = 64
 CALIBRATION_BATCHES = 8
 QUANTIZE = ("none", "int8")
 """What the frozen model may be computed in: float32, or 8 bits."""
-_TRAINING = ("optimiser", "rate", "exact", "micro")
+_TRAINING = ("optimiser", "rate", "exact", "micro", "gradient", "saved")
 _WARMUP = ("epochs", "warmup_rate", "max_drop")
 
 
@@ -49,7 +49,8 @@ class Options:
     task: str | None = None
     micro: str | tuple[int, ...] = "auto"
     quantize: str = "none"
-    gradient: str = "float"
+    gradient: str | None = None
+    saved: str | None = None
 
     @staticmethod
     def of(choices: Mapping[str, Any], planned: bool = False) -> Options:
@@ -72,6 +73,16 @@ class Options:
         options._check_use([name for name, value in given.items() if value is not False and value != ()])
         return options
 
+    @property
+    def gradient_in_codes(self) -> bool:
+        """Whether gradients pass the frozen model in 8 bits: by default where it is computed in them."""
+        return self.quantize != "none" and self.gradient != "float"
+
+    @property
+    def saves_codes(self) -> bool:
+        """Whether a step keeps bytes for its backward pass: by default where the frozen model is computed in 8 bits."""
+        return self.saved == "int8" or (self.quantize != "none" and self.saved is None)
+
     def _check(self, planned: bool) -> None:
         """Values alone."""
         choices = {
@@ -81,7 +92,8 @@ class Options:
             "task": (self.task, (None, "classification", "segmentation")),
             "kernel": (self.kernel, (0, 1, 3, 5)),
             "quantize": (self.quantize, QUANTIZE),
-            "gradient": (self.gradient, ("float", "int8")),
+            "gradient": (self.gradient, (None, "float", "int8")),
+            "saved": (self.saved, (None, "float", "int8")),
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:
@@ -127,6 +139,8 @@ class Options:
                 users = [key for key, other in METHODS.items() if name in other.choices]
                 users = users or [key for key, other in METHODS.items() if (other.warms_up if name in _WARMUP else other.trains)]
                 raise UsageError(f"{self.method} has no use for {name}", f"leave it out, or take a method that has: {', '.join(users)}")
+        if self.gradient == "int8" and self.quantize == "none":
+            raise UsageError("gradients in 8 bits are of convolutions in 8 bits", 'give quantize="int8" too, or leave gradient out')
         if self.parts is not None and self.cuts:
             raise UsageError("cuts already say how many parts there are", "give cuts or parts, not both")
         if self.method == "tent" and self.train is None and (self.parts is not None or self.cuts):

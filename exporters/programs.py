@@ -7,6 +7,7 @@ eagerly to check it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -16,7 +17,9 @@ from edgeadapt.bundle.roles import STEPS
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.methods.base import Hyper, Method, Outcome, Tensors, Terms, entropy, loss, selected
 from edgeadapt.exporters.methods.source import Source
+from edgeadapt.exporters.operators import forward_ends
 from edgeadapt.exporters.optimisers import MOMENTUM, OPTIMISERS
+from edgeadapt.exporters.quantise.kept import Kept
 
 STATISTICS, WEIGHTS, FIXED = "statistics.", "weights.", "fixed."
 
@@ -26,7 +29,8 @@ class Model:
     """A method with its trained tensors, ready to be compiled.
 
     statistics: the mode, "live", "source" or "none"; values: statistics by `layer.mean` and `layer.variance`; exact: gradients flow through the
-    batch's statistics; shifted: layers whose variance is computed around the source mean; fixed: parameters that are not trained on the device.
+    batch's statistics; shifted: layers whose variance is computed around the source mean; fixed: parameters that are not trained on the device;
+    small: whether steps keep bytes of the forward pass for the backward one.
     """
 
     method: Method
@@ -37,6 +41,7 @@ class Model:
     exact: bool = False
     shifted: frozenset[str] = frozenset()
     fixed: Tensors = field(default_factory=dict)
+    small: bool = False
 
     def state(self) -> dict[str, tuple[str, Tensor]]:
         """What changes on the device: name → (kind, initial value)."""
@@ -87,10 +92,11 @@ class Program:
         steps = self.role in STEPS
         with torch.set_grad_enabled(steps):
             done = self.forward(given, steps)
+            logits = self.ended(done)
             if steps:
                 objective = loss(done.terms)
                 gradients = torch.autograd.grad(objective, list(done.parameters.values()), allow_unused=True)
-        result = {"logits": done.outcome.logits.detach()}
+        result = {"logits": logits}
         if steps:
             result |= {"metric.loss": objective.detach(), **{f"metric.{name}": value for name, value in done.measures().items()}}
             result |= self.updated(given, dict(zip(done.parameters, gradients, strict=True)))
@@ -105,12 +111,21 @@ class Program:
         values = {name: (state if live else tensors)[STATISTICS + name] for name in model.values}
         normalise = Normaliser(values, "live" if live else "source", hyper.get("mix", 1.0), model.exact, model.shifted)
         everything = {**{name: tensors[FIXED + name] for name in model.fixed}, **parameters}
-        run = method.backbone.run(tensors, normalise, method.affine(everything))
-        outcome = method.forward(run, given["x"], tensors, everything)
-        terms: Terms = ()
-        if steps:
-            terms = method.labelled(outcome, given["y"], hyper) if "y" in given else method.unlabelled(outcome, hyper)
+        kept = Kept(given["x"].shape[0]) if steps and model.small else None
+        with nullcontext() if kept is None else kept.hooks():
+            if kept is not None:
+                kept.whole([*given.values(), *everything.values()])
+            run = method.backbone.run(tensors, normalise, method.affine(everything), kept)
+            outcome = method.forward(run, given["x"], tensors, everything)
+            terms: Terms = ()
+            if steps:
+                terms = method.labelled(outcome, given["y"], hyper) if "y" in given else method.unlabelled(outcome, hyper)
         return Pass(outcome, terms, parameters, hyper, normalise.updated if live else {})
+
+    def ended(self, done: Pass) -> Tensor:
+        """The logits without gradient, at the end of the forward pass; it is marked where what the backward pass needs of it is kept small."""
+        logits = done.outcome.logits.detach()
+        return forward_ends(logits) if self.model.small and done.terms else logits
 
     def updated(self, given: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> Tensors:
         """What the optimiser makes of gradients: the next parameters and moments, as the graphs name them. No gradient counts as zeros."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import hashlib
 
 from edgeadapt.exporters.ir import Graph
+from edgeadapt.exporters.passes.order import order
 from edgeadapt.exporters.passes.rematerialise import rematerialise
-from edgeadapt.memory import Plan, best_order
+from edgeadapt.memory import Plan
 
 ALLOWANCES = {"lean": 0.05, "least": 100.0}
 """How much time, as a share of the step's own and roughly counted, each variant of a step may spend to save memory."""
@@ -19,8 +20,8 @@ WORTH = 0.9
 
 
 def ordered(graph: Graph, effort: float = 1.0) -> Plan:
-    """Puts a graph's nodes in the order of least memory, and counts that. effort: of the search, see `best_order`."""
-    graph.nodes = [graph.nodes[index] for index in best_order(graph, effort=effort)]
+    """Puts a graph's nodes in the order of least memory, and counts that. effort: of the search, see `order`."""
+    graph.nodes = [graph.nodes[index] for index in order(graph, effort)]
     return Plan(graph)
 
 
@@ -28,7 +29,7 @@ class Schedules:
     """Makes schedules and remembers them.
 
     Args:
-        effort: of the search for an order, see `best_order`.
+        effort: of the search for an order, see `order`.
         variants: whether leaner variants of a step are made.
     """
 
@@ -64,7 +65,7 @@ def _looks(graph: Graph, step: bool) -> str:
     """A digest of everything that a schedule depends on: nodes, what they are joined by, shapes and types; not the values of constants."""
     digest = hashlib.sha256(repr((step, graph.inputs, graph.outputs, sorted(graph.constants))).encode())
     for node in graph.nodes:
-        digest.update(repr((node.op, node.inputs, node.outputs, sorted(node.attributes.items()))).encode())
+        digest.update(repr((graph.late(node), node.op, node.inputs, node.outputs, sorted(node.attributes.items()))).encode())
     for name, value in sorted(graph.values.items()):
         digest.update(repr((name, value.shape, value.dtype.str)).encode())
     return digest.hexdigest()

@@ -41,6 +41,7 @@ CHOICES = (
     "method",
     "quantize",
     "gradient",
+    "saved",
     "micro",
     "parts",
     "cuts",
@@ -90,7 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--optimiser", choices=("sgd", "adam"), help="on the device (default: the method's)")
     how.add_argument("--micro", type=_micro, metavar="M", help="also take steps in pieces of M frames, such as 1,4; auto (default) or none")
     how.add_argument("--quantize", choices=("none", "int8"), help="compute the frozen model in 8 bits: less memory and time (default: none)")
-    how.add_argument("--gradient", choices=("float", "int8"), help="through convolutions in 8 bits (default: float)")
+    how.add_argument("--gradient", choices=("float", "int8"), help="through the frozen model (default: as it is computed)")
+    how.add_argument("--saved", choices=("float", "int8"), help="what a step keeps for its backward pass (default: int8 with --quantize int8)")
     how.add_argument("--rate", type=float, help="learning rate on the device (default: the method's, by the batch)")
     memory = parser.add_argument_group("memory")
     memory.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes that the process on the device may hold, such as 96MiB")

@@ -314,3 +314,10 @@ def scale_shift(graph: Graph, x: Value, scale: Value, shift: Value) -> Value:
     spatial = x if x.rank > 2 else reshape(graph, x, (*x.shape, 1))
     y = graph.op("BatchNormalization", [spatial, scale, shift, zeros, ones], spatial.shape, epsilon=0.0)
     return reshape(graph, y, x.shape)
+
+
+@rule("forward_ends")
+def forward_ends(graph: Graph, x: Value) -> Value:
+    """Nothing on the device; the graph remembers what was made before."""
+    graph.end_forward()
+    return x

@@ -15,12 +15,14 @@ from edgeadapt.exporters.quantise.operators import CODES, LEVELS, MIDDLE, TINY
 CODE = np.dtype(np.uint8)
 
 
+@rule("to_codes")
 def to_codes(graph: Graph, x: Value, scale: Value, zero: Value) -> Value:
     """uint8 codes of x on a grid, the same for all or one for each channel."""
     axis = {"axis": 1} if scale.rank else {}
     return graph.op("QuantizeLinear", [x, scale, zero], x.shape, CODE, **axis)
 
 
+@rule("from_codes")
 def to_values(graph: Graph, codes: Value, scale: Value, zero: Value, axis: int = 1) -> Value:
     """What codes stand for, float32."""
     where = {"axis": axis} if scale.rank else {}

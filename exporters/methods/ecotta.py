@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from edgeadapt.exporters.backbone import BackboneRun
 from edgeadapt.exporters.capture import NORMALISATION, Captured
 from edgeadapt.exporters.methods.base import MARGIN, Hyper, Method, Outcome, Tensors, Term, Terms, confident_entropy, generator
-from edgeadapt.exporters.operators import split_gradient
+from edgeadapt.exporters.operators import rectified, split_gradient
 from edgeadapt.exporters.partition import Cut, Partition, partition
 
 EPS = 1e-5
@@ -101,7 +101,7 @@ class EcoTTA(Method):
                 x = through
                 continue
             local = self._meta(run, k, x.detach(), y.detach(), parameters)
-            drift = drift + (local - y.detach()).abs().mean()
+            drift = drift + run.magnitude(local - y.detach()).mean()
             x = split_gradient(through, local)
         return Outcome(run.segment(len(self.cuts), x), {"drift": drift})
 
@@ -116,7 +116,7 @@ class EcoTTA(Method):
         if after.channels_last:
             y = y.transpose(1, 2)
         branch = _shrink(x, get("conv.weight"), after.spatial)
-        branch = run.normalise(f"meta.{k}.conv_norm", branch, get("conv_norm.weight"), get("conv_norm.bias"), EPS).relu()
+        branch = rectified(run.normalise(f"meta.{k}.conv_norm", branch, get("conv_norm.weight"), get("conv_norm.bias"), EPS))
         result = run.normalise(f"meta.{k}.norm", y, get("norm.weight"), get("norm.bias"), EPS) + branch
         return result.transpose(1, 2) if after.channels_last else result
 

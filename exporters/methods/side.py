@@ -21,7 +21,7 @@ from edgeadapt.errors import ExportError
 from edgeadapt.exporters.backbone import BackboneRun, Normaliser
 from edgeadapt.exporters.capture import Captured
 from edgeadapt.exporters.methods.base import MARGIN, Hyper, Method, Outcome, Tensors, Term, Terms, confident_entropy, generator
-from edgeadapt.exporters.operators import adaptive_max_pool
+from edgeadapt.exporters.operators import adaptive_max_pool, rectified
 from edgeadapt.exporters.partition import Cut, Partition, candidates
 
 GRID, TAPS = 4, 4
@@ -170,7 +170,7 @@ class Side(Method):
             projected = F.linear(standard, parameters[f"side.tap.{i}.weight"], parameters[f"side.tap.{i}.bias"]) * weights[i]
             mixed = projected if mixed is None else mixed + projected
         assert mixed is not None
-        hidden = F.linear(mixed, parameters["side.expand.weight"], parameters["side.expand.bias"]).relu()
+        hidden = rectified(F.linear(mixed, parameters["side.expand.weight"], parameters["side.expand.bias"]))
         hidden = mixed + F.linear(hidden, parameters["side.contract.weight"], parameters["side.contract.bias"])
         end = len(self.taps)
         z = run.segment(end, x, self.features) if self.features is not self.backbone.ends[-2] else x

@@ -16,8 +16,9 @@ from operator import attrgetter
 import numpy as np
 
 from edgeadapt.exporters.ir import Graph, Node, Value
+from edgeadapt.exporters.passes.order import order
 from edgeadapt.exporters.passes.simplify import drop_unread
-from edgeadapt.memory import Plan, best_order
+from edgeadapt.memory import Plan
 from edgeadapt.memory.rules import VIEWS
 
 WORK = 800_000
@@ -309,6 +310,8 @@ def _apply(graph: Graph, choices: list[_Choice]) -> None:
         for choice in here:
             renamed = {**renamed, **choice.renamed}
         nodes.append(_reading(node, renamed))
+        if not graph.late(node):
+            graph.in_forward(follows.get(node.outputs[0], ()))
         nodes += follows.get(node.outputs[0], ())
     graph.nodes = nodes
 
@@ -336,7 +339,7 @@ def rematerialise(graph: Graph, allowance: float, target: int = 0, work: int = W
     spent, peak = 0.0, Plan(graph).peak
     for _ in range(PASSES):
         spent += _lower(graph, allowance * whole - spent, target, left)
-        graph.nodes = [graph.nodes[index] for index in best_order(graph, effort=EFFORT)]
+        graph.nodes = [graph.nodes[index] for index in order(graph, EFFORT)]
         before, peak = peak, Plan(graph).peak
         if peak >= before or peak <= target or left.left <= 0:
             break

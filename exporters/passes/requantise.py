@@ -8,6 +8,45 @@ from edgeadapt.exporters.ir import Graph, Node
 from edgeadapt.exporters.quantise.operators import CODES
 
 
+def cut_codes(graph: Graph) -> bool:
+    """What is cut from values along the batch is cut from their codes: the values of one piece at a time exist."""
+    makers, changed = _makers(graph), False
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        nodes.append(node)
+        maker = makers.get(node.inputs[0]) if node.op == "Slice" else None
+        axes = graph.constants.get(node.inputs[3]) if maker is not None and len(node.inputs) > 3 else None
+        if maker is None or axes is None or axes.tolist() != [0] or node.outputs[0] in graph.outputs:
+            continue
+        codes = graph.declare(graph.fresh("slice"), graph.values[node.outputs[0]].shape, graph.values[maker.inputs[0]].dtype)
+        nodes[-1] = Node("Slice", [maker.inputs[0], *node.inputs[1:]], [codes.name], node.attributes, node.module)
+        nodes.append(Node("DequantizeLinear", [codes.name, *maker.inputs[1:]], node.outputs, dict(maker.attributes), node.module))
+        changed = True
+    graph.nodes = nodes
+    return changed
+
+
+def make_late(graph: Graph) -> bool:
+    """What a backward pass reads of the forward one's values is made from their codes again, so that between the two only codes are kept.
+
+    For the last pass: equal nodes are merged by others.
+    """
+    early = {out for node in graph.nodes if not graph.late(node) for out in node.outputs}
+    makers = {name: node for name, node in _makers(graph).items() if name in early}
+    late: dict[str, str] = {}
+    nodes: list[Node] = []
+    for node in graph.nodes:
+        if graph.late(node):
+            for name in (name for name in node.inputs if name in makers and name not in late):
+                maker, value = makers[name], graph.values[name]
+                late[name] = graph.declare(graph.fresh("late"), value.shape, value.dtype).name
+                nodes.append(Node(maker.op, list(maker.inputs), [late[name]], dict(maker.attributes), maker.module))
+            node.inputs = [late.get(name, name) for name in node.inputs]
+        nodes.append(node)
+    graph.nodes = nodes
+    return bool(late)
+
+
 def _makers(graph: Graph) -> dict[str, Node]:
     """The nodes that make values from codes, by these values."""
     return {node.outputs[0]: node for node in graph.nodes if node.op == "DequantizeLinear" and node.inputs[0] not in graph.constants}

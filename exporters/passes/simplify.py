@@ -10,7 +10,7 @@ import numpy as np
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph, Node
-from edgeadapt.exporters.passes.requantise import compare_codes, pool_codes, skip_bounds, skip_roundings
+from edgeadapt.exporters.passes.requantise import compare_codes, cut_codes, make_late, pool_codes, skip_bounds, skip_roundings
 
 FOLD_BYTES = 65536
 BROADCASTING = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"}
@@ -163,6 +163,7 @@ PASSES: tuple[Callable[[Graph], bool], ...] = (
     skip_roundings,
     compare_codes,
     pool_codes,
+    cut_codes,
     merge_equal,
     drop_unread,
 )
@@ -175,3 +176,4 @@ def simplify(graph: Graph) -> None:
         changed = False
         for step in PASSES:
             changed = step(graph) or changed
+    make_late(graph)

@@ -142,7 +142,7 @@ class Quantising:
             everything = {**method.backbone.tensors, **method.frozen()}
             method.calibrate(self.looks[:CLEAN], everything, model.values)
         values = self._statistics(model, found)
-        if self.options.gradient == "int8":
+        if self.options.gradient_in_codes:
             found = with_gradients(found, self._reaches(dataclasses.replace(model, values=values), found) if model.method.trains else None)
         frozen = source_model(model, model.method.backbone.source_statistics())
         alone = layout(captured, (), chosen.floating)

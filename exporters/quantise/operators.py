@@ -45,6 +45,28 @@ def values_of(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     return (codes - zero.to(codes.dtype)) * scale
 
 
+@torch.library.custom_op("edgeadapt::to_codes", mutates_args=())
+def to_codes(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """Codes of x (N, C, …) on a grid, uint8; without gradient."""
+    return codes_of(x, scale, zero).to(torch.uint8)
+
+
+@to_codes.register_fake
+def _(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return torch.empty_like(x, dtype=torch.uint8)
+
+
+@torch.library.custom_op("edgeadapt::from_codes", mutates_args=())
+def from_codes(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    """What codes (N, C, …) stand for, in the type of `scale`; without gradient."""
+    return values_of(codes.to(scale.dtype), scale, zero)
+
+
+@from_codes.register_fake
+def _(codes: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
+    return torch.empty_like(codes, dtype=scale.dtype)
+
+
 @torch.library.custom_op("edgeadapt::quantise", mutates_args=())
 def quantise(x: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
     """x (N, C, …) rounded to a grid; scale () or (C,) float32, zero the same, uint8. The gradient passes as it is."""

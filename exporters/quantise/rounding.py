@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from edgeadapt.exporters.capture import Norm
+from edgeadapt.exporters.quantise.kept import Kept
 from edgeadapt.exporters.quantise.layout import ENTRY, Layer, Layout
 from edgeadapt.exporters.quantise.operators import CODES, quantise, quantised_convolution, quantised_relu
 from edgeadapt.exporters.quantise.ranges import Grid
@@ -74,11 +75,19 @@ class Rounding:
         norms: the model's normalisations by node.
         normalise: how they behave.
         affine: weights and biases of normalisations that are trained, by qualified name.
+        kept: told of what lies on grids, if the pass keeps tensors in a small form.
     """
 
     def __init__(
-        self, quantisation: Quantisation, tensors: Mapping[str, Tensor], norms: Mapping[str, Norm], normalise: Scaling, affine: Mapping[str, Tensor]
+        self,
+        quantisation: Quantisation,
+        tensors: Mapping[str, Tensor],
+        norms: Mapping[str, Norm],
+        normalise: Scaling,
+        affine: Mapping[str, Tensor],
+        kept: Kept | None = None,
     ) -> None:
+        self.kept = kept
         self.layout, self.tensors, self.norms, self.normalise, self.affine = quantisation.layout, tensors, norms, normalise, affine
         self.folded: set[str] = set()
         self._round: set[str] = set()
@@ -103,15 +112,16 @@ class Rounding:
 
     def settled(self, node: fx.Node, value: Tensor) -> Tensor:
         """The value of a node that is no convolution in 8 bits: on its grid, if it has one and does not lie there already."""
-        layout = self.layout
-        return self._on_grid(node.name, value) if node.name in layout.tensors | layout.channels and node.name not in self._round else value
+        if node.name in self._round:
+            return self._known(value, self._grid(node.name))
+        return self._on_grid(node.name, value) if node.name in self.layout.tensors | self.layout.channels else value
 
     def relu(self, node: fx.Node, x: Tensor) -> Tensor | None:
         """A ReLU and its rounding in one; None if the node is none whose result lies on a grid, or its input lies there already."""
         if node.name not in self.layout.relus or node.name in self._round:
             return None
         grid = self._grid(node.name)
-        return quantised_relu(x, grid.scale, grid.zero, self.layout.relus[node.name])[0]
+        return self._known(quantised_relu(x, grid.scale, grid.zero, self.layout.relus[node.name])[0], grid)
 
     def _grid(self, key: str) -> Grid:
         scale, zero = grid_name(key)
@@ -119,7 +129,12 @@ class Rounding:
 
     def _on_grid(self, key: str, x: Tensor) -> Tensor:
         grid = self._grid(key)
-        return quantise(x, grid.scale, grid.zero)
+        return self._known(quantise(x, grid.scale, grid.zero), grid)
+
+    def _known(self, value: Tensor, grid: Grid) -> Tensor:
+        if self.kept is not None:
+            self.kept.lies_on(value, grid)
+        return value
 
     def _scaling(self, layer: Layer) -> tuple[Tensor, Tensor] | None:
         """Scale and shift of the normalisation behind, where it can be part of the convolution."""
@@ -139,8 +154,9 @@ class Rounding:
         unit = torch.where(unit.abs() < least, torch.where(unit < 0, -least, least), unit)
         bias = torch.round((shift + to.zero.to(shift.dtype) * to.scale) / (source.scale * unit)).to(torch.int32)
         turned, reach = (self.tensors.get(name) for name in gradient_name(layer.node, layer.weight))
-        return quantised_convolution(
+        y = quantised_convolution(
             x, codes, weight_scale if scaling is None else weight_scale * scaling[0], source.scale, source.zero, unit / to.scale, bias,
             to.scale, to.zero, turned, reach, how.stride, how.padding, how.dilation, how.groups,
         )  # fmt: skip
+        return self._known(y, to)
 
