@@ -14,7 +14,12 @@ import onnxruntime
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.runtime import session as sessions
 
-_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
+_BFLOAT16 = "tensor(bfloat16)"
+_TYPES: dict[str, Any] = {
+    **{"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(bool)": np.bool_},
+    **{f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}").type for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    _BFLOAT16: np.uint16,  # numpy has no such type
+}
 
 
 @dataclass(frozen=True)
@@ -78,13 +83,20 @@ def bind(session: Any) -> tuple[Any, list[Any]]:
     for node in session.get_inputs():
         kind = _TYPES[node.type]
         array = random.standard_normal(node.shape).astype(kind) if kind is np.float32 else np.zeros(node.shape, kind)
-        array = np.abs(array) + np.float32(0.5) if node.name.endswith(".variance") else array
-        held.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array)))
+        array = np.abs(array) + np.float32(0.5) if node.name.endswith((".variance", "scale")) and kind is np.float32 else array
+        held.append(_value(np.asarray(array), node.type))
         binding.bind_ortvalue_input(node.name, held[-1])
     for node in session.get_outputs():
-        held.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(node.shape, _TYPES[node.type])))
+        held.append(_value(np.zeros(node.shape, _TYPES[node.type]), node.type))
         binding.bind_ortvalue_output(node.name, held[-1])
     return binding, held
+
+
+def _value(array: Any, kind: str) -> Any:
+    """An array as onnxruntime takes it, without a copy."""
+    if kind == _BFLOAT16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, 16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def _digest(events: list[dict[str, Any]], runs: int) -> Profile:

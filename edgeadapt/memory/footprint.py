@@ -14,10 +14,11 @@ from typing import NamedTuple
 from edgeadapt.bundle import GraphSpec, Manifest, StateSpec
 from edgeadapt.bundle.onnxwire import External
 from edgeadapt.bundle.weights import WINDOW, windows
+from edgeadapt.memory import quantised
 from edgeadapt.memory.graph import OWN, GraphLike
 from edgeadapt.memory.liveness import Plan
 from edgeadapt.memory.region import Region
-from edgeadapt.memory.rules import ALIGNMENT, SEGMENT, rounded
+from edgeadapt.memory.rules import ALIGNMENT, SEGMENT, X86, Machine, rounded
 
 SESSION = 28_000
 """Bytes of a session with one operator, as malloc counts them."""
@@ -100,14 +101,20 @@ def session_bytes(of: Count) -> int:
     return SESSION + NODE * of.nodes + EDGE * of.edges + ATTRIBUTE * of.attributes + INITIALISER * of.initialisers
 
 
-def prepacked(graph: GraphLike) -> tuple[int, int]:
+def prepacked(graph: GraphLike, machine: Machine = X86) -> tuple[int, int]:
     """Bytes of the copies that loading a graph makes of its constant weights: inside the region, and beside it.
 
     `ConvTranspose` keeps its weight transposed, in a block of the region, unless a group has one channel going in or one number coming out of it.
-    `Gemm` and `MatMul` pack a matrix in panels of 16 columns, in memory that the arena counts but takes from malloc.
+    `Gemm` and `MatMul` pack a matrix in panels of 16 columns, in memory that the arena counts but takes from malloc. Of 8-bit operators see
+    `quantised.packed`.
     """
     inside = beside = 0
+    shared: dict[tuple[str, str], int] = {}
     for node in graph.nodes:
+        block, apart = quantised.packed(graph, node, machine)
+        inside += rounded(block)
+        if apart:  # kept once for all nodes of a kind that read the same weights, as a step does that computes something twice
+            shared[node.op, quantised.weight_of(node)] = apart
         if len(node.inputs) < 2 or node.inputs[1] not in graph.constants:
             continue
         weight = graph.values[node.inputs[1]]
@@ -117,7 +124,7 @@ def prepacked(graph: GraphLike) -> tuple[int, int]:
         elif node.op in ("Gemm", "MatMul", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul") and len(weight.shape) == 2:
             depth, columns = reversed(weight.shape) if node.attributes.get("transB") else weight.shape
             beside += 4 * depth * -(-columns // 16) * 16
-    return inside, beside
+    return inside, beside + sum(shared.values())
 
 
 def places(external: Iterable[External], prepared: bool) -> tuple[int, int]:
