@@ -24,8 +24,8 @@ from edgeadapt.bundle.manifest import read_figures
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.cache import cache_folder
 from edgeadapt.errors import BundleError
-from edgeadapt.memory import footprint
-from edgeadapt.memory.graph import OWN
+from edgeadapt.memory import footprint, quantised
+from edgeadapt.memory.graph import OWN, read
 from edgeadapt.units import format_bytes
 
 FORMAT = 3
@@ -64,6 +64,7 @@ class PreparedGraph:
         digest: SHA-256 of the file in hex.
         figures: for plans; None: the graph must be read for them.
         windows: of the bundle's file and of the entry's weights that its tensors lie in, as `weights.windows` says; None: not looked at.
+        bytes: whether it has weights of 8 bits, of which operators keep copies; those that nothing else reads are not among its windows.
     """
 
     model: Path
@@ -78,6 +79,7 @@ class PreparedGraph:
     digest: str
     figures: Figures | None = None
     windows: tuple[int, int] | None = None
+    bytes: bool = False
 
     @property
     def base_bytes(self) -> int:
@@ -263,7 +265,9 @@ def load(entry: Path, bundle: Bundle, wanted: dict[str, Any]) -> Prepared:
             continue
         digest = files.get(f"{name}.onnx", ("", 0))[0]
         graph = _graph(entry, name, node, digest)
-        graphs[name] = replace(graph, windows=footprint.places(graph.read(bundle.weights_size, own).external, prepared=True))
+        whole = graph.read(bundle.weights_size, own)
+        gone = quantised.released(read(whole.data)) if quantised.present(whole.data) else frozenset[str]()
+        graphs[name] = replace(graph, windows=footprint.places(whole.external, True, gone), bytes=quantised.present(whole.data))
     return Prepared(entry, graphs, own, root.free(), seconds)
 
 

@@ -13,6 +13,7 @@ import onnxruntime
 from edgeadapt.bundle import Bundle, Graph
 from edgeadapt.bundle.onnxwire import External, without_declarations
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError
+from edgeadapt.memory import quantised
 from edgeadapt.memory.graph import OWN, read
 from edgeadapt.memory.rules import misplaced_sums
 from edgeadapt.runtime import providers, region
@@ -179,7 +180,7 @@ def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Grap
         chosen = options(threads)
         chosen.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         if limit is None:  # on a GPU, onnxruntime copies them there itself
-            weights.share(graph.external, chosen)
+            weights.share(_shared(graph, folder == bundle.folder), chosen)
         try:
             session = onnxruntime.InferenceSession(without_declarations(graph.data), chosen, **providers.arguments(limit))
         except Exception as reason:  # onnxruntime's own types have no common base of theirs
@@ -191,6 +192,18 @@ def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Grap
         raise wrong(f"{bundle.path}: graph {name}", f"sum {odd[0]} added to in place", "a graph that reads or makes it otherwise")
     _check(session, bundle, name)
     return session
+
+
+def _shared(graph: Graph, exported: bool) -> Iterable[External]:
+    """The tensors that are read while a graph runs.
+
+    8-bit weights that are only read to be copied in another layout are left to onnxruntime, which maps them, copies them, and lets go of the mapping:
+    in ours their pages would stay resident beside the copies. A prepared graph finds those that are not the bundle's only.
+    """
+    if not region.prepacks() or not quantised.present(graph.data):
+        return graph.external
+    gone = quantised.released(read(graph.data))
+    return [tensor for tensor in graph.external if tensor.name not in gone or (not exported and tensor.location != OWN)]
 
 
 def failure(what: str, reason: Exception) -> EdgeAdaptError:

@@ -8,7 +8,7 @@ every graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from edgeadapt.bundle import GraphSpec, Manifest, StateSpec
@@ -127,11 +127,12 @@ def prepacked(graph: GraphLike, machine: Machine = X86) -> tuple[int, int]:
     return inside, beside + sum(shared.values())
 
 
-def places(external: Iterable[External], prepared: bool) -> tuple[int, int]:
-    """The windows of the bundle's file and of that of its prepared graphs that a graph's tensors lie in."""
+def places(external: Iterable[External], prepared: bool, without: Collection[str] = ()) -> tuple[int, int]:
+    """The windows of the bundle's file and of that of its prepared graphs that a graph's tensors lie in, but for those named in `without`."""
     found: tuple[list[External], list[External]] = ([], [])
     for tensor in external:
-        found[prepared and tensor.location == OWN].append(tensor)
+        if tensor.name not in without:
+            found[prepared and tensor.location == OWN].append(tensor)
     return windows(found[0]), windows(found[1])
 
 

@@ -36,6 +36,14 @@ PANEL = 16
 """Columns of a packed matrix of bytes are filled up to a multiple of this, and the sum of each stands beside them as 32 bits."""
 
 
+_MARKS = (b"QLinear", b"QGemm", b"MatMulInteger", b"DynamicQuantize")
+
+
+def present(data: bytes) -> bool:
+    """Whether a serialised graph has operators that keep copies of 8-bit weights, or seems to: what it takes then depends on the machine."""
+    return any(mark in data for mark in _MARKS)
+
+
 def scratch(graph: GraphLike, node: NodeLike, machine: Machine) -> list[int]:
     """The blocks, in bytes, that an 8-bit operator takes while it runs, in the order that it takes them in; none for any other."""
     values = graph.values
@@ -60,6 +68,21 @@ def weight_of(node: NodeLike) -> str:
     """The weights that an 8-bit operator may keep a copy of; "" for any other operator."""
     slot = WEIGHTS.get(node.op, len(node.inputs))
     return node.inputs[slot] if slot < len(node.inputs) else ""
+
+
+def copied(graph: GraphLike) -> bool:
+    """Whether a graph has 8-bit weights that copies are kept of where weights are prepacked."""
+    return any(weight_of(node) in graph.constants for node in graph.nodes)
+
+
+def released(graph: GraphLike) -> frozenset[str]:
+    """The 8-bit weights that nothing of a loaded graph reads any more, where weights are prepacked: each reader keeps a copy of its own."""
+    readers: dict[str, bool] = {}
+    for node in graph.nodes:
+        for name in node.inputs:
+            if name in graph.constants:
+                readers[name] = readers.get(name, True) and name == weight_of(node) and len(graph.values[name].shape) > 1
+    return frozenset(name for name, kept in readers.items() if kept)
 
 
 def packed(graph: GraphLike, node: NodeLike, machine: Machine) -> tuple[int, int]:
