@@ -60,6 +60,7 @@ def options(threads: int) -> Any:
     result.enable_mem_pattern = False
     if hasattr(result, "enable_mem_reuse"):
         result.enable_mem_reuse = False
+    result.add_session_config_entry("session.disable_quant_qdq", "1")  # else each reader of what was made floats gets floats of its own, even so
     result.log_severity_level = 4  # what fails is raised, with its text
     return result
 
