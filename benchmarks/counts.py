@@ -40,7 +40,7 @@ def one(path: str, name: str, threads: int, prepared: bool) -> dict[str, Any]:
     graph = bundle.graph(name) if ready is None else ready.read(bundle.weights_size, weights.own_size)
     with region.using(region.Region()):
         chosen = sessions.options(threads)
-        weights.share(graph.external, chosen)
+        weights.share(sessions.shared(graph, ready is None), chosen)
         profile = profiling.memory_of(graph.data, bundle.folder if ready is None else ready.folder, threads, options=chosen)
     if not profile.in_use:
         raise SystemExit("this onnxruntime does not tell memory: install 1.28 or newer")

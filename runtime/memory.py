@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -210,11 +210,12 @@ class Needs:
         names = dict.fromkeys(name for forms in steps for name in cuda.fitting(forms, self._lacking(forms))[1])
         return tuple(f"{name} ({', '.join(self[name].lacking)})" for name in names)
 
-    def weights(self, names: Iterable[str], prepacking: bool = True) -> int:
+    def weights(self, names: Collection[str], prepacking: bool = True) -> int:
         """Bytes of the files of weights that are mapped once these graphs have run."""
         found = [self.need(name, prepacking).places for name in names]
         known = [places for places in found if places is not None]
-        return footprint.mapped(known, self._sizes, _PAGE) if len(known) == len(found) else sum(self._sizes)
+        own = max((self._prepared[name].stored_bytes for name in names if name in self._prepared), default=0) if prepacking else 0
+        return own + (footprint.mapped(known, self._sizes, _PAGE) if len(known) == len(found) else sum(self._sizes))
 
     def any_prepared(self, names: Iterable[str]) -> bool:
         """Whether one of these graphs runs as it was prepared."""

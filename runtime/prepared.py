@@ -65,6 +65,7 @@ class PreparedGraph:
         figures: for plans; None: the graph must be read for them.
         windows: of the bundle's file and of the entry's weights that its tensors lie in, as `weights.windows` says; None: not looked at.
         bytes: whether it has weights of 8 bits, of which operators keep copies; those that nothing else reads are not among its windows.
+        stored_bytes: of the copies that the entry's weights have, in windows; they are mapped while it runs.
     """
 
     model: Path
@@ -80,6 +81,7 @@ class PreparedGraph:
     figures: Figures | None = None
     windows: tuple[int, int] | None = None
     bytes: bool = False
+    stored_bytes: int = 0
 
     @property
     def base_bytes(self) -> int:
@@ -109,6 +111,8 @@ class PreparedGraph:
             begin, end = ends.get(tensor.location, (0, -1))
             if not tensor.outer or tensor.offset < begin or tensor.offset + tensor.length > end:
                 raise _unusable(self.model, f"takes tensor {tensor.name!r} from a place that is not its own")
+            if any(offset + length > own_size for offset, length in tensor.copies) or (tensor.copies and tensor.location != OWN):
+                raise _unusable(self.model, f"takes a copy of tensor {tensor.name!r} from a place that is not its own")
         return Graph(data, facts.external)
 
 
@@ -267,7 +271,8 @@ def load(entry: Path, bundle: Bundle, wanted: dict[str, Any]) -> Prepared:
         graph = _graph(entry, name, node, digest)
         whole = graph.read(bundle.weights_size, own)
         gone = quantised.released(read(whole.data)) if quantised.present(whole.data) else frozenset[str]()
-        graphs[name] = replace(graph, windows=footprint.places(whole.external, True, gone), bytes=quantised.present(whole.data))
+        places, stored = footprint.places(whole.external, True, gone), footprint.copies_bytes(whole.external)
+        graphs[name] = replace(graph, windows=places, bytes=quantised.present(whole.data), stored_bytes=stored)
     return Prepared(entry, graphs, own, root.free(), seconds)
 
 

@@ -29,7 +29,8 @@ class Profile:
     Attributes:
         nodes: index in the file, of each node in the order of execution.
         in_use: the arena's bytes in use after each node, before its inputs are freed. Empty where this onnxruntime does not tell (before 1.28).
-        peak: the most that was in use, bytes; 0 where it does not tell.
+        peak: the most that was in use, bytes, while it was loaded or run; 0 where it does not tell.
+        first: the same when the first node had run.
         base: of that, what was in use before the first node: prepacked weights and small constants.
         shapes: shapes of each node's outputs.
         types: and their element types, as onnxruntime names them ("float", "int64").
@@ -39,6 +40,7 @@ class Profile:
     nodes: list[int]
     in_use: list[int]
     peak: int
+    first: int
     base: int
     shapes: list[list[tuple[int, ...]]]
     types: list[list[str]]
@@ -109,4 +111,6 @@ def _digest(events: list[dict[str, Any]], runs: int) -> Profile:
     made = [[next(iter(item.items())) for item in entry["output_type_shape"]] for entry in told]
     shapes = [[tuple(int(size) for size in sizes) for _, sizes in outputs] for outputs in made]
     types = [[kind for kind, _ in outputs] for outputs in made]
-    return Profile([int(entry["node_index"]) for entry in told], in_use, peak, base, shapes, types, [event["dur"] / 1e6 for event in last])
+    first = int(told[0].get("mem_in_use_peak", 0)) if told else 0
+    order, seconds = [int(entry["node_index"]) for entry in told], [event["dur"] / 1e6 for event in last]
+    return Profile(order, in_use, peak, first, base, shapes, types, seconds)

@@ -181,7 +181,7 @@ def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Grap
         chosen = options(threads)
         chosen.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         if limit is None:  # on a GPU, onnxruntime copies them there itself
-            weights.share(_shared(graph, folder == bundle.folder), chosen)
+            weights.share(shared(graph, folder == bundle.folder), chosen)
         try:
             session = onnxruntime.InferenceSession(without_declarations(graph.data), chosen, **providers.arguments(limit))
         except Exception as reason:  # onnxruntime's own types have no common base of theirs
@@ -195,8 +195,8 @@ def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Grap
     return session
 
 
-def _shared(graph: Graph, exported: bool) -> Iterable[External]:
-    """The tensors that are read while a graph runs.
+def shared(graph: Graph, exported: bool) -> Iterable[External]:
+    """The tensors of a graph, exported or prepared, that a session takes from `Weights`: those that are read while it runs.
 
     8-bit weights that are only read to be copied in another layout are left to onnxruntime, which maps them, copies them, and lets go of the mapping:
     in ours their pages would stay resident beside the copies. A prepared graph finds those that are not the bundle's only.

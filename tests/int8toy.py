@@ -7,6 +7,7 @@ The step goes back through the last convolution with its weights made floats aga
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from onnx import TensorProto, helper
 
 from edgeadapt.bundle import PLACEHOLDER, WEIGHTS_OFFSET, Bundle, WeightsFile
+from edgeadapt.memory import Plan, read, smallest
 from tests import toybundle
 from tests.shapedtoy import shaped
 from tests.toybundle import SIDE, Toy
@@ -39,6 +41,9 @@ class Int8Toy(Toy):
         self.residual, self.grouped, self.moved = residual, grouped, moved
         super().__init__(width, depth, batches)
         self.graphs = {name: shaped(data) for name, data in self.graphs.items()}
+        for name, spec in self.specs.items():
+            plan = Plan(read(self.graphs[name]))
+            self.specs[name] = replace(spec, peak_bytes=plan.peak, region_bytes=smallest(plan))
 
     def _graph(self, role: str, batch: int) -> None:
         if not hasattr(self, "scales"):

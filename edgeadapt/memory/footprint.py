@@ -110,10 +110,11 @@ def prepacked(graph: GraphLike, machine: Machine = X86) -> tuple[int, int]:
     """
     inside = beside = 0
     shared: dict[tuple[str, str], int] = {}
+    stored: frozenset[str] = getattr(graph, "stored", frozenset())  # those are mapped
     for node in graph.nodes:
         block, apart = quantised.packed(graph, node, machine)
         inside += rounded(block)
-        if apart:  # kept once for all nodes of a kind that read the same weights, as a step does that computes something twice
+        if apart and quantised.weight_of(node) not in stored:  # once for all nodes of a kind that read it, as where something is computed twice
             shared[node.op, quantised.weight_of(node)] = apart
         if len(node.inputs) < 2 or node.inputs[1] not in graph.constants:
             continue
@@ -134,6 +135,11 @@ def places(external: Iterable[External], prepared: bool, without: Collection[str
         if tensor.name not in without:
             found[prepared and tensor.location == OWN].append(tensor)
     return windows(found[0]), windows(found[1])
+
+
+def copies_bytes(external: Iterable[External]) -> int:
+    """Bytes that are mapped, while a prepared graph runs, of the copies of its weights that its file has."""
+    return sum(-(-length // WINDOW) * WINDOW for tensor in external for _, length in tensor.copies)
 
 
 def mapped_pages(found: int, size: int, page: int) -> int:

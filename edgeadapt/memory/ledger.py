@@ -343,7 +343,9 @@ def _mapped(bundle: Bundle, found: Iterable[Layout], setup: Setup) -> int:
     """Bytes that are mapped of the bundle's file, and of the file of its prepared graphs, once these graphs have run."""
     sizes = (bundle.path.stat().st_size, 0 if setup.prepared is None else setup.prepared.own_bytes)
     gone = quantised.released if setup.machine.prepacking else lambda _: frozenset[str]()
-    return footprint.mapped((footprint.places(item.graph.external, item.prepared, gone(item.graph)) for item in found), sizes, setup.page)
+    found = list(found)
+    own = max(footprint.copies_bytes(item.graph.external) for item in found) if setup.machine.prepacking else 0
+    return own + footprint.mapped((footprint.places(item.graph.external, item.prepared, gone(item.graph)) for item in found), sizes, setup.page)
 
 
 def _adapter(bundle: Bundle, found: Mapping[str, Layout], frozen: int) -> int:

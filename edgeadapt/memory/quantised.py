@@ -86,7 +86,10 @@ def released(graph: GraphLike) -> frozenset[str]:
 
 
 def packed(graph: GraphLike, node: NodeLike, machine: Machine) -> tuple[int, int]:
-    """Bytes of the copy of an 8-bit operator's constant weights that is made when a graph is loaded: in the region, and beside it."""
+    """Bytes of the copy of an 8-bit operator's constant weights that is made when a graph is loaded: in the region, and beside it.
+
+    Also where the graph's file has it, and it is mapped.
+    """
     if node.op in CONVOLUTIONS:
         return _packed_convolution(graph, node, machine)
     weight = weight_of(node)
