@@ -15,11 +15,12 @@ from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.runtime import session as sessions
 
 _BFLOAT16 = "tensor(bfloat16)"
-_TYPES: dict[str, Any] = {
+TYPES: dict[str, Any] = {
     **{"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(bool)": np.bool_},
     **{f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}").type for sign in ("", "u") for bits in (8, 16, 32, 64)},
     _BFLOAT16: np.uint16,  # numpy has no such type
 }
+"""numpy's type of what onnxruntime calls a tensor's."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +84,19 @@ def bind(session: Any) -> tuple[Any, list[Any]]:
     """A binding of made-up inputs and of memory for all outputs, and what must outlive it."""
     random, binding, held = np.random.default_rng(0), session.io_binding(), []
     for node in session.get_inputs():
-        kind = _TYPES[node.type]
+        kind = TYPES[node.type]
         array = random.standard_normal(node.shape).astype(kind) if kind is np.float32 else np.zeros(node.shape, kind)
         array = np.abs(array) + np.float32(0.5) if node.name.endswith((".variance", "scale")) and kind is np.float32 else array
-        held.append(_value(np.asarray(array), node.type))
+        held.append(value(np.asarray(array), node.type))
         binding.bind_ortvalue_input(node.name, held[-1])
     for node in session.get_outputs():
-        held.append(_value(np.zeros(node.shape, _TYPES[node.type]), node.type))
+        held.append(value(np.zeros(node.shape, TYPES[node.type]), node.type))
         binding.bind_ortvalue_output(node.name, held[-1])
     return binding, held
 
 
-def _value(array: Any, kind: str) -> Any:
-    """An array as onnxruntime takes it, without a copy."""
+def value(array: Any, kind: str) -> Any:
+    """An array as onnxruntime takes it, without a copy. kind: what it calls the tensor's type; of bfloat16 the array has the bits, as uint16."""
     if kind == _BFLOAT16:
         return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, 16)
     return onnxruntime.OrtValue.ortvalue_from_numpy(array)
