@@ -13,7 +13,7 @@ import onnxruntime
 from edgeadapt.bundle import Bundle, Graph
 from edgeadapt.bundle.onnxwire import External, without_declarations
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError
-from edgeadapt.memory import quantised
+from edgeadapt.memory import Machine, quantised
 from edgeadapt.memory.graph import OWN, read
 from edgeadapt.memory.rules import misplaced_sums
 from edgeadapt.runtime import providers, region
@@ -43,6 +43,8 @@ _fix_malloc()
 onnxruntime.set_default_logger_severity(3)  # errors; warnings are about what we chose
 
 VERSION: str = onnxruntime.__version__
+BIAS_LEFT_OUT = tuple(int(part) for part in VERSION.split(".")[:2]) < (1, 31)
+"""Whether this onnxruntime may leave out what a convolution of bytes is to add: see `quantised.bias_left_out`."""
 
 
 def options(threads: int) -> Any:
@@ -182,6 +184,7 @@ def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Grap
         chosen.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         if limit is None:  # on a GPU, onnxruntime copies them there itself
             weights.share(shared(graph, folder == bundle.folder), chosen)
+            _complete(graph, threads, f"{bundle.path}: graph {name}")
         try:
             session = onnxruntime.InferenceSession(without_declarations(graph.data), chosen, **providers.arguments(limit))
         except Exception as reason:  # onnxruntime's own types have no common base of theirs
@@ -205,6 +208,17 @@ def shared(graph: Graph, exported: bool) -> Iterable[External]:
         return graph.external
     gone = quantised.released(read(graph.data))
     return [tensor for tensor in graph.external if tensor.name not in gone or (not exported and tensor.location != OWN)]
+
+
+def _complete(graph: Graph, threads: int, where: str) -> None:
+    """Refuses a graph of which this onnxruntime would compute something else."""
+    if not BIAS_LEFT_OUT or not quantised.present(graph.data):
+        return
+    if wrong_ones := quantised.bias_left_out(read(graph.data), Machine.here(threads, region.prepacks())):
+        raise BundleError(
+            f"{where}: onnxruntime {VERSION} would leave out the bias of {len(wrong_ones)} convolutions on bytes, of {wrong_ones[0]!r} first",
+            "install onnxruntime 1.31 or newer",
+        )
 
 
 def failure(what: str, reason: Exception) -> EdgeAdaptError:

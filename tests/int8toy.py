@@ -32,7 +32,7 @@ class Int8Toy(Toy):
         depth: convolutions after the first.
         residual: of those, whether each adds to what it was given.
         grouped: whether they are depthwise.
-        moved: what of the convolutions is not constant: "zero" (the zero point of what they read) or "scale".
+        moved: what of the convolutions is not constant: "zero" (the zero point of what they read), "scale" or "bias".
     """
 
     def __init__(
@@ -93,14 +93,21 @@ class _Build(toybundle._Build):
         """A scale and a zero point, or what of them is not constant."""
         scale, point = self.const(STEP), self.const(zero, np.uint8)
         if self.toy.moved == "zero":
-            point = self("Max", point, point)
+            point = self.turned(self.const(zero, np.int64), TensorProto.UINT8)
         if self.toy.moved == "scale":
             scale = self("Abs", scale)
         return scale, point
 
+    def turned(self, value: str, kind: int) -> str:
+        """A constant that onnxruntime does not know to be one."""
+        out = f"t{len(self.nodes)}"
+        self.nodes.append(helper.make_node("Cast", [value], [out], to=kind))
+        return out
+
     def convolution(self, h: str, name: str, given: tuple[str, str], made: tuple[str, str]) -> str:
         scale, weights = self.toy.scales[name], self.toy.frozen[name]
-        bias = self.const(np.arange(len(scale)) % 7 * 40, np.int32)
+        bias = self.const(np.arange(len(scale)) % 7 * 40, np.int64 if self.toy.moved == "bias" else np.int32)
+        bias = self.turned(bias, TensorProto.INT32) if self.toy.moved == "bias" else bias
         inputs = [h, *given, self.weight(name), self.const(scale), self.const(np.zeros(len(scale)), np.int8), *made, bias]
         group = self.toy.width if weights.shape[1] == 1 < self.toy.width else 1
         return self("QLinearConv", *inputs, pads=[1] * 4, kernel_shape=[3, 3], group=group)

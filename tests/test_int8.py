@@ -23,6 +23,7 @@ from edgeadapt.memory.measured import measure
 from edgeadapt.memory.simulation import Choice
 from edgeadapt.runtime import choice as choices
 from edgeadapt.runtime import copies, prepare_compare, prepared, preparing
+from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.choice import wanted
 from edgeadapt.runtime.engine import Engine
@@ -94,6 +95,20 @@ def test_a_budget_changes_no_number(tmp_path: Path, kind: str) -> None:
         assert np.array_equal(one.predict(frames(1)), other.predict(frames(1)))
 
 
+def test_a_bias_that_is_not_constant_is_added_or_the_graph_is_refused(tmp_path: Path) -> None:
+    """Before 1.31 onnxruntime leaves it out where it prepacks weights for the kernel that writes bytes itself."""
+    moving, constant = (Int8Toy(width=width, moved=moved).bundle(tmp_path / f"{moved}.edgeadapt") for width, moved in ((64, "bias"), (64, "")))
+    if sessions.BIAS_LEFT_OUT:
+        with pytest.raises(BundleError, match="leave out the bias of 2 convolutions"):
+            Adapter.open(moving.path)
+    else:
+        with Adapter.open(moving.path) as one, Adapter.open(constant.path) as other:
+            assert np.array_equal(one.adapt(frames(4)), other.adapt(frames(4)))
+    panels = [Int8Toy(width=22, moved=moved).bundle(tmp_path / f"odd{moved}.edgeadapt") for moved in ("bias", "")]  # no such kernel
+    with Adapter.open(panels[0].path) as one, Adapter.open(panels[1].path) as other:
+        assert np.array_equal(one.adapt(frames(4)), other.adapt(frames(4)))
+
+
 def test_without_copies_a_graph_needs_more_of_a_region_and_reads_weights_where_they_lie(tmp_path: Path) -> None:
     bundle = Int8Toy(width=128, depth=4).bundle(tmp_path / "toy.edgeadapt")
     needs = Needs(bundle, 1)
@@ -128,7 +143,7 @@ def test_the_ledger_is_what_a_process_takes(tmp_path: Path, prepacking: bool) ->
     assert found["weights"] == pytest.approx(told["weights"].bytes, abs=65536)
     assert found["weights"] < 10**6 if prepacking else found["weights"] > 5 * 256 * 256 * 9
     region = sum(told[name].bytes for name in ("activations", "workspace", "gaps"))
-    assert found["region"] - found["inside"] == pytest.approx(region, abs=16384)
+    assert found["region"] - found["inside"] == pytest.approx(region, abs=16384 if TELLS else 65536)
     assert 0.97 * told.total < found["peak"] < 1.04 * told.total
 
 
@@ -252,7 +267,7 @@ def test_the_ledger_of_prepared_graphs_is_what_a_process_takes(odd: Bundle, entr
     found = measure(odd.path, Choice("adapt", 4, "adapt.b4", NAMES, True, 0, 0.0), prepared=True)
     assert found["weights"] <= told["weights"].bytes <= found["weights"] + 20 * 65536  # windows round up, for each copy
     assert told["prepacked weights"].bytes < exported["prepacked weights"].bytes - 8 * 9 * ODD * ODD
-    assert told.total < exported.total - 3 * 9 * ODD * ODD
+    assert told.total < exported.total - (3 if TELLS else 1) * 9 * ODD * ODD  # what does not tell counts what is copied twice
     assert 0.97 * told.total < found["peak"] < 1.03 * told.total
 
 

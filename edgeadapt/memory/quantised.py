@@ -120,9 +120,25 @@ def _symmetric(graph: GraphLike, node: NodeLike, machine: Machine) -> bool:
 
     Where it is not known what the processor has: whether they would be on each.
     """
+    return not _moving_bias(graph, node) and _suits(graph, node, machine)
+
+
+def bias_left_out(graph: GraphLike, machine: Machine) -> list[str]:
+    """Outputs of convolutions whose bias onnxruntime before 1.31 leaves out, without a word (1.23 to 1.28 do).
+
+    It folds bias and zero point into sums over weights that it prepacks, and looks at whether the zero point is constant, but not the bias.
+    """
+    nodes = [node for node in graph.nodes if node.op in CONVOLUTIONS and _moving_bias(graph, node)]
+    return [node.outputs[0] for node in nodes if _suits(graph, node, machine)]
+
+
+def _moving_bias(graph: GraphLike, node: NodeLike) -> bool:
+    return any(name and name not in graph.constants for name in node.inputs[8:9])
+
+
+def _suits(graph: GraphLike, node: NodeLike, machine: Machine) -> bool:
     source, zero, weight = node.inputs[0], node.inputs[2], node.inputs[3]
-    folded = [zero, *node.inputs[8:9]]  # into sums over the weights, when a graph is loaded
-    if not _packs(graph, weight, machine) or any(name and name not in graph.constants for name in folded) or not _signed(graph, weight):
+    if not _packs(graph, weight, machine) or zero not in graph.constants or not _signed(graph, weight):
         return False
     if _signed(graph, source) and not machine.arm:
         return False
