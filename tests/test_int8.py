@@ -43,8 +43,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "zero points of a run": {"depth": 1, "moved": "zero", "width": 20},
     "scales of a run": {"depth": 1, "moved": "scale"},
 }
-ODD = 250
-"""Channels that no kernel which writes bytes itself takes, so that copies of weights are panels of a matrix everywhere."""
+ODD, WIDE = 90, 250
+"""Channels that no kernel which writes bytes itself takes, so that copies are panels of a matrix everywhere: few, and enough to be seen."""
 
 PROFILED = """
 import json, sys
@@ -150,10 +150,10 @@ def test_the_ledger_is_what_a_process_takes(tmp_path: Path, prepacking: bool) ->
 def test_the_simulator_offers_copies_or_memory_with_their_times(tmp_path: Path) -> None:
     from edgeadapt.devices import boards
 
-    bundle = Int8Toy(width=ODD, depth=4).bundle(tmp_path / "toy.edgeadapt")
+    bundle = Int8Toy(width=WIDE, depth=4).bundle(tmp_path / "toy.edgeadapt")
     found = simulate(bundle, boards.load("pi4-1gb"), role="adapt", batch=4)
     quick, small = (next(row for row in found.choices if row.prepacking is kept and row.role == "adapt") for kept in (True, False))
-    assert small.total < quick.total - 4 * ODD * ODD * 9
+    assert small.total < quick.total - 4 * WIDE * WIDE * 9
     assert small.seconds == pytest.approx(2 * quick.seconds)
 
 
@@ -175,23 +175,38 @@ def test_leaner_forms_are_tried_before_copies_on_bytes_are_given_up(tmp_path: Pa
 # ---------------------------------------------------------------------------------------------------------- prepared
 
 
-@pytest.fixture(scope="module")
-def odd(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return Int8Toy(width=ODD, depth=4).bundle(tmp_path_factory.mktemp("odd") / "odd.edgeadapt")
-
-
 NAMES = ("predict.b1", "adapt.b4")
 
 
-@pytest.fixture(scope="module")
-def entry(odd: Bundle, tmp_path_factory: pytest.TempPathFactory) -> prepared.Prepared:
-    """Both graphs are kept in it: on a busy machine a version may seem slower than it is, so it is tried again."""
-    folder = tmp_path_factory.mktemp("cache")
+def made(width: int, factory: pytest.TempPathFactory) -> tuple[Bundle, prepared.Prepared]:
+    """A bundle, and an entry that has both graphs: on a busy machine a version may seem slower than it is, so it is tried again."""
+    bundle = Int8Toy(width=width, depth=4).bundle(factory.mktemp("odd") / "odd.edgeadapt")
+    folder = factory.mktemp("cache")
     for attempt in range(6):
-        found = preparing.make(odd, cache=folder, names=NAMES, force=attempt > 0)
+        found = preparing.make(bundle, cache=folder, names=NAMES, force=attempt > 0)
         if set(NAMES) <= set(found.graphs):
-            return found
+            return bundle, found
     return pytest.fail(str({name: found.record["graphs"][name]["why"] for name in NAMES}))
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, prepared.Prepared]:
+    return made(ODD, tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> tuple[Bundle, prepared.Prepared]:
+    return made(WIDE, tmp_path_factory)
+
+
+@pytest.fixture
+def odd(pair: tuple[Bundle, prepared.Prepared]) -> Bundle:
+    return pair[0]
+
+
+@pytest.fixture
+def entry(pair: tuple[Bundle, prepared.Prepared]) -> prepared.Prepared:
+    return pair[1]
 
 
 def test_each_version_is_compared_and_counted(entry: prepared.Prepared) -> None:
@@ -238,7 +253,8 @@ def test_prepared_graphs_on_bytes_serve_the_same(odd: Bundle, entry: prepared.Pr
 
 
 @pytest.mark.native
-def test_copies_of_the_graph_that_runs_alone_are_resident(odd: Bundle, entry: prepared.Prepared) -> None:
+def test_copies_of_the_graph_that_runs_alone_are_resident(wide: Any) -> None:
+    odd, entry = wide
     from edgeadapt.runtime.measured import present
 
     engine = Engine(odd, FlatState(odd.manifest.state, odd.manifest.graphs, odd.initial_state()), 1, NAMES, entry)
@@ -254,27 +270,30 @@ def test_copies_of_the_graph_that_runs_alone_are_resident(odd: Bundle, entry: pr
 
     for name, other in (NAMES, NAMES[::-1], NAMES):
         first = engine.run(name, {}, commit=False).logits.copy()
-        assert held(name) > 4 * 9 * ODD * ODD
+        assert held(name) > 4 * 9 * WIDE * WIDE
         assert held(other) == 0
         assert np.array_equal(engine.run(name, {}, commit=False).logits, first)
 
 
 @pytest.mark.native
-def test_the_ledger_of_prepared_graphs_is_what_a_process_takes(odd: Bundle, entry: prepared.Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_ledger_of_prepared_graphs_is_what_a_process_takes(wide: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd, entry = wide
     monkeypatch.setenv("EDGEADAPT_CACHE", str(entry.folder.parent))
     setup = Setup(NAMES, floor.look().floor, prepared=entry)
     told, exported = ledger(odd, setup), ledger(odd, replace(setup, prepared=None))
     found = measure(odd.path, Choice("adapt", 4, "adapt.b4", NAMES, True, 0, 0.0), prepared=True)
     assert found["weights"] <= told["weights"].bytes <= found["weights"] + 20 * 65536  # windows round up, for each copy
-    assert told["prepacked weights"].bytes < exported["prepacked weights"].bytes - 8 * 9 * ODD * ODD
-    assert told.total < exported.total - (3 if TELLS else 1) * 9 * ODD * ODD  # what does not tell counts what is copied twice
+    assert told["prepacked weights"].bytes < exported["prepacked weights"].bytes - 8 * 9 * WIDE * WIDE
+    assert told.total < exported.total - (3 if TELLS else 1) * 9 * WIDE * WIDE  # what does not tell counts what is copied twice
     assert 0.97 * told.total < found["peak"] < 1.03 * told.total
 
 
-def test_a_budget_takes_prepared_graphs_on_bytes(odd: Bundle, entry: prepared.Prepared) -> None:
+@pytest.mark.native
+def test_a_budget_takes_prepared_graphs_on_bytes(wide: Any) -> None:
+    odd, entry = wide
     needs, exported = Needs(odd, 1, entry), Needs(odd, 1)
     plan, other = (laid_out(given, planned(given, NAMES)) for given in (needs, exported))
-    assert plan.total < other.total - 3 * 9 * ODD * ODD
+    assert plan.total < other.total - 3 * 9 * WIDE * WIDE
     assert needs.need("predict.b1", False).region > needs["predict.b1"].region
     with Adapter.open(odd.path, "8GiB") as adapter:
         assert np.isfinite(adapter.adapt(frames(4))).all()
