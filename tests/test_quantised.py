@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeadapt.memory import Graph, Machine, Plan, Tensor, footprint, read, smallest
+from edgeadapt.memory import Graph, Machine, Plan, Tensor, footprint, read, rules, smallest
 from edgeadapt.memory import quantised as quantised_rules
 from edgeadapt.memory.graph import Node
 from edgeadapt.memory.rules import KNOWN, blocks
@@ -308,6 +309,23 @@ def test_what_kernel_a_convolution_gets_depends_on_the_processor(out: int, going
     inside, beside = footprint.prepacked(graph, machine)
     assert bool(inside) is direct
     assert bool(beside) is not direct
+
+
+def test_the_processor_is_known_by_its_flags(monkeypatch: pytest.MonkeyPatch) -> None:
+    for flags, arm, wide, direct in (
+        ({"avx2", "avx512bw"}, False, True, True),
+        ({"avx2"}, False, False, True),
+        ({"sse4_2"}, False, False, False),
+        (set(), False, None, True),
+        ({"asimd", "asimddp"}, True, True, True),
+        ({"asimd"}, True, False, True),
+    ):
+        monkeypatch.setattr(rules, "_flags", lambda flags=flags: frozenset(flags))
+        monkeypatch.setattr(rules.os, "uname", lambda arm=arm: SimpleNamespace(machine="aarch64" if arm else "x86_64"))
+        here = Machine.here(2, False)
+        assert (here.threads, here.arm, here.wide, here.prepacking, here.direct) == (2, arm, wide, False, direct)
+    graph = one(64, 64)
+    assert len(blocks(graph, graph.nodes[0], Machine(wide=True, direct=False))) == 4
 
 
 def test_scratch_in_several_blocks_finds_room_between_tensors() -> None:

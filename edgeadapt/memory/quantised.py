@@ -138,7 +138,7 @@ def _moving_bias(graph: GraphLike, node: NodeLike) -> bool:
 
 def _suits(graph: GraphLike, node: NodeLike, machine: Machine) -> bool:
     source, zero, weight = node.inputs[0], node.inputs[2], node.inputs[3]
-    if not _packs(graph, weight, machine) or zero not in graph.constants or not _signed(graph, weight):
+    if not machine.direct or not _packs(graph, weight, machine) or zero not in graph.constants or not _signed(graph, weight):
         return False
     if _signed(graph, source) and not machine.arm:
         return False

@@ -71,28 +71,32 @@ class Machine:
         wide: whether it has the wider instructions that convolutions of bytes choose their kernel by: dot products on Arm, AVX-512 on x86-64. None:
             not known, so what takes more is counted.
         prepacking: whether onnxruntime keeps rearranged copies of constant weights.
+        direct: whether there are kernels for it that convolve bytes and write bytes themselves; x86-64 without AVX2 has none.
     """
 
     threads: int = 1
     arm: bool = False
     wide: bool | None = None
     prepacking: bool = True
+    direct: bool = True
 
     @classmethod
     def here(cls, threads: int, prepacking: bool = True) -> Machine:
         """The one that this runs on."""
-        return cls(threads, os.uname().machine in ("aarch64", "arm64"), _wide(), prepacking)
+        arm, flags = os.uname().machine in ("aarch64", "arm64"), _flags()
+        wide = bool(flags & {"avx512bw", "asimddp"}) if flags else None
+        return cls(threads, arm, wide, prepacking, arm or not flags or "avx2" in flags)
 
 
 @lru_cache(maxsize=1)
-def _wide() -> bool | None:
+def _flags() -> frozenset[str]:
+    """What the processor has, as the kernel names it; empty where it does not say."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
             lines = [line.partition(":") for line in file]
     except OSError:
-        return None
-    found = {flag for key, _, flags in lines if key.strip().lower() in ("flags", "features") for flag in flags.split()}
-    return bool(found & {"avx512bw", "asimddp"}) if found else None
+        return frozenset()
+    return frozenset(flag for key, _, flags in lines if key.strip().lower() in ("flags", "features") for flag in flags.split())
 
 
 X86 = Machine()
