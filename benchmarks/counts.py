@@ -4,8 +4,9 @@
   python -m benchmarks.counts bundles/resnet20-ecotta.edgeadapt --prepared
 
 Every graph is run in a process of its own, as an adapter runs it; with --prepared those that `edgeadapt prepare` made for this machine are run as
-well, and are made first where they are not there. Needs onnxruntime 1.28 or newer, which tells memory. A device needs nothing else for bundles that
-are there: on an emulated Raspberry Pi, scripts/test-arm64.sh runs this script with --run.
+well, and are made first where they are not there; with --as-stored without copies of weights, where operators on bytes take more scratch. Needs
+onnxruntime 1.28 or newer, which tells memory. A device needs nothing else for bundles that are there: on an emulated Raspberry Pi,
+scripts/test-arm64.sh runs this script with --run.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from edgeadapt.bundle import Bundle
 
 
-def one(path: str, name: str, threads: int, prepared: bool) -> dict[str, Any]:
+def one(path: str, name: str, threads: int, prepared: bool, copies: bool) -> dict[str, Any]:
     """A graph's count beside its profile, in this process."""
     from edgeadapt.memory import Machine, Plan, read
     from edgeadapt.runtime import profiling, region
@@ -38,13 +39,13 @@ def one(path: str, name: str, threads: int, prepared: bool) -> dict[str, Any]:
         return {}
     weights = sessions.Weights(bundle, None if entry is None else entry.mapped())
     graph = bundle.graph(name) if ready is None else ready.read(bundle.weights_size, weights.own_size)
-    with region.using(region.Region()):
+    with region.using(region.Region(prepacking=copies)):
         chosen = sessions.options(threads)
-        weights.share(graph.external, chosen)
+        weights.share(sessions.shared(graph, ready is None), chosen)
         profile = profiling.memory_of(graph.data, bundle.folder if ready is None else ready.folder, threads, options=chosen)
     if not profile.in_use:
         raise SystemExit("this onnxruntime does not tell memory: install 1.28 or newer")
-    plan = Plan(read(graph.data), machine=Machine.here(threads))
+    plan = Plan(read(graph.data), machine=Machine.here(threads, copies))
     differ = sum(held - profile.base != counted for held, counted in zip(profile.in_use, plan.after()))
     return {"nodes": len(plan.events), "differ": differ, "counted": max(plan.after()), "peak": plan.peak, "told": profile.peak - profile.base}
 
@@ -70,10 +71,11 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--prepared", action="store_true", help="also the graphs as prepared for this machine")
+    parser.add_argument("--as-stored", action="store_true", help="without copies of weights")
     parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:
-        print(json.dumps(one(given.one[0], given.one[1], given.threads, given.prepared)))
+        print(json.dumps(one(given.one[0], given.one[1], given.threads, given.prepared, not given.as_stored)))
         return
     bundles = [Bundle.open(path) for path in given.bundles]
     if given.folder:
@@ -90,7 +92,7 @@ def main() -> None:
             make(bundle, given.threads, names=names)
         for name in names:
             for form in ("exported", "prepared")[: 1 + given.prepared]:
-                extra = ["--prepared"] if form == "prepared" else []
+                extra = [*(["--prepared"] if form == "prepared" else []), *(["--as-stored"] if given.as_stored else [])]
                 found = child(["--one", str(bundle.path), name, "--threads", str(given.threads), *extra])
                 if not found:
                     continue

@@ -14,8 +14,10 @@ from numpy.typing import NDArray
 
 from edgeadapt.bundle import Bundle, GraphSpec
 from edgeadapt.errors import BudgetError
+from edgeadapt.memory.graph import OWN
 from edgeadapt.runtime import providers
 from edgeadapt.runtime import session as sessions
+from edgeadapt.runtime.copies import Copies, mapped
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.state import FlatState, Floats, Sums
 
@@ -84,6 +86,7 @@ class Engine:
         self._prepared, own = sessions.usable(bundle, prepared, planned)
         self._weights = sessions.Weights(bundle, own)
         self._graphs: dict[str, _Graph] = {}
+        self._copies = Copies()
         graphs = bundle.manifest.graphs
         self._batch = max(graphs[name].batch for name in (graphs if names is None else names))
         self._frames = np.zeros((self._batch, *bundle.manifest.input.shape), np.float32)
@@ -162,6 +165,7 @@ class Engine:
             BudgetError: memory ran out; the state is as it was.
         """
         graph, state = self._graph(name), self._state
+        self._copies.running(name)
         for index, (key, default) in enumerate(graph.defaults.items()):
             graph.hyper[index] = hyper.get(key, default)
         try:
@@ -184,7 +188,11 @@ class Engine:
         graph = self._graphs.get(name)
         if graph is None:
             limit = None if self._limits is None else self._limits[name]
-            session = sessions.load(self._bundle, name, self._threads, self._weights, self._prepared.get(name), self._planned, limit)
+            ready = self._prepared.get(name)
+            file = os.path.join(ready.folder, OWN) if ready is not None and ready.bytes else ""
+            before = mapped(file) if file else frozenset()
+            session = sessions.load(self._bundle, name, self._threads, self._weights, ready, self._planned, limit)
+            self._copies.loaded(name, mapped(file) - before if file else before)
             graph = self._graphs[name] = self._assemble(session, name)
         return graph
 

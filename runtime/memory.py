@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -15,7 +15,7 @@ import onnxruntime
 from edgeadapt.bundle import Bundle, Form
 from edgeadapt.bundle.roles import ROLES
 from edgeadapt.errors import BudgetError, BundleError
-from edgeadapt.memory import Graph, Machine, Plan, cuda, footprint, read, smallest, suited
+from edgeadapt.memory import Graph, Machine, Plan, cuda, footprint, quantised, read, smallest, suited
 from edgeadapt.memory.figures import figures, structures
 from edgeadapt.memory.ledger import Ledger, Line, gpu_lines, slack_line
 from edgeadapt.runtime.prepared import Prepared
@@ -119,6 +119,7 @@ class Needs:
         self._sizes = (bundle.path.stat().st_size, 0 if prepared is None else prepared.own_bytes)
         self._machine = Machine.here(threads)
         self._found: dict[str, Need] = {}
+        self._stored: dict[str, Need] = {}
 
     def __getitem__(self, name: str) -> Need:
         """The need of a graph, by its name.
@@ -130,6 +131,28 @@ class Needs:
             self._found[name] = self._read(name)
         return self._found[name]
 
+    def need(self, name: str, prepacking: bool) -> Need:
+        """As the need of a graph, with or without copies of weights: without them, operators on bytes take more scratch, and read weights as stored.
+
+        Raises:
+            BundleError: it is damaged.
+        """
+        kept = self[name]
+        if prepacking or not kept.exact or not self.on_bytes(name):
+            return kept
+        if name not in self._stored:
+            region = smallest(self.layout(name, False))
+            self._stored[name] = replace(kept, region=region, room=footprint.margined(region), places=self._places(self.graph(name), name, False))
+        return self._stored[name]
+
+    def on_bytes(self, name: str) -> bool:
+        """Whether a graph has operators that multiply by 8-bit weights: what it takes then depends on the processor, and on copies of these."""
+        ready = self._prepared.get(name)
+        return not quantised.WEIGHTS.keys().isdisjoint(self.bundle.operators(name)) if ready is None else ready.bytes
+
+    def _places(self, graph: Graph, name: str, prepacking: bool) -> tuple[int, int]:
+        return footprint.places(graph.external, name in self._prepared, quantised.released(graph) if prepacking else ())
+
     def _read(self, name: str) -> Need:
         spec = self.bundle.manifest.graphs[name]
         if self.device is not None:
@@ -138,21 +161,25 @@ class Needs:
             return Need(spec.peak_bytes, footprint.margined(spec.peak_bytes), 0, 0, _NODE * spec.nodes, False)
         ready, told = self._prepared.get(name), self._told(name)
         found, nodes, region = (spec.figures, spec.nodes, told) if ready is None else (ready.figures, ready.nodes, ready.region_bytes)
-        if found is None or (ready is None and not (region and found.exact)):  # that a region cannot be bounded is nobody's word to be taken for
+        where = (0, 0) if ready is not None else (self.bundle.windows(name), 0)
+        own = ready is None and self.on_bytes(name)  # nobody else's word does
+        if found is None or own or (ready is None and not (region and found.exact)):  # that a region cannot be bounded is no word to be taken
             graph = self.graph(name)
-            found, nodes, region = figures(graph), len(graph.nodes), region if ready is not None else self._region(name, graph)
+            found, nodes = figures(graph, self._machine), len(graph.nodes)
+            region = region if ready is not None else self._region(name, graph, not own)
+            where = self._places(graph, name, True) if own else where
         held = structures(nodes, found)
         if ready is not None:
             room = footprint.prepared_room(region, told)
             return Need(region, room, ready.packed_bytes, ready.reserved_bytes, held, True, ready.windows, seconds=found.seconds)
-        inside, where = found.inside + (found.beside if INEXACT else 0), (self.bundle.windows(name), 0)
+        inside = found.inside + (found.beside if INEXACT else 0)
         return Need(region, footprint.margined(region), inside, found.beside, held, found.exact, where, seconds=found.seconds)
 
-    def _region(self, name: str, graph: Graph) -> int:
+    def _region(self, name: str, graph: Graph, told: bool = True) -> int:
         spec = self.bundle.manifest.graphs[name]
         if graph.unknown():
             return spec.peak_bytes
-        return self._told(name) or smallest(Plan(graph, machine=self._machine))
+        return (self._told(name) if told else 0) or smallest(Plan(graph, machine=self._machine))
 
     def _told(self, name: str) -> int:
         """The manifest's word on a graph's region; 0 where it has none."""
@@ -183,11 +210,12 @@ class Needs:
         names = dict.fromkeys(name for forms in steps for name in cuda.fitting(forms, self._lacking(forms))[1])
         return tuple(f"{name} ({', '.join(self[name].lacking)})" for name in names)
 
-    def weights(self, names: Iterable[str]) -> int:
+    def weights(self, names: Collection[str], prepacking: bool = True) -> int:
         """Bytes of the files of weights that are mapped once these graphs have run."""
-        found = [self[name].places for name in names]
+        found = [self.need(name, prepacking).places for name in names]
         known = [places for places in found if places is not None]
-        return footprint.mapped(known, self._sizes, _PAGE) if len(known) == len(found) else sum(self._sizes)
+        own = max((self._prepared[name].stored_bytes for name in names if name in self._prepared), default=0) if prepacking else 0
+        return own + (footprint.mapped(known, self._sizes, _PAGE) if len(known) == len(found) else sum(self._sizes))
 
     def any_prepared(self, names: Iterable[str]) -> bool:
         """Whether one of these graphs runs as it was prepared."""
@@ -208,7 +236,7 @@ class Needs:
                 raise Unprepared(f"{ready.model}: the prepared graph has gone ({reason.strerror})", "open the bundle again") from None
         return read(self.bundle.graph_bytes(name), where)
 
-    def layout(self, name: str) -> Plan:
+    def layout(self, name: str, prepacking: bool = True) -> Plan:
         """What a graph does to memory on this machine.
 
         Raises:
@@ -220,12 +248,13 @@ class Needs:
                 f"{self.bundle.path.name}: {name} does not state the shape of {unknown[0]!r}, though its figures say that it is countable",
                 "take the bundle from its exporter; this one was edited",
             )
-        return Plan(graph, machine=self._machine)
+        return Plan(graph, machine=replace(self._machine, prepacking=prepacking))
 
-    def correct(self, name: str) -> None:
+    def correct(self, name: str, prepacking: bool = True) -> None:
         """Counts a graph's region anew, where what the bundle says has turned out too small."""
-        region = smallest(self.layout(name))
-        self._found[name] = replace(self[name], region=region, room=footprint.margined(region))
+        region = smallest(self.layout(name, prepacking))
+        found = self._stored if name in self._stored and not prepacking else self._found
+        found[name] = replace(self.need(name, prepacking), region=region, room=footprint.margined(region))
 
 
 @dataclass(frozen=True)
@@ -267,7 +296,7 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         more: bytes to make that region larger.
         frames: that the caller gives at a time, where these are more than a graph takes at once, as for a step in pieces.
     """
-    bundle, found = needs.bundle, [needs[name] for name in names]
+    bundle, found = needs.bundle, [needs.need(name, prepacking) for name in names]
     manifest = bundle.manifest
     inside = sum(need.inside for need in found) if prepacking else 0
     beside = sum(need.beside for need in found) if prepacking else 0
@@ -283,7 +312,7 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         Line("region", top + margin, known, f"tensors and workspace, with a margin of {format_bytes(margin)}"),
         Line("region's table", (top + margin + inside) // 256 * footprint.TABLE_ENTRY, "counted", "onnxruntime's own list of its pieces"),
         Line("prepacked weights", inside + beside, "counted", "copies that onnxruntime keeps" if prepacking else "switched off"),
-        Line("weights", needs.weights(names), "counted", "mapped once for all graphs"),
+        Line("weights", needs.weights(names, prepacking), "counted", "mapped once for all graphs"),
         Line("graph structures", sum(need.structures for need in found), "measured", f"of {len(names)} graphs"),
         Line("code", code, "measured", "pages of the libraries that only real graphs reach"),
         Line("adapter", footprint.TENSOR * len(manifest.state) + footprint.BOUND * bound, "measured", "views and bindings"),
@@ -306,12 +335,12 @@ def laid_out(needs: Needs, plan: Planned) -> Planned:
     inside = sum(needs[name].inside for name in names) if prepacking else 0
     for corrected in (False, True):
         base = plan.region.size - inside
-        large = [name for name in names if 2 * needs[name].region > base]
-        size = suited(base, [partial(needs.layout, name) for name in large])
+        large = [name for name in names if 2 * needs.need(name, prepacking).region > base]
+        size = suited(base, [partial(needs.layout, name, prepacking) for name in large])
         if size is not None or corrected:
             break
         for name in large:  # what the bundle says of them is too small
-            needs.correct(name)
+            needs.correct(name, prepacking)
         plan = planned(needs, names, prepacking, frames=plan.frames)
     return plan if size in (None, base) else planned(needs, names, prepacking, more=size - base, frames=plan.frames)
 

@@ -9,16 +9,22 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import Bundle, GraphSpec
+from edgeadapt.memory import quantised
+from edgeadapt.runtime import profiling
 from edgeadapt.runtime.session import failure
 
 LOGITS, UPDATES, STATISTICS, METRICS = 1e-3, 2e-2, 1e-3, 1e-3
 """What may differ, relative: as the exporter's self-check allows."""
 
+BYTES = {"logits": 2e-2, "updates": 1e-1, "statistics": 1e-2, "metrics": 1e-2}
+"""The same of a graph on bytes: where floats differ in rounding, a byte may come out as the next one, which is 1/255 of its tensor's range. One such
+byte moved the logits of a small network by 1.4e-3 of the largest; five whole quanta of these are allowed."""
+
 NOTHING = 1e-3  # an update whose elements are this small against the largest tensor's is rounding
+_ON_BYTES = quantised.WEIGHTS.keys() | {"QuantizeLinear", "DynamicQuantizeLinear"}
 SECONDS, MOST, LEAST = 1.0, 20, 3  # of one graph's timing, and rounds
 
 Array = NDArray[Any]
@@ -97,10 +103,10 @@ def bound(session: Any, given: Mapping[str, Array]) -> tuple[Any, Feeds]:
     """A binding of inputs and of memory for every output; onnxruntime keeps what is bound alive."""
     binding = session.io_binding()
     for node in session.get_inputs():
-        binding.bind_ortvalue_input(node.name, onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(given[node.name], order="C")))
-    outputs = {node.name: np.zeros(node.shape, np.float32) for node in session.get_outputs()}
-    for name, array in outputs.items():
-        binding.bind_ortvalue_output(name, onnxruntime.OrtValue.ortvalue_from_numpy(array))
+        binding.bind_ortvalue_input(node.name, profiling.value(np.asarray(given[node.name], order="C"), node.type))
+    outputs = {node.name: np.zeros(node.shape, profiling.TYPES[node.type]) for node in session.get_outputs()}
+    for node in session.get_outputs():
+        binding.bind_ortvalue_output(node.name, profiling.value(outputs[node.name], node.type))
     return binding, outputs
 
 
@@ -154,7 +160,8 @@ def limits(bundle: Bundle, name: str) -> dict[str, float]:
     """What may differ; the updates of a deep model by as much as the export's own self-check had to allow."""
     check: Any = bundle.manifest.selfcheck or {}
     told = check.get(name, {}).get("updates_limit", UPDATES) if isinstance(check.get(name, {}), dict) else UPDATES
-    return {"logits": LOGITS, "updates": max(UPDATES, min(float(told), 0.1)), "statistics": STATISTICS, "metrics": METRICS}
+    usual = {"logits": LOGITS, "updates": max(UPDATES, min(float(told), 0.1)), "statistics": STATISTICS, "metrics": METRICS}
+    return BYTES if bundle.operators(name) & _ON_BYTES else usual
 
 
 def fault(found: Mapping[str, float], allowed: Mapping[str, float]) -> str:

@@ -13,7 +13,7 @@ import signal
 import statistics
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import onnxruntime
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError, EdgeAdaptError
-from edgeadapt.memory import Graph, Machine, Plan, footprint, read, smallest
+from edgeadapt.memory import Graph, Machine, Plan, footprint, quantised, read, smallest
 from edgeadapt.memory.figures import figures
 from edgeadapt.memory.rules import ALIGNMENT, misplaced_sums
 from edgeadapt.runtime import memory, prepare_compare, prepare_optimise, profiling, region
@@ -54,6 +54,8 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
     room = int(ROOM * footprint.stated(spec, threads)) + ALIGNMENT if spec.region_bytes else spec.peak_bytes
     added = spec.sums if spec.batch else ()  # the graph that ends a step only reads its sums
     found: dict[str, dict[str, Any]] = {"emitted": _emitted(bundle, name, threads)}
+    if quantised.present(bundle.graph_bytes(name)):  # what it takes depends on the processor, and the plan is not this one's
+        room = max(room, int(ROOM * found["emitted"]["region_bytes"]) + ALIGNMENT)
     versions: dict[str, PreparedGraph] = {}
     for level in prepare_optimise.levels(spec):
         place = folder / f"{name}.{level}"
@@ -65,6 +67,7 @@ def prepare(bundle: Bundle, name: str, folder: Path, threads: int) -> dict[str, 
             continue
         made = version.prepared
         found[level] = facts(version.plan, made.nodes, made.own_bytes, version.base, version.peak, version.exact)
+        found[level]["stored_bytes"] = version.stored
         more = found[level]["peak_bytes"] - room
         if any(other.digest == made.digest for other in versions.values()):
             found[level]["refused"] = "it is the same as a milder one"
@@ -150,7 +153,7 @@ def _choose(bundle: Bundle, name: str, threads: int, versions: dict[str, Prepare
         entry = found[level]
         if entry["time_ratio"] > 1.0:
             entry["refused"] = "it is slower"
-        elif entry["time_ratio"] > WORTH and entry["peak_bytes"] + entry["own_bytes"] >= found["emitted"]["peak_bytes"]:
+        elif entry["time_ratio"] > WORTH and _weight(entry, entry) >= _weight(found["emitted"], entry):
             entry["refused"] = "it is hardly faster, and takes as much memory"
         elif not _dry_run(bundle, name, threads, versions[level], entry):
             entry["refused"] = "it did not run in a region of its size"
@@ -159,6 +162,12 @@ def _choose(bundle: Bundle, name: str, threads: int, versions: dict[str, Prepare
         else:
             return level, f"it takes {entry['time_ratio']:.2f} of the exported graph's time, within the memory that is allowed"
     return "emitted", "; ".join(f"{level}: {entry['refused']}" for level, entry in found.items() if entry["refused"])
+
+
+def _weight(entry: dict[str, Any], version: dict[str, Any]) -> int:
+    """What an entry takes of memory, to be compared with a version: with copies of weights where that has them in its file."""
+    copies = entry["base_bytes"] or 0 if version["stored_bytes"] else 0
+    return int(entry["peak_bytes"] + entry["own_bytes"] - entry.get("stored_bytes", 0) + copies)
 
 
 def _held(entry: dict[str, Any]) -> int:
@@ -178,7 +187,7 @@ def _dry_run(bundle: Bundle, name: str, threads: int, graph: PreparedGraph | Non
     """
     weights = sessions.Weights(bundle, None if graph is None else map_own(graph))
     data = bundle.graph_bytes(name) if graph is None else graph.model.read_bytes()
-    packed = _rounded(_packed(read(data)) if entry["base_bytes"] is None else entry["base_bytes"])
+    packed = _rounded(_packed(read(data), Machine.here(threads)) if entry["base_bytes"] is None else entry["base_bytes"])
     large = _rounded(entry["region_bytes"] + 2 * packed)
     with region.using(region.Region(large, _PLENTY)):
         session = sessions.open_graph(bundle, name, threads, weights, graph)
@@ -201,10 +210,11 @@ def _dry_run(bundle: Bundle, name: str, threads: int, graph: PreparedGraph | Non
     return False
 
 
-def _packed(graph: Graph) -> int:
+def _packed(graph: Graph, machine: Machine) -> int:
     """About what weights in another layout take, where onnxruntime does not tell."""
     found = {name for node in graph.nodes if node.op in _PACKING for name in node.inputs[1:2] if name in graph.constants}
-    return sum(_rounded(graph.constants[name]) for name in found)
+    on_bytes = replace(graph, nodes=[node for node in graph.nodes if quantised.weight_of(node)])
+    return sum(_rounded(graph.constants[name]) for name in found) + sum(map(_rounded, footprint.prepacked(on_bytes, machine)))
 
 
 def _rounded(size: int) -> int:

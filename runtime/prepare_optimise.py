@@ -19,11 +19,11 @@ from onnx import TensorProto, helper
 
 from edgeadapt.bundle import Bundle, GraphSpec
 from edgeadapt.bundle.digest import sha256
-from edgeadapt.bundle.onnxwire import BITS, External
+from edgeadapt.bundle.onnxwire import BITS, COPY, KINDS, External
 from edgeadapt.bundle.roles import STEPS
-from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, fits, footprint, read
+from edgeadapt.memory import Graph, Machine, Node, Plan, Tensor, best_order, fits, footprint, quantised, read
 from edgeadapt.memory.graph import OWN
-from edgeadapt.runtime import prepare_forms, profiling, region
+from edgeadapt.runtime import prepare_copies, prepare_forms, profiling, region
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.prepared import BUNDLE, INDEX, PreparedGraph, map_own
 
@@ -43,7 +43,7 @@ EFFORT = 0.3
 _UNWANTED = ["CommonSubexpressionElimination"]  # what is computed twice is so to save memory
 ALIGNMENT = 64  # bytes, of tensors in a weights file
 _SMALL = 1024  # initialisers of fewer bytes stay in the graph's file
-_KINDS = {"float": 1, "uint8": 2, "int8": 3, "uint16": 4, "int16": 5, "int32": 6, "int64": 7, "bool": 9, "float16": 10, "double": 11}
+_KINDS = {name: kind for kind, name in KINDS.items()}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Version:
         plan: of the true shapes.
         base, peak: bytes that onnxruntime told of its run: taken when loaded, and the most above that; None where it does not tell.
         exact: whether it had the counted bytes in use after every node; None where it does not tell.
+        stored: bytes of its own tensors that are only copied when it is loaded, and of such copies, which go when another graph runs.
     """
 
     prepared: PreparedGraph
@@ -62,16 +63,20 @@ class Version:
     base: int | None
     peak: int | None
     exact: bool | None
+    stored: int = 0
 
 
 def told(profile: profiling.Profile, plan: Plan) -> tuple[int | None, int | None, bool | None]:
     """Of a run: the bytes in use before the first node, the peak above that, and whether the plan counts the same after every node.
 
-    None where onnxruntime does not tell.
+    Where loading it took more than any node, as the packing of large weights may, the peak is what was in use after a node. None where onnxruntime
+    does not tell.
     """
     if not profile.in_use:
         return None, None, None
-    return profile.base, profile.peak - profile.base, [held - profile.base for held in profile.in_use] == plan.after()
+    loading = profile.peak == profile.first and profile.peak - profile.base > plan.peak
+    peak = (max(profile.in_use) if loading else profile.peak) - profile.base
+    return profile.base, peak, [held - profile.base for held in profile.in_use] == plan.after()
 
 
 def optimise(bundle: Bundle, name: str, level: str, folder: Path, threads: int) -> Version:
@@ -114,9 +119,11 @@ def optimise(bundle: Bundle, name: str, level: str, folder: Path, threads: int) 
     _name(model, graph, emitted)
     _declare(model, graph)
     prepared = _write(model, name, level, folder, own, plan.peak)
-    if searched:
+    kept = prepare_copies.keep(bundle, prepared, threads)
+    if searched or kept is not prepared:
+        prepared = kept
         profile = _profile(bundle, prepared, threads)
-    return Version(prepared, plan, *told(profile, plan))
+    return Version(prepared, plan, *told(profile, plan), prepare_copies.stored(prepared))
 
 
 def _within(plan: Plan, spec: GraphSpec, machine: Machine) -> bool:
@@ -142,11 +149,23 @@ def adopt(chosen: PreparedGraph, folder: Path) -> bytes:
                 key = sha256(piece).hexdigest()
                 if key not in known:
                     known[key] = append(file, piece)
+                held = [(entry.key, entry.value) for entry in tensor.external_data if entry.key.startswith(COPY)]
                 point(tensor, OWN, known[key], place.length)
+                for entry, value in held:
+                    placed = prepare_copies.moved(value, lambda at, size: _once(file, data[at : at + size], known))
+                    tensor.external_data.add(key=entry, value=placed)
     index.write_text(json.dumps(known))
     adopted: bytes = model.SerializeToString()
     (folder / chosen.model.name).write_bytes(adopted)
     return adopted
+
+
+def _once(file: BinaryIO, piece: memoryview, known: dict[str, int]) -> int:
+    """Where a copy of weights lies in the entry; written if it is not there yet."""
+    key = sha256(piece).hexdigest()
+    if key not in known or known[key] % prepare_copies.PAGE:
+        known[key] = prepare_copies.append(file, piece)
+    return known[key]
 
 
 def _write(model: onnx.ModelProto, name: str, level: str, folder: Path, own: int, peak: int) -> PreparedGraph:
@@ -160,7 +179,7 @@ def _profile(bundle: Bundle, prepared: PreparedGraph, threads: int) -> profiling
     graph = prepared.read(bundle.weights_size, weights.own_size)
     with region.using(region.Region()):
         chosen = sessions.options(threads)
-        weights.share(graph.external, chosen)
+        weights.share(sessions.shared(graph, False), chosen)
         return profiling.memory_of(graph.data, prepared.folder, threads, options=chosen)
 
 
@@ -190,6 +209,7 @@ def _own_weights(bundle: Bundle, name: str, model: onnx.ModelProto, raw: Path, w
     """Points every external tensor at the bundle where that has its bytes, else into a new file `weights`; that file's size."""
     known = {}
     mapped = bundle.mapped()
+    gone = quantised.released(read(model.SerializeToString()))  # onnxruntime maps them itself, and only files of the entry
     for tensor in bundle.graph(name).external:
         known[tensor.length, sha256(mapped[tensor.offset : tensor.offset + tensor.length]).hexdigest()] = tensor.offset
     found = [tensor for tensor in model.graph.initializer if tensor.external_data]
@@ -201,7 +221,7 @@ def _own_weights(bundle: Bundle, name: str, model: onnx.ModelProto, raw: Path, w
                     piece = data[place.offset : place.offset + place.length]
                     key = (len(piece), sha256(piece).hexdigest())
                     shared = place.kind in sessions.DTYPES
-                    if shared and key in known:
+                    if shared and key in known and tensor.name not in gone:
                         point(tensor, BUNDLE, known[key], len(piece))
                     else:
                         point(tensor, OWN, append(file, piece), len(piece))
@@ -243,7 +263,7 @@ def _learn_shapes(graph: Graph, model: onnx.ModelProto, profile: profiling.Profi
     for index, shapes, types in zip(profile.nodes, profile.shapes, profile.types):
         names = [name for name in graph.nodes[index].outputs if name]
         for name, shape, kind in zip(names, shapes, types):
-            graph.values[name] = Tensor(shape, BITS[_KINDS[kind]])
+            graph.values[name] = Tensor(shape, BITS[_KINDS[kind]], _KINDS[kind])
             if name not in declared:
                 model.graph.value_info.append(helper.make_tensor_value_info(name, _KINDS[kind], shape))
 

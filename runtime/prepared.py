@@ -24,8 +24,8 @@ from edgeadapt.bundle.manifest import read_figures
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.cache import cache_folder
 from edgeadapt.errors import BundleError
-from edgeadapt.memory import footprint
-from edgeadapt.memory.graph import OWN
+from edgeadapt.memory import footprint, quantised
+from edgeadapt.memory.graph import OWN, read
 from edgeadapt.units import format_bytes
 
 FORMAT = 3
@@ -64,6 +64,8 @@ class PreparedGraph:
         digest: SHA-256 of the file in hex.
         figures: for plans; None: the graph must be read for them.
         windows: of the bundle's file and of the entry's weights that its tensors lie in, as `weights.windows` says; None: not looked at.
+        bytes: whether it has weights of 8 bits, of which operators keep copies; those that nothing else reads are not among its windows.
+        stored_bytes: of the copies that the entry's weights have, in windows; they are mapped while it runs.
     """
 
     model: Path
@@ -78,6 +80,8 @@ class PreparedGraph:
     digest: str
     figures: Figures | None = None
     windows: tuple[int, int] | None = None
+    bytes: bool = False
+    stored_bytes: int = 0
 
     @property
     def base_bytes(self) -> int:
@@ -107,6 +111,8 @@ class PreparedGraph:
             begin, end = ends.get(tensor.location, (0, -1))
             if not tensor.outer or tensor.offset < begin or tensor.offset + tensor.length > end:
                 raise _unusable(self.model, f"takes tensor {tensor.name!r} from a place that is not its own")
+            if any(offset + length > own_size for offset, length in tensor.copies) or (tensor.copies and tensor.location != OWN):
+                raise _unusable(self.model, f"takes a copy of tensor {tensor.name!r} from a place that is not its own")
         return Graph(data, facts.external)
 
 
@@ -263,7 +269,10 @@ def load(entry: Path, bundle: Bundle, wanted: dict[str, Any]) -> Prepared:
             continue
         digest = files.get(f"{name}.onnx", ("", 0))[0]
         graph = _graph(entry, name, node, digest)
-        graphs[name] = replace(graph, windows=footprint.places(graph.read(bundle.weights_size, own).external, prepared=True))
+        whole = graph.read(bundle.weights_size, own)
+        gone = quantised.released(read(whole.data)) if quantised.present(whole.data) else frozenset[str]()
+        places, stored = footprint.places(whole.external, True, gone), footprint.copies_bytes(whole.external)
+        graphs[name] = replace(graph, windows=places, bytes=quantised.present(whole.data), stored_bytes=stored)
     return Prepared(entry, graphs, own, root.free(), seconds)
 
 

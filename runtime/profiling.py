@@ -14,7 +14,13 @@ import onnxruntime
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.runtime import session as sessions
 
-_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
+_BFLOAT16 = "tensor(bfloat16)"
+TYPES: dict[str, Any] = {
+    **{"tensor(float)": np.float32, "tensor(double)": np.float64, "tensor(float16)": np.float16, "tensor(bool)": np.bool_},
+    **{f"tensor({sign}int{bits})": np.dtype(f"{sign}int{bits}").type for sign in ("", "u") for bits in (8, 16, 32, 64)},
+    _BFLOAT16: np.uint16,  # numpy has no such type
+}
+"""numpy's type of what onnxruntime calls a tensor's."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +30,8 @@ class Profile:
     Attributes:
         nodes: index in the file, of each node in the order of execution.
         in_use: the arena's bytes in use after each node, before its inputs are freed. Empty where this onnxruntime does not tell (before 1.28).
-        peak: the most that was in use, bytes; 0 where it does not tell.
+        peak: the most that was in use, bytes, while it was loaded or run; 0 where it does not tell.
+        first: the same when the first node had run.
         base: of that, what was in use before the first node: prepacked weights and small constants.
         shapes: shapes of each node's outputs.
         types: and their element types, as onnxruntime names them ("float", "int64").
@@ -34,6 +41,7 @@ class Profile:
     nodes: list[int]
     in_use: list[int]
     peak: int
+    first: int
     base: int
     shapes: list[list[tuple[int, ...]]]
     types: list[list[str]]
@@ -76,15 +84,22 @@ def bind(session: Any) -> tuple[Any, list[Any]]:
     """A binding of made-up inputs and of memory for all outputs, and what must outlive it."""
     random, binding, held = np.random.default_rng(0), session.io_binding(), []
     for node in session.get_inputs():
-        kind = _TYPES[node.type]
+        kind = TYPES[node.type]
         array = random.standard_normal(node.shape).astype(kind) if kind is np.float32 else np.zeros(node.shape, kind)
-        array = np.abs(array) + np.float32(0.5) if node.name.endswith(".variance") else array
-        held.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array)))
+        array = np.abs(array) + np.float32(0.5) if node.name.endswith((".variance", "scale")) and kind is np.float32 else array
+        held.append(value(np.asarray(array), node.type))
         binding.bind_ortvalue_input(node.name, held[-1])
     for node in session.get_outputs():
-        held.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(node.shape, _TYPES[node.type])))
+        held.append(value(np.zeros(node.shape, TYPES[node.type]), node.type))
         binding.bind_ortvalue_output(node.name, held[-1])
     return binding, held
+
+
+def value(array: Any, kind: str) -> Any:
+    """An array as onnxruntime takes it, without a copy. kind: what it calls the tensor's type; of bfloat16 the array has the bits, as uint16."""
+    if kind == _BFLOAT16:
+        return onnxruntime.OrtValue.ortvalue_from_numpy_with_onnx_type(array, 16)
+    return onnxruntime.OrtValue.ortvalue_from_numpy(array)
 
 
 def _digest(events: list[dict[str, Any]], runs: int) -> Profile:
@@ -97,4 +112,6 @@ def _digest(events: list[dict[str, Any]], runs: int) -> Profile:
     made = [[next(iter(item.items())) for item in entry["output_type_shape"]] for entry in told]
     shapes = [[tuple(int(size) for size in sizes) for _, sizes in outputs] for outputs in made]
     types = [[kind for kind, _ in outputs] for outputs in made]
-    return Profile([int(entry["node_index"]) for entry in told], in_use, peak, base, shapes, types, [event["dur"] / 1e6 for event in last])
+    first = int(told[0].get("mem_in_use_peak", 0)) if told else 0
+    order, seconds = [int(entry["node_index"]) for entry in told], [event["dur"] / 1e6 for event in last]
+    return Profile(order, in_use, peak, first, base, shapes, types, seconds)

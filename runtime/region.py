@@ -78,6 +78,11 @@ def apply(options: Any) -> None:
             options.add_session_config_entry("session.disable_prepacking", "1")
 
 
+def prepacks() -> bool:
+    """Whether sessions that are made now keep copies of weights."""
+    return _wanted.prepacking
+
+
 def release() -> None:
     """Lets go of a fixed region that onnxruntime holds on to for sessions yet to be made, after its own have gone; sessions keep theirs.
 

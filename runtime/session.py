@@ -13,6 +13,7 @@ import onnxruntime
 from edgeadapt.bundle import Bundle, Graph
 from edgeadapt.bundle.onnxwire import External, without_declarations
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError
+from edgeadapt.memory import Machine, quantised
 from edgeadapt.memory.graph import OWN, read
 from edgeadapt.memory.rules import misplaced_sums
 from edgeadapt.runtime import providers, region
@@ -42,6 +43,8 @@ _fix_malloc()
 onnxruntime.set_default_logger_severity(3)  # errors; warnings are about what we chose
 
 VERSION: str = onnxruntime.__version__
+BIAS_LEFT_OUT = tuple(int(part) for part in VERSION.split(".")[:2]) < (1, 31)
+"""Whether this onnxruntime may leave out what a convolution of bytes is to add: see `quantised.bias_left_out`."""
 
 
 def options(threads: int) -> Any:
@@ -59,6 +62,7 @@ def options(threads: int) -> Any:
     result.enable_mem_pattern = False
     if hasattr(result, "enable_mem_reuse"):
         result.enable_mem_reuse = False
+    result.add_session_config_entry("session.disable_quant_qdq", "1")  # else each reader of what was made floats gets floats of its own, even so
     result.log_severity_level = 4  # what fails is raised, with its text
     return result
 
@@ -179,7 +183,8 @@ def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Grap
         chosen = options(threads)
         chosen.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         if limit is None:  # on a GPU, onnxruntime copies them there itself
-            weights.share(graph.external, chosen)
+            weights.share(shared(graph, folder == bundle.folder), chosen)
+            _complete(graph, threads, f"{bundle.path}: graph {name}")
         try:
             session = onnxruntime.InferenceSession(without_declarations(graph.data), chosen, **providers.arguments(limit))
         except Exception as reason:  # onnxruntime's own types have no common base of theirs
@@ -191,6 +196,29 @@ def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Grap
         raise wrong(f"{bundle.path}: graph {name}", f"sum {odd[0]} added to in place", "a graph that reads or makes it otherwise")
     _check(session, bundle, name)
     return session
+
+
+def shared(graph: Graph, exported: bool) -> Iterable[External]:
+    """The tensors of a graph, exported or prepared, that a session takes from `Weights`: those that are read while it runs.
+
+    8-bit weights that are only read to be copied in another layout are left to onnxruntime, which maps them, copies them, and lets go of the mapping:
+    in ours their pages would stay resident beside the copies. A prepared graph finds those that are not the bundle's only.
+    """
+    if not region.prepacks() or not quantised.present(graph.data):
+        return graph.external
+    gone = quantised.released(read(graph.data))
+    return [tensor for tensor in graph.external if tensor.name not in gone or (not exported and tensor.location != OWN)]
+
+
+def _complete(graph: Graph, threads: int, where: str) -> None:
+    """Refuses a graph of which this onnxruntime would compute something else."""
+    if not BIAS_LEFT_OUT or not quantised.present(graph.data):
+        return
+    if wrong_ones := quantised.bias_left_out(read(graph.data), Machine.here(threads, region.prepacks())):
+        raise BundleError(
+            f"{where}: onnxruntime {VERSION} would leave out the bias of {len(wrong_ones)} convolutions on bytes, of {wrong_ones[0]!r} first",
+            "install onnxruntime 1.31 or newer",
+        )
 
 
 def failure(what: str, reason: Exception) -> EdgeAdaptError:

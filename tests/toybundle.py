@@ -90,6 +90,10 @@ class Toy:
             ir_version=9,
         )
 
+    def builder(self, *arguments: Any) -> _Build:
+        """What builds one graph."""
+        return _Build(self, *arguments)
+
     def write(self, path: Path, **changes: Any) -> Path:
         write_bundle(path, replace(self.manifest(), **changes), self.weights, self.graphs, self.state)
         return path
@@ -107,7 +111,7 @@ class Toy:
             writes += ["norm.gamma", "norm.beta", "gamma.m", "beta.m"] + (["head.bias"] if role == "learn" else [])
             hyper += ["rate", "momentum"]
             metrics = METRICS
-        build = _Build(self, role, batch, hyper, reads, writes, metrics)
+        build = self.builder(role, batch, hyper, reads, writes, metrics)
         model = build.model()
         self.graphs[name] = model.SerializeToString()
         self.specs[name] = GraphSpec(
@@ -182,7 +186,7 @@ class _Build:
         segment = toy.task == "segmentation"
         pooled = self("Transpose", z, perm=[0, 2, 3, 1]) if segment else self("ReduceMean", z, self.axes(2, 3), keepdims=0)
         affine = "norm.gamma" in self.reads
-        hidden = self("Add", self("Mul", pooled, "state.norm.gamma"), "state.norm.beta") if affine else pooled
+        hidden = self.affine(pooled) if affine else pooled
         scores = self("MatMul", hidden, self.weight("head"))
         if affine:
             scores = self("Add", scores, "state.head.bias")
@@ -201,6 +205,14 @@ class _Build:
         outputs += [value(f"new.{name}", TensorProto.FLOAT, toy.state[name].shape) for name in self.writes]
         graph = helper.make_graph(self.nodes, "toy", inputs, outputs, [*self.constants.values(), *self.external])
         return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+
+    def affine(self, pooled: str) -> str:
+        """Scale and shift."""
+        return self("Add", self("Mul", pooled, "state.norm.gamma"), "state.norm.beta")
+
+    def gradients(self, back: str, flat: str) -> tuple[str, str]:
+        """Of scale and shift, from the head's and what these made."""
+        return self("ReduceSum", self("Mul", back, flat), self.axes(0), keepdims=0), self("ReduceSum", back, self.axes(0), keepdims=0)
 
     def step(self, pooled: str, scores: str, segment: bool) -> None:
         """Entropy (or cross-entropy) gradients of the scale, the shift and, when learning, the head's bias; then SGD with momentum."""
@@ -222,8 +234,9 @@ class _Build:
             push = self("Neg", self("Mul", self("Mul", p, self("Add", logp, entropy)), share))
         self("ReduceMean", self.cast(self("Less", entropy, self.const(100.0))), keepdims=0, to="metric.selected")
         back = self("MatMul", push, self("Transpose", "head", perm=[1, 0]))
-        self.update("norm.beta", self("ReduceSum", back, self.axes(0), keepdims=0), "beta.m")
-        self.update("norm.gamma", self("ReduceSum", self("Mul", back, flat), self.axes(0), keepdims=0), "gamma.m")
+        scale, shift = self.gradients(back, flat)
+        self.update("norm.beta", shift, "beta.m")
+        self.update("norm.gamma", scale, "gamma.m")
         if self.role == "learn":
             self.update("head.bias", self("ReduceSum", push, self.axes(0), keepdims=0), None)
 

@@ -114,6 +114,7 @@ class Bundle:
         self._identity = identity
         self._places = places
         self._windows: dict[str, int] = {}
+        self._operators: dict[str, frozenset[str]] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], verify: bool = True) -> Bundle:
@@ -185,6 +186,16 @@ class Bundle:
             self._graph(name)
         return self._windows[name]
 
+    def operators(self, name: str) -> frozenset[str]:
+        """The operators that a graph uses; known without reading once the graph was checked.
+
+        Raises:
+            BundleError: there is no such graph, or it is damaged.
+        """
+        if name not in self._operators:
+            self._graph(name)
+        return self._operators[name]
+
     def mapped(self) -> memoryview:
         """The whole file, mapped read-only: `External.offset` counts from its start. Pages become resident when they are touched.
 
@@ -235,7 +246,7 @@ class Bundle:
         data = self._member(spec.path)
         facts = onnxwire.scan(data, f"{self.path}: {spec.path}")
         check_external(facts, self.weights_size, f"{self.path}: {spec.path}")
-        self._windows[name] = windows(facts.external)
+        self._windows[name], self._operators[name] = windows(facts.external), facts.operators
         return data, facts
 
     def _member(self, name: str) -> bytes:

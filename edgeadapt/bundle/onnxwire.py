@@ -24,6 +24,9 @@ _MAX_DEPTH = 16  # of subgraphs
 Data = memoryview | bytes
 Value = int | Data
 
+COPY = "prepacked_"
+"""What the keys begin with by which external data says where such copies lie; only graphs that were prepared have them."""
+
 _SMALL = 4096  # messages of fewer bytes are copied: reading bytes takes half the time of reading a view
 
 
@@ -38,6 +41,7 @@ class External:
         location: the other file, as written.
         offset, length: its place there, in bytes.
         outer: whether it belongs to the model's own graph, not to a subgraph.
+        copies: places in that file, in bytes from and how many, of what onnxruntime has made of it for its kernels.
     """
 
     name: str
@@ -47,6 +51,7 @@ class External:
     offset: int
     length: int
     outer: bool
+    copies: tuple[tuple[int, int], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -250,14 +255,16 @@ class _Walker:
         if depth is None:
             raise Malformed("an attribute's data lies in another file")
         found = dict(entries)
-        if not stored or len(found) != len(entries) or set(found) != {"location", "offset", "length"}:
+        held = [copies(found.pop(key), name) for key in sorted(found) if self.domains and key.startswith(COPY)]
+        if not stored or len(found) + len(held) != len(entries) or set(found) != {"location", "offset", "length"}:
             raise Malformed(f"the external data of {name!r} needs location, offset and length, each once and nothing else")
         offset, length = (_decimal(found[key], name) for key in ("offset", "length"))
         if kind not in BITS or any(size < 0 or size >= 2**40 for size in dims):
             raise Malformed(f"the external tensor {name!r} has an unknown type ({kind}) or shape {dims}")
         if length != (math.prod(dims) * BITS[kind] + 7) // 8:
             raise Malformed(f"the external tensor {name!r} of shape {dims} has {length} bytes")
-        self.external.append(External(name, kind, tuple(dims), found["location"], offset, length, depth == 0))
+        apart = tuple(place for places in held for place in places)
+        self.external.append(External(name, kind, tuple(dims), found["location"], offset, length, depth == 0, apart))
 
 
 def numbers(value: Value) -> list[int]:
@@ -278,6 +285,20 @@ def entry(data: Data) -> tuple[str, str]:
         if field in texts:
             texts[field] = text(value, "external data")
     return texts[1], texts[2]
+
+
+def copies(value: str, name: str) -> list[tuple[int, int]]:
+    """Places of copies of a tensor, from "OPERATOR+HASH|offset;length;padding|...".
+
+    Raises:
+        Malformed: it is nothing like that.
+    """
+    found = []
+    for part in value.split("|")[1:]:
+        offset, length, _ = (_decimal(number, name) for number in part.split(";")) if part.count(";") == 2 else (_decimal(part, name), 0, 0)
+        if length:
+            found.append((offset, length))
+    return found
 
 
 def _decimal(text: str, name: str) -> int:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from edgeadapt.memory import quantised
 from edgeadapt.memory.graph import GraphLike, NodeLike
 from edgeadapt.memory.rules import VIEWS
 
@@ -15,6 +16,10 @@ NODE_SECONDS = 3e-6
 MATRICES = frozenset({"MatMul", "com.microsoft.FusedMatMul"})
 PRODUCTS = frozenset({"Gemm", "com.microsoft.FusedGemm"})
 CONVOLUTIONS = frozenset({"Conv", "com.microsoft.FusedConv", "com.microsoft.nchwc.Conv"})
+
+
+BYTES = 2
+"""How many operations on bytes take the time of one on floats, at least, with the dot products of newer processors: 2 to 3 measured."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,10 @@ def cost(graph: GraphLike, node: NodeLike) -> Cost:
         group = int(node.attributes.get("group", 1))
         columns = 4 * positions * math.prod(weight[1:]) * (group if node.op in CONVOLUTIONS else 1) if math.prod(weight[2:]) > 1 else 0
         return Cost(2 * positions * math.prod(weight), moved + 2 * columns)
+    if weight_name := quantised.weight_of(node):
+        weight, out = values[weight_name].shape, values[node.outputs[0]].shape
+        depth = math.prod(weight[1:]) if node.op in quantised.CONVOLUTIONS else math.prod(weight) // out[-1]
+        return Cost(2 * depth * math.prod(out) // BYTES, moved)
     if node.op in MATRICES:
         first, out = values[node.inputs[0]].shape, values[node.outputs[0]].shape
         depth = first[-2] if node.attributes.get("transA") and len(first) > 1 else first[-1]

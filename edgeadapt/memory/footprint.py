@@ -8,16 +8,17 @@ every graph.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from edgeadapt.bundle import GraphSpec, Manifest, StateSpec
 from edgeadapt.bundle.onnxwire import External
 from edgeadapt.bundle.weights import WINDOW, windows
+from edgeadapt.memory import quantised
 from edgeadapt.memory.graph import OWN, GraphLike
 from edgeadapt.memory.liveness import Plan
 from edgeadapt.memory.region import Region
-from edgeadapt.memory.rules import ALIGNMENT, SEGMENT, rounded
+from edgeadapt.memory.rules import ALIGNMENT, SEGMENT, X86, Machine, rounded
 
 SESSION = 28_000
 """Bytes of a session with one operator, as malloc counts them."""
@@ -100,14 +101,21 @@ def session_bytes(of: Count) -> int:
     return SESSION + NODE * of.nodes + EDGE * of.edges + ATTRIBUTE * of.attributes + INITIALISER * of.initialisers
 
 
-def prepacked(graph: GraphLike) -> tuple[int, int]:
+def prepacked(graph: GraphLike, machine: Machine = X86) -> tuple[int, int]:
     """Bytes of the copies that loading a graph makes of its constant weights: inside the region, and beside it.
 
     `ConvTranspose` keeps its weight transposed, in a block of the region, unless a group has one channel going in or one number coming out of it.
-    `Gemm` and `MatMul` pack a matrix in panels of 16 columns, in memory that the arena counts but takes from malloc.
+    `Gemm` and `MatMul` pack a matrix in panels of 16 columns, in memory that the arena counts but takes from malloc. Of 8-bit operators see
+    `quantised.packed`.
     """
     inside = beside = 0
+    shared: dict[tuple[str, str], int] = {}
+    stored: frozenset[str] = getattr(graph, "stored", frozenset())  # those are mapped
     for node in graph.nodes:
+        block, apart = quantised.packed(graph, node, machine)
+        inside += rounded(block)
+        if apart and quantised.weight_of(node) not in stored:  # once for all nodes of a kind that read it, as where something is computed twice
+            shared[node.op, quantised.weight_of(node)] = apart
         if len(node.inputs) < 2 or node.inputs[1] not in graph.constants:
             continue
         weight = graph.values[node.inputs[1]]
@@ -117,15 +125,21 @@ def prepacked(graph: GraphLike) -> tuple[int, int]:
         elif node.op in ("Gemm", "MatMul", "com.microsoft.FusedGemm", "com.microsoft.FusedMatMul") and len(weight.shape) == 2:
             depth, columns = reversed(weight.shape) if node.attributes.get("transB") else weight.shape
             beside += 4 * depth * -(-columns // 16) * 16
-    return inside, beside
+    return inside, beside + sum(shared.values())
 
 
-def places(external: Iterable[External], prepared: bool) -> tuple[int, int]:
-    """The windows of the bundle's file and of that of its prepared graphs that a graph's tensors lie in."""
+def places(external: Iterable[External], prepared: bool, without: Collection[str] = ()) -> tuple[int, int]:
+    """The windows of the bundle's file and of that of its prepared graphs that a graph's tensors lie in, but for those named in `without`."""
     found: tuple[list[External], list[External]] = ([], [])
     for tensor in external:
-        found[prepared and tensor.location == OWN].append(tensor)
+        if tensor.name not in without:
+            found[prepared and tensor.location == OWN].append(tensor)
     return windows(found[0]), windows(found[1])
+
+
+def copies_bytes(external: Iterable[External]) -> int:
+    """Bytes that are mapped, while a prepared graph runs, of the copies of its weights that its file has."""
+    return sum(-(-length // WINDOW) * WINDOW for tensor in external for _, length in tensor.copies)
 
 
 def mapped_pages(found: int, size: int, page: int) -> int:

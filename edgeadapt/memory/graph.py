@@ -127,6 +127,11 @@ class Graph:
     outputs: list[str] = field(default_factory=list)
     external: list[onnxwire.External] = field(default_factory=list)
 
+    @property
+    def stored(self) -> frozenset[str]:
+        """Initialisers of which the file has the copies that loading would make."""
+        return frozenset(tensor.name for tensor in self.external if tensor.copies)
+
     def unknown(self) -> list[str]:
         """Tensors that nodes name and whose shape the file does not state."""
         named = {name for node in self.nodes for name in (*node.inputs, *node.outputs) if name}
@@ -236,10 +241,11 @@ def _initialiser(data: onnxwire.Data) -> tuple[str, Tensor, onnxwire.External | 
     tensor = Tensor(tuple(sizes), onnxwire.BITS.get(kind, 8), kind)
     if not entries:
         return name, tensor, None
+    held = tuple(place for key, value in sorted(entries.items()) if key.startswith(onnxwire.COPY) for place in onnxwire.copies(value, name))
     offset = entries.get("offset", "0")
     if not (offset.isascii() and offset.isdigit()):
         raise onnxwire.Malformed(f"the external data of {name!r} has no offset in bytes")
-    return name, tensor, onnxwire.External(name, kind, tensor.shape, entries.get("location", ""), int(offset), tensor.nbytes, True)
+    return name, tensor, onnxwire.External(name, kind, tensor.shape, entries.get("location", ""), int(offset), tensor.nbytes, True, held)
 
 
 def _declared(data: onnxwire.Data) -> tuple[str, Tensor | None]:

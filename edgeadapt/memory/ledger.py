@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from edgeadapt.bundle import Bundle
 from edgeadapt.bundle.roles import STEPS
 from edgeadapt.errors import BundleError, UsageError
-from edgeadapt.memory import cuda, footprint
+from edgeadapt.memory import cuda, footprint, quantised
 from edgeadapt.memory.graph import Graph, read
 from edgeadapt.memory.liveness import Plan
 from edgeadapt.memory.region import smallest, suited
@@ -167,7 +167,7 @@ class Setup:
     @property
     def machine(self) -> Machine:
         """What the graphs' workspace depends on."""
-        return Machine(self.threads, self.arm)
+        return Machine(self.threads, self.arm, prepacking=self.prepacking and self.device is None)
 
 
 @dataclass(frozen=True)
@@ -221,15 +221,17 @@ def _layout(bundle: Bundle, digest: str, name: str, machine: Machine, prepared: 
             f"{bundle.path.name}: graph {name} does not state the shapes of {len(unknown)} tensors, of {unknown[0]!r} first",
             "export the bundle with this edgeadapt",
         )
+    if not machine.prepacking and not quantised.copied(graph):  # then it makes no difference to its tensors
+        return _layout(bundle, digest, name, replace(machine, prepacking=True), prepared)
     plan = Plan(graph, machine=machine)
     curve = plan.curve()
     peak = max(range(len(curve)), key=curve.__getitem__, default=0)
     if prepared is not None:
-        own = prepared.region_bytes
+        own = prepared.region_bytes if machine.prepacking else smallest(plan)
         room = footprint.prepared_room(own, footprint.stated(bundle.manifest.graphs[name], machine.threads))
         return Layout(graph, plan, peak, own, room, prepared.packed_bytes, prepared.reserved_bytes, True)
     region = smallest(plan)
-    return Layout(graph, plan, peak, region, footprint.margined(region), *footprint.prepacked(graph))
+    return Layout(graph, plan, peak, region, footprint.margined(region), *footprint.prepacked(graph, machine))
 
 
 def used(graphs: Sequence[str]) -> tuple[str, ...]:
@@ -340,7 +342,10 @@ def region_of(found: Sequence[Layout]) -> int:
 def _mapped(bundle: Bundle, found: Iterable[Layout], setup: Setup) -> int:
     """Bytes that are mapped of the bundle's file, and of the file of its prepared graphs, once these graphs have run."""
     sizes = (bundle.path.stat().st_size, 0 if setup.prepared is None else setup.prepared.own_bytes)
-    return footprint.mapped((footprint.places(item.graph.external, item.prepared) for item in found), sizes, setup.page)
+    gone = quantised.released if setup.machine.prepacking else lambda _: frozenset[str]()
+    found = list(found)
+    own = max(footprint.copies_bytes(item.graph.external) for item in found) if setup.machine.prepacking else 0
+    return own + footprint.mapped((footprint.places(item.graph.external, item.prepared, gone(item.graph)) for item in found), sizes, setup.page)
 
 
 def _adapter(bundle: Bundle, found: Mapping[str, Layout], frozen: int) -> int:

@@ -6,16 +6,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgeadapt.memory.graph import GraphLike
-from edgeadapt.memory.rules import IN_PLACE, VIEWS, X86, Machine, rounded, workspace
+from edgeadapt.memory.rules import IN_PLACE, VIEWS, X86, Machine, blocks, rounded
 
 
 @dataclass(slots=True)
 class Event:
-    """What one node does to memory: blocks it takes, scratch while it runs, blocks that are given back after it."""
+    """What one node does to memory: blocks it takes, scratch while it runs, blocks that are given back after it.
+
+    scratch: bytes in all; pieces: those of each block of it.
+    """
 
     taken: list[str] = field(default_factory=list)
     scratch: int = 0
     freed: list[str] = field(default_factory=list)
+    pieces: tuple[int, ...] = ()
 
 
 class Plan:
@@ -69,7 +73,8 @@ class Plan:
                     self.sizes[out] = rounded(graph.values[out].nbytes)
                     held[out] = uses.get(out, 0)
                     event.taken.append(out)
-            event.scratch = workspace(graph, node, machine)
+            event.pieces = blocks(graph, node, machine)
+            event.scratch = sum(event.pieces)
             for name in node.inputs:
                 if name and owner(name) in held:
                     held[owner(name)] -= 1

@@ -75,10 +75,11 @@ class Region:
         for event in plan.events:
             if not all(self.allocate(name, plan.sizes[name]) for name in event.taken):
                 return False
-            if event.scratch:
-                if not self.allocate("", event.scratch):
+            for index, size in enumerate(event.pieces):
+                if not self.allocate(f" {index}", size):
                     return False
-                self.free("")
+            for index in range(len(event.pieces)):
+                self.free(f" {index}")
             for name in event.freed:
                 self.free(name)
         for name in list(self._place):

@@ -10,7 +10,9 @@ import math
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import lru_cache
 
+from edgeadapt.memory import quantised
 from edgeadapt.memory.graph import GraphLike, NodeLike
 
 ALIGNMENT = 256
@@ -48,23 +50,53 @@ Neg Not Or Pad Pow Reciprocal ReduceMax ReduceMean ReduceMin ReduceProd ReduceSu
 Slice Softmax Softplus Sqrt Squeeze Sub Tan Tanh Tile TopK Transpose Unsqueeze Where Xor
 """
 _OTHERS = "Celu HardSigmoid Selu Softsign Split ThresholdedRelu Trilu"
-_FUSED = "FusedConv FusedGemm FusedMatMul nchwc.AveragePool nchwc.Conv nchwc.GlobalAveragePool nchwc.MaxPool nchwc.ReorderInput nchwc.ReorderOutput"
-KNOWN = frozenset([*_EMITTED.split(), *_OTHERS.split(), *(f"com.microsoft.{name}" for name in _FUSED.split())])
+_BYTES = "QuantizeLinear DequantizeLinear DynamicQuantizeLinear QLinearConv QLinearMatMul MatMulInteger"
+_FUSED = """
+FusedConv FusedGemm FusedMatMul nchwc.AveragePool nchwc.Conv nchwc.GlobalAveragePool nchwc.MaxPool nchwc.ReorderInput nchwc.ReorderOutput
+QuantizeLinear DequantizeLinear QLinearConv QLinearAdd QLinearMul QLinearConcat QLinearSigmoid QLinearLeakyRelu QLinearSoftmax QLinearWhere
+QLinearGlobalAveragePool QLinearAveragePool NhwcMaxPool QGemm MatMulIntegerToFloat DynamicQuantizeMatMul
+"""
+KNOWN = frozenset([*_EMITTED.split(), *_OTHERS.split(), *_BYTES.split(), *(f"com.microsoft.{name}" for name in _FUSED.split())])
 """Operators whose outputs, scratch and writing in place were compared with onnxruntime's profiler: those that the exporter emits, a few besides, and
 what onnxruntime makes of them when graphs are prepared. Of any other, what it takes besides its outputs is not known."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What of the processor the workspace depends on. threads: of one operator; arm: 64-bit Arm, else x86-64."""
+    """What of the processor, and of how graphs are loaded, the workspace depends on.
+
+    Attributes:
+        threads: of one operator.
+        arm: 64-bit Arm, else x86-64.
+        wide: whether it has the wider instructions that convolutions of bytes choose their kernel by: dot products on Arm, AVX-512 on x86-64. None:
+            not known, so what takes more is counted.
+        prepacking: whether onnxruntime keeps rearranged copies of constant weights.
+        direct: whether there are kernels for it that convolve bytes and write bytes themselves; x86-64 without AVX2 has none.
+    """
 
     threads: int = 1
     arm: bool = False
+    wide: bool | None = None
+    prepacking: bool = True
+    direct: bool = True
 
     @classmethod
-    def here(cls, threads: int) -> Machine:
+    def here(cls, threads: int, prepacking: bool = True) -> Machine:
         """The one that this runs on."""
-        return cls(threads, os.uname().machine in ("aarch64", "arm64"))
+        arm, flags = os.uname().machine in ("aarch64", "arm64"), _flags()
+        wide = bool(flags & {"avx512bw", "asimddp"}) if flags else None
+        return cls(threads, arm, wide, prepacking, arm or not flags or "avx2" in flags)
+
+
+@lru_cache(maxsize=1)
+def _flags() -> frozenset[str]:
+    """What the processor has, as the kernel names it; empty where it does not say."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
+            lines = [line.partition(":") for line in file]
+    except OSError:
+        return frozenset()
+    return frozenset(flag for key, _, flags in lines if key.strip().lower() in ("flags", "features") for flag in flags.split())
 
 
 X86 = Machine()
@@ -102,17 +134,22 @@ def rounded(size: int) -> int:
 
 def workspace(graph: GraphLike, node: NodeLike, machine: Machine = X86) -> int:
     """Scratch bytes of one node while it runs, rounded."""
+    return sum(blocks(graph, node, machine))
+
+
+def blocks(graph: GraphLike, node: NodeLike, machine: Machine = X86) -> tuple[int, ...]:
+    """The same, block by block in the order that they are taken in: all are held at once."""
     if node.op in CONVOLUTIONS:
-        return rounded(_convolution(graph, node, machine))
+        return (rounded(_convolution(graph, node, machine)),)
     if node.op == "ConvTranspose":  # one image's columns
         weight, image = graph.values[node.inputs[1]].shape, graph.values[node.inputs[0]].shape
-        return rounded(4 * math.prod(weight[1:]) * math.prod(image[2:]))
-    if node.op == "Where":  # either side, chosen and else empty
-        return 2 * rounded(graph.values[node.outputs[0]].nbytes)
+        return (rounded(4 * math.prod(weight[1:]) * math.prod(image[2:])),)
+    if node.op in ("Where", "com.microsoft.QLinearWhere"):  # either side, chosen and else empty
+        return (2 * rounded(graph.values[node.outputs[0]].nbytes),)
     if node.op in ("Softmax", "LogSoftmax"):  # over another axis than the last: turned there and back
         out = graph.values[node.outputs[0]]
-        return 0 if int(node.attributes.get("axis", -1)) in (-1, len(out.shape) - 1) else 2 * rounded(out.nbytes)
-    return 0
+        return () if int(node.attributes.get("axis", -1)) in (-1, len(out.shape) - 1) else (2 * rounded(out.nbytes),)
+    return tuple(rounded(size) for size in quantised.scratch(graph, node, machine) if size)
 
 
 def _convolution(graph: GraphLike, node: NodeLike, machine: Machine) -> int:
