@@ -14,10 +14,13 @@ from numpy.typing import NDArray
 from edgeadapt.errors import UsageError
 from edgeadapt.exporters.methods import METHODS, Method
 from edgeadapt.exporters.optimisers import OPTIMISERS
+from edgeadapt.exporters.storage import TIERS, Tier
 
 REFERENCE_BATCH = 64
 CALIBRATION_BATCHES = 8
-_TRAINING = ("optimiser", "rate", "exact", "micro")
+REFERENCE = "reference"
+"""The tier of updates that is no small one: parameters and moments in float32."""
+_TRAINING = ("optimiser", "rate", "exact", "micro", "updates")
 _WARMUP = ("epochs", "warmup_rate", "max_drop")
 
 
@@ -46,6 +49,7 @@ class Options:
     threads: int = 0
     task: str | None = None
     micro: str | tuple[int, ...] = "auto"
+    updates: str = REFERENCE
 
     @staticmethod
     def of(choices: Mapping[str, Any], planned: bool = False) -> Options:
@@ -68,6 +72,11 @@ class Options:
         options._check_use([name for name, value in given.items() if value is not False and value != ()])
         return options
 
+    @property
+    def tier(self) -> Tier | None:
+        """The small forms of parameters and moments; None for float32."""
+        return TIERS.get(self.updates)
+
     def _check(self, planned: bool) -> None:
         """Values alone."""
         choices = {
@@ -76,6 +85,7 @@ class Options:
             "optimiser": (self.optimiser, (None, *OPTIMISERS)),
             "task": (self.task, (None, "classification", "segmentation")),
             "kernel": (self.kernel, (0, 1, 3, 5)),
+            "updates": (self.updates, (REFERENCE, *TIERS)),
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:

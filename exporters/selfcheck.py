@@ -19,6 +19,7 @@ import numpy as np
 import onnxruntime
 import torch
 
+from edgeadapt.bundle.roles import GUARD, STEPS
 from edgeadapt.errors import ExportError
 from edgeadapt.exporters.compile import Compiled, named_refusals
 from edgeadapt.exporters.execution import open_session
@@ -32,6 +33,13 @@ ROOM, UNCERTAIN = 2.0, 0.1
 NOTHING = 1e-3
 """An update whose elements are this small against the largest tensor's is rounding, as before a layer that cancels it."""
 
+FLIPS = 0.02
+"""The share of whole numbers that may be rounded to the other side: ties, nearly. A rule that rounds otherwise changes half of them."""
+HALF = 1.001
+"""Steps that a whole number may be off before it counts as more than rounding."""
+COUNTED, LEAST = 0.01, 100
+"""Only elements of so much of the largest are counted as roundings: others' gradients may be rounding; a few in a small tensor are chance."""
+
 Run = tuple[Tensors, dict[str, Array]]
 """Inputs of a program, and what onnxruntime made of them."""
 
@@ -43,6 +51,8 @@ class Difference:
     logits: largest difference over the largest logit; updates: the worst tensor's ‖Δ‖/‖update‖, weighted by the gradient's size under Adam;
     statistics: the worst layer's largest difference over its largest mean or deviation; metrics: the worst scalar's difference over its size or 1;
     worst: the update that is furthest off; limit: what it may differ by, more than `UPDATES` where single precision leaves it uncertain.
+    Where the state holds whole numbers, updates count what is beyond one of their steps; flips: the share of those that are one step apart; step: the
+    update metric at the initial state.
     """
 
     graph: str
@@ -52,6 +62,8 @@ class Difference:
     metrics: float | None
     worst: str
     limit: float = UPDATES
+    flips: float | None = None
+    step: float | None = None
 
     def plain(self) -> dict[str, Any]:
         """As the manifest holds it."""
@@ -62,6 +74,8 @@ class Difference:
             "statistics": self.statistics,
             "metrics": self.metrics,
             "worst": self.worst,
+            **({} if self.flips is None else {"flips": self.flips}),
+            **({} if self.step is None else {"step": self.step}),
         }
 
     def or_worse(self, other: Difference) -> Difference:
@@ -72,7 +86,10 @@ class Difference:
 
         worst = self if (self.updates or 0.0) / self.limit >= (other.updates or 0.0) / other.limit else other
         statistics, metrics = larger(self.statistics, other.statistics), larger(self.metrics, other.metrics)
-        return Difference(self.graph, max(self.logits, other.logits), worst.updates, statistics, metrics, worst.worst, worst.limit)
+        flips = larger(self.flips, other.flips)
+        return Difference(
+            self.graph, max(self.logits, other.logits), worst.updates, statistics, metrics, worst.worst, worst.limit, flips, self.step
+        )
 
 
 def kinds_of(compiled: Compiled) -> dict[str, str]:
@@ -129,13 +146,16 @@ def disturbed(program: Program, example: Tensors) -> Tensors:
     moved = dict(example)
     for name, (kind, _) in program.model.state().items():
         value = example.get(f"state.{name}")
-        if value is None or kind == "moment":
+        if value is None or kind == "moment" or (kind == "parameter" and value.is_floating_point() and name not in program.model.parameters):
             continue
         noise = 0.05 * torch.randn(value.shape, generator=random)
         if name.endswith(".variance"):
             moved[f"state.{name}"] = value * (1 + noise)
         elif kind == "statistic":
             moved[f"state.{name}"] = value + noise * example[f"state.{name.removesuffix('.mean')}.variance"].sqrt()
+        elif not value.is_floating_point():
+            most = torch.iinfo(value.dtype).max
+            moved[f"state.{name}"] = (value + noise * (most / 2)).round().clamp(-most, most).to(value.dtype)
         else:
             moved[f"state.{name}"] = value + noise * max(float(value.square().mean().sqrt()), 0.5)
     step = program({name: value.clone() for name, value in moved.items()})
@@ -163,21 +183,25 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
     program, kinds = compiled.program, kinds_of(compiled)
     want = {name: value.detach().numpy() for name, value in program({name: value.clone() for name, value in example.items()}).items()}
     logits = float(np.abs(got["logits"] - want["logits"]).max() / max(float(np.abs(want["logits"]).max()), 1e-6))
-    trained = [name for name in compiled.writes if kinds[name] != "statistic"]
-    rms = {name: float(np.sqrt(np.mean((want[f"new.{name}"] - example[f"state.{name}"].numpy()) ** 2))) for name in trained}
+    after, before = _seen(program, example, want), _seen(program, example, {})
+    trained = [name for name in compiled.writes if name in after and kinds[name] != "statistic"]
+    rms = {name: float(np.sqrt(np.mean((after[name][0] - before[name][0]) ** 2))) for name in trained}
     largest = {kind: max((rms[name] for name in trained if kinds[name] == kind and name != "step"), default=0.0) for kind in ("parameter", "moment")}
 
-    def apart(name: str, other: dict[str, Array]) -> float:
-        theirs, before, weight = want[f"new.{name}"], example[f"state.{name}"].numpy(), _confidence(name, want)
-        length = float(np.linalg.norm((theirs - before) * weight))
-        floor = NOTHING * largest[kinds[name]] * theirs.size**0.5 + 1e-5 * float(np.linalg.norm(before)) + 1e-12
-        return float(np.linalg.norm((other[f"new.{name}"] - theirs) * weight)) / max(length, floor)
+    def apart(name: str, other: dict[str, tuple[Array, Array, Array]]) -> float:
+        (theirs, gaps, weight), start = after[name], before[name][0]
+        length = float(np.linalg.norm((theirs - start) * weight))
+        floor = NOTHING * largest[kinds[name]] * theirs.size**0.5 + 1e-5 * float(np.linalg.norm(start)) + 1e-12
+        difference = np.maximum(np.abs(other[name][0] - theirs) - HALF * gaps, 0.0) if gaps.any() else other[name][0] - theirs
+        return float(np.linalg.norm(difference * weight)) / max(length, floor)
 
-    updates = {name: apart(name, got) for name in trained}
+    ours = _seen(program, example, got)
+    updates = {name: apart(name, ours) for name in trained}
     limits = dict.fromkeys(trained, UPDATES)
     over = [name for name in trained if updates[name] > UPDATES]
     if over and (exact := _in_double(program, example)):
-        limits |= {name: min(max(UPDATES, ROOM * apart(name, exact)), UNCERTAIN) for name in over}
+        double = _seen(program, example, exact)
+        limits |= {name: min(max(UPDATES, ROOM * apart(name, double)), UNCERTAIN) for name in over}
     statistics = []
     for name in (name for name in compiled.writes if kinds[name] == "statistic"):
         deviation = np.sqrt(np.abs(want[f"new.{name.rpartition('.')[0]}.variance"]).max())
@@ -196,7 +220,25 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
         max(metrics, default=None),
         worst,
         limits.get(worst, UPDATES),
+        max((_flips(after[name], ours[name]) for name in trained if after[name][1].any()), default=None),
+        float(got[f"metric.{GUARD}"]) if GUARD in compiled.metrics else None,
     )
+
+
+def _seen(program: Program, example: Tensors, table: dict[str, Array]) -> dict[str, tuple[Array, Array, Array]]:
+    """Values, gaps and weights of the state after a run that gave `table`: of what it did not write, those before."""
+    state = {name.removeprefix("state."): value for name, value in example.items() if name.startswith("state.")}
+    state |= {name.removeprefix("new."): torch.from_numpy(np.asarray(value)) for name, value in table.items() if name.startswith("new.")}
+    found = program.model.storage.seen(program.model.optimiser if program.role.startswith(STEPS) else "", state)
+    return {name: (item.values.numpy(), item.gaps.numpy(), item.weights.numpy()) for name, item in found.items()}
+
+
+def _flips(theirs: tuple[Array, Array, Array], ours: tuple[Array, Array, Array]) -> float:
+    """The share of elements that were rounded to another number, of those whose update counts and that are no rounding themselves."""
+    values, gaps, weight = theirs
+    counted = (weight > COUNTED) & (np.abs(values) >= COUNTED * np.abs(values).max(-1, keepdims=True))
+    apart = np.abs(ours[0] - values) > 0.5 * gaps
+    return float((apart & counted).sum() / max(int(counted.sum()), LEAST))
 
 
 def _in_double(program: Program, example: Tensors) -> dict[str, Array] | None:
@@ -210,14 +252,6 @@ def _in_double(program: Program, example: Tensors) -> dict[str, Array] | None:
         return None
     finally:
         torch.set_default_dtype(usual)
-
-
-def _confidence(name: str, want: dict[str, Array]) -> Array:
-    """Under Adam an update's size does not tell its gradient's; elements whose gradient is lost in rounding must not count."""
-    first = want.get(f"new.first.{name}")
-    if first is None or not np.abs(first).max() > 0:
-        return np.ones((), np.float32)
-    return np.abs(first) / np.abs(first).max()
 
 
 def check(compiled: Sequence[Compiled]) -> list[Difference]:
@@ -251,6 +285,7 @@ def refuse(found: Difference) -> None:
         ("updates", found.updates, found.limit),
         ("statistics", found.statistics, STATISTICS),
         ("metrics", found.metrics, METRICS),
+        ("roundings", found.flips, FLIPS),
     )
     for what, value, limit in limits:
         if value is not None and not value <= limit:

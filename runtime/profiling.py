@@ -14,7 +14,14 @@ import onnxruntime
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.runtime import session as sessions
 
-_TYPES = {"tensor(float)": np.float32, "tensor(int64)": np.int64, "tensor(bool)": np.bool_, "tensor(uint8)": np.uint8, "tensor(int8)": np.int8}
+_TYPES = {
+    "tensor(float)": np.float32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int16)": np.int16,
+}
 
 
 @dataclass(frozen=True)

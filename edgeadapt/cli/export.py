@@ -40,6 +40,7 @@ CHOICES = (
     "task",
     "method",
     "micro",
+    "updates",
     "parts",
     "cuts",
     "kernel",
@@ -87,6 +88,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--exact-gradient", action="store_true", help="let gradients flow through the batch's statistics: more memory")
     how.add_argument("--optimiser", choices=("sgd", "adam"), help="on the device (default: the method's)")
     how.add_argument("--micro", type=_micro, metavar="M", help="also take steps in pieces of M frames, such as 1,4; auto (default) or none")
+    tiers = "hold parameters and moments in float32 (reference, default), in 16 and 8 bits (compact) or in 8 (tiny)"
+    how.add_argument("--updates", choices=("reference", "compact", "tiny"), help=tiers)
     how.add_argument("--rate", type=float, help="learning rate on the device (default: the method's, by the batch)")
     memory = parser.add_argument_group("memory")
     memory.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes that the process on the device may hold, such as 96MiB")
