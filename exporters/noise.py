@@ -1,8 +1,8 @@
 """Random numbers without a generator's state: a hash of where a number is and of the step that needs it.
 
 Two rounds of shifts, exclusive-ors and multiplications on 31-bit integers held in int64, whose products stay below 2^62: standard operators that
-every processor computes alike. The same seed, step, stream and place give the same number, so that a run repeats, and a state that is loaded or rolled back
-goes on as it went.
+every processor computes alike. The same seed, step, stream and place give the same number, so that a run repeats, and a state that is loaded or
+rolled back goes on as it went.
 """
 
 from __future__ import annotations

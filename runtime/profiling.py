@@ -14,7 +14,7 @@ import onnxruntime
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.runtime import session as sessions
 
-_TYPES = {
+TYPES = {
     "tensor(float)": np.float32,
     "tensor(int64)": np.int64,
     "tensor(bool)": np.bool_,
@@ -22,6 +22,7 @@ _TYPES = {
     "tensor(int8)": np.int8,
     "tensor(int16)": np.int16,
 }
+"""numpy's type of each that onnxruntime names for inputs and outputs."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,13 @@ def bind(session: Any) -> tuple[Any, list[Any]]:
     """A binding of made-up inputs and of memory for all outputs, and what must outlive it."""
     random, binding, held = np.random.default_rng(0), session.io_binding(), []
     for node in session.get_inputs():
-        kind = _TYPES[node.type]
+        kind = TYPES[node.type]
         array = random.standard_normal(node.shape).astype(kind) if kind is np.float32 else np.zeros(node.shape, kind)
         array = np.abs(array) + np.float32(0.5) if node.name.endswith(".variance") else array
         held.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.asarray(array)))
         binding.bind_ortvalue_input(node.name, held[-1])
     for node in session.get_outputs():
-        held.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(node.shape, _TYPES[node.type])))
+        held.append(onnxruntime.OrtValue.ortvalue_from_numpy(np.zeros(node.shape, TYPES[node.type])))
         binding.bind_ortvalue_output(node.name, held[-1])
     return binding, held
 
