@@ -18,9 +18,9 @@ WIDEST, NARROWEST = 256, 8
 SCALES = 8
 """Bytes a block for what its elements share: the parameters' unit and the moment's scale."""
 
-MOST = 32768
+MOST = 65536
 """Elements of one matrix, if no tensor alone has more: an update holds up to 32 bytes an element of it while it works, and every further matrix takes
-about a hundred nodes, 0.3 MB of a session. That many balance the two from ten thousand to some hundred thousand parameters."""
+about a hundred nodes, 0.3 MB of a session. So many balance the two up to some hundred thousand parameters."""
 
 
 @dataclass(frozen=True)

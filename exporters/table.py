@@ -56,7 +56,7 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
     if updates is not None:
         lines += ["", f"updates: {updates.tier}, {updates.bytes:.1f} bytes a parameter with its moments"]
         lines += _rounding(manifest, differences)
-        lines += [_noise(step) for step in steps if updates.tier == "tiny"]
+        lines += [_noise(step) for step in steps if any(spec.dtype == "int8" for spec in _state(manifest))]
     if size:
         lines += ["", f"bundle: {format_bytes(size)}; state on the device: {format_bytes(sum(spec.nbytes for spec in _state(manifest)))}"]
     return "\n".join(lines)

@@ -11,7 +11,19 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from edgeadapt.bundle import GraphSpec, HyperSpec, InputSpec, Manifest, MethodInfo, ModelInfo, StateSpec, StatisticsInfo, Task, WeightsFile, write_bundle
+from edgeadapt.bundle import (
+    GraphSpec,
+    HyperSpec,
+    InputSpec,
+    Manifest,
+    MethodInfo,
+    ModelInfo,
+    StateSpec,
+    StatisticsInfo,
+    Task,
+    WeightsFile,
+    write_bundle,
+)
 
 FEATURES, CLASSES, BATCH = 4, 3, 2
 STATE = {
