@@ -75,7 +75,9 @@ def _updates(manifest: dict[str, Any]) -> tuple[Updates | None, list[float]]:
 def _rounding(manifest: dict[str, Any], differences: Sequence[Difference]) -> list[str]:
     lines = []
     if flips := [item.flips for item in differences if item.flips is not None]:
-        lines.append(f"(self-check: {100 * max(flips):.2g} % of the stored numbers rounded to the other side, by one step; none further off)")
+        further = max(item.updates or 0.0 for item in differences if item.flips is not None)
+        rest = f"what is further off is {further:.0e} of an update" if further else "none further off"
+        lines.append(f"(self-check: {100 * max(flips):.2g} % of the stored numbers rounded to the other side, by one step; {rest})")
     if cost := manifest["selfcheck"].get("rounding"):
         before, after = 100 * cost["accuracy_before"], 100 * cost["accuracy_after"]
         lines.append(f"rounding the parameters: {before:.1f} % right before, {after:.1f} % after, on {cost['held_out']:,} held-out samples")
