@@ -8,13 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgeadapt.bundle import Bundle, Manifest, tensors
+from edgeadapt.bundle import Bundle, GraphSpec, Manifest, StateSpec, tensors
 from edgeadapt.cli.inspect import summary
 from edgeadapt.errors import BundleError, StateError
 from edgeadapt.memory import footprint
-from edgeadapt.runtime import prepare_compare, profiling
+from edgeadapt.runtime import checkpoint, prepare_compare, profiling
 from edgeadapt.runtime import session as sessions
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.checkpoint import Snapshot
 from edgeadapt.runtime.state import FlatState
 from tests.smalltoy import BATCH, FEATURES, STATE, follow, small_bundle
 
@@ -60,6 +61,23 @@ def test_a_state_holds_the_small_bytes_and_no_others(bundle):
         for view in state.views(name):
             assert view.ctypes.data % 64 == 0
             assert state.buffer.ctypes.data <= view.ctypes.data < state.buffer.ctypes.data + state.nbytes
+
+
+def test_larger_tensors_are_counted_by_their_bytes():
+    specs = tuple(StateSpec(kind, (1000,), "parameter", kind) for kind in ("int8", "uint8", "int16", "int64", "float32"))
+    graphs = {"adapt.b2": GraphSpec("", "adapt", 2, (), (), ("int16", "int8"))}
+    state = FlatState(specs, graphs, {spec.name: np.zeros(1000, spec.dtype) for spec in specs})
+    assert state.nbytes == 2 * 1024 + 1024 + 2 * 2048 + 8000 + 4032 == footprint.state_bytes(specs, graphs, graphs)
+
+
+def test_the_state_of_a_bundle_of_other_types_is_refused(bundle, tmp_path):
+    manifest = bundle.manifest
+    path = tmp_path / "x"
+    checkpoint.write(path, Snapshot(dict(START), {}, {}), manifest)
+    other = replace(manifest, state=tuple(replace(spec, dtype="uint8") if spec.name == "w" else spec for spec in manifest.state))
+    with pytest.raises(StateError, match="other trainable parts"):
+        checkpoint.read(path, other)
+    assert same(checkpoint.read(path, manifest).tensors, START)
 
 
 def test_whole_numbers_are_never_taken_for_what_is_not_finite(bundle):
