@@ -35,6 +35,7 @@ from tests.reference import Adaptation, Side, fixed, twin
 from tests.zoo.data import Pack
 
 METHODS = ("source", "norm", "tent", "ecotta", "side", "side-live")
+ADAPTING = ("tent", "ecotta", "side")
 OWN_TEXTURES = ("frost",)
 
 
@@ -82,13 +83,15 @@ def bundle_of(choices: argparse.Namespace, pack: Pack, model: str, method: str) 
     kind, _, mode = method.partition("-")
     warm = f"-w{choices.warm_up_images}x{choices.epochs}" if kind == "ecotta" else f"-w{choices.warm_up_images}"
     trained = f"-train{choices.train}" if _partly(choices, kind) else ""
-    path = Path(choices.cache) / f"{model}-{method}-b{choices.batch}{warm}{trained}-seed{choices.seed}.edgeadapt"
+    tier = f"-{choices.updates}" if choices.updates != "reference" and kind in ADAPTING else ""
+    path = Path(choices.cache) / f"{model}-{method}-b{choices.batch}{warm}{trained}{tier}-seed{choices.seed}.edgeadapt"
     if path.is_file() and not choices.fresh:
         return path
     data = source_samples(pack, model, choices.warm_up_images, choices.seed)
     options: dict[str, Any] = {"method": kind, "batches": (choices.batch,), "seed": choices.seed}
     options |= {"epochs": choices.epochs} if kind == "ecotta" else {}
     options |= {"train": choices.train} if trained else {}
+    options |= {"updates": choices.updates} if tier else {}
     options |= {"statistics": mode or None, "threads": choices.threads, "allow_drop": True}
     with Bars() as bars:
         export(NETWORKS[model].trained(pack.folder), path, shape=SHAPE, data=data, model_name=model, progress=bars, **options)
@@ -96,7 +99,7 @@ def bundle_of(choices: argparse.Namespace, pack: Pack, model: str, method: str) 
 
 
 def _partly(choices: argparse.Namespace, kind: str) -> bool:
-    return bool(choices.train) and kind in ("tent", "ecotta", "side")
+    return bool(choices.train) and kind in ADAPTING
 
 
 def plain_of(choices: argparse.Namespace, pack: Pack, model: str, adapter: Adapter, overrides: dict[str, float]) -> Adaptation:
@@ -211,6 +214,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--batch", type=int, default=64, help="frames in a batch, such as 200, 64, 16, 4 or 1")
     parser.add_argument("--train", type=int, help="train only the last so many parts on the stream, where the method has parts")
+    parser.add_argument("--updates", choices=("reference", "compact", "tiny"), default="reference", help="how parameters and moments are held")
     parser.add_argument("--images", type=int, default=1000, help="images of each corruption; what fills no batch is left out")
     parser.add_argument("--severity", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
@@ -222,6 +226,8 @@ def main() -> None:
     parser.add_argument("--fresh", action="store_true", help="export and run again whatever the cache holds")
     parser.add_argument("--json", type=Path, help="write all results here")
     choices = parser.parse_args()
+    if choices.reference and choices.updates != "reference":
+        parser.error("plain PyTorch holds parameters in float32: --reference goes with --updates reference")
     torch.set_num_threads(choices.threads)
     Path(choices.cache).mkdir(parents=True, exist_ok=True)
     pack = Pack(data_pack())

@@ -10,6 +10,7 @@ from edgeadapt._version import __version__
 from edgeadapt.bundle import GraphSpec, HyperSpec, InputSpec, Manifest, MethodInfo, ModelInfo, Part, StateSpec, StatisticsInfo, SumSpec, Task
 from edgeadapt.exporters.compile import Compiled
 from edgeadapt.exporters.ir import IR_VERSION, OPSET
+from edgeadapt.exporters.lowering.registry import numpy_dtype
 from edgeadapt.exporters.options import Options, batch_defaults
 from edgeadapt.exporters.programs import Model
 from edgeadapt.exporters.selfcheck import Difference
@@ -25,9 +26,14 @@ def describe(
     warmup: dict[str, Any] | None,
     differences: Sequence[Difference],
     left_out: Mapping[str, str],
+    rounding: dict[str, Any] | None = None,
     quantisation: dict[str, Any] | None = None,
 ) -> Manifest:
-    """The manifest, all but the members' checksums. left_out: graphs that were tried and are not there, and why; quantisation: what is in 8 bits."""
+    """The manifest, all but the members' checksums.
+
+    left_out: graphs that were tried and are not there, and why. rounding: what holding parameters in few bits costs, where it was measured.
+    quantisation: what of the frozen model is computed in 8 bits.
+    """
     method, captured = model.method, model.method.backbone.captured
     adapted = sorted(set(options.batches))
 
@@ -38,6 +44,8 @@ def describe(
     for key, value in defaults(list(hyper), adapted[-1]).items():
         hyper[key] = dataclasses.replace(hyper[key], default=value)
     chosen = {**_shape(model, options), "optimiser": model.optimiser if method.trains else "", "exact_gradient": model.exact, "seed": options.seed}
+    if options.tier is not None:
+        chosen |= {"updates": options.updates, "trainable": sum(value.numel() for value in model.parameters.values())}
     return Manifest(
         producer=f"edgeadapt {__version__}",
         model=ModelInfo(name, sum(tensor.numel() for key, tensor in captured.tensors.items() if key in captured.parameters), ""),
@@ -47,7 +55,7 @@ def describe(
         partition=_parts(model),
         statistics=StatisticsInfo(model.statistics, tuple(sorted({key.rpartition(".")[0] for key in model.values}))),
         hyper=hyper,
-        state=tuple(StateSpec(key, tuple(value.shape), kind) for key, (kind, value) in model.state().items()),
+        state=tuple(StateSpec(key, tuple(value.shape), kind, numpy_dtype(value.dtype).name) for key, (kind, value) in model.state().items()),
         sums=tuple(SumSpec(key, shape) for key, shape in {key: shape for item in compiled for key, shape in item.sums.items()}.items()),
         batches=tuple(sorted({1, *adapted})),
         graphs={item.name: _graph(item, defaults(item.hyper, item.program.batch) if item.program.batch else {}) for item in compiled},
@@ -55,7 +63,8 @@ def describe(
         ir_version=IR_VERSION,
         warmup=warmup,
         quantisation=quantisation,
-        selfcheck={**{item.graph: item.plain() for item in differences}, **{key: {"left_out": why} for key, why in left_out.items()}},
+        selfcheck={**{item.graph: item.plain() for item in differences}, **{key: {"left_out": why} for key, why in left_out.items()}}
+        | ({} if rounding is None else {"rounding": rounding}),
     )
 
 

@@ -26,7 +26,7 @@ from edgeadapt.exporters.micro import Sums, sums_of
 from edgeadapt.exporters.options import Options, batch_defaults
 from edgeadapt.exporters.pieces import Pieces, cut_steps
 from edgeadapt.exporters.planner import PARTS, Place, Plan, plan
-from edgeadapt.exporters.programs import Model, Program, build, last_parts, source_model
+from edgeadapt.exporters.programs import Model, Program, build, held, last_parts, source_model
 from edgeadapt.exporters.quantise.choose import Chosen, Numbers, Quantising, stand_in
 from edgeadapt.exporters.quantise.rounding import Quantisation
 from edgeadapt.exporters.schedules import Schedules
@@ -99,8 +99,8 @@ def export(
         board: where that is: a key or profile as for `edgeadapt.devices.boards.load`, or a board; this machine by default.
         board_threads: threads of one operator that it will be served with there.
         choices: fields of `Options`: method, parts, cuts, kernel, width, train, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
-            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task, micro, quantize, gradient, saved. One that the method has no use for is
-            refused.
+            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task, micro, quantize, gradient, saved, updates. One that the method has no
+            use for is refused.
 
     Returns:
         what was exported; `print(report.table())` shows it.
@@ -208,9 +208,9 @@ class _Export:
             method = self.method(self.options)
             self.progress("plan", 1, 1, planned.line())
         options, adapted = self.options, sorted(set(self.options.batches))
-        trained, warmup = self.start(method), None
+        trained, warmup, rounding = self.start(method), None, None
         if self.data is not None:
-            trained, warmup = Training(trained, self.data, options, self.capture, self.progress).run()
+            trained, warmup, rounding = Training(trained, self.data, options, self.capture, self.progress).run()
         trained = self.last_parts(trained, options)
         if quantising is not None and self.chosen is not None:
             trained, self.numbers = quantising.finish(trained, self.chosen)
@@ -223,8 +223,8 @@ class _Export:
         if place is not None:
             self.drafts.keep(trained, compiled, weights, place, pieces.left_out)
         name = model_name or type(self.model).__name__
-        rounded = None if self.numbers is None else self.numbers.report
-        manifest = describe(trained, compiled, options, name, self.task, self.spec, warmup, differences, pieces.left_out, rounded)
+        codes = None if self.numbers is None else self.numbers.report
+        manifest = describe(trained, compiled, options, name, self.task, self.spec, warmup, differences, pieces.left_out, rounding, codes)
         return dataclasses.replace(self._write(output, manifest, trained, compiled, weights, differences), plan=planned)
 
     def _quantising(self, method: Method) -> Quantising | None:
@@ -288,7 +288,8 @@ class _Export:
 
     @staticmethod
     def last_parts(model: Model, options: Options) -> Model:
-        """Fix what is not to be trained on the device."""
+        """Fix what is not to be trained on the device; parameters are held as the options say."""
+        model = held(model, options.tier, options.seed)
         if options.train is None:
             return model
         left = last_parts(model, options.train)

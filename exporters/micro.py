@@ -21,7 +21,7 @@ from edgeadapt.bundle.roles import SUMS, UPDATE
 from edgeadapt.errors import ExportError
 from edgeadapt.exporters.ir import Graph
 from edgeadapt.exporters.methods.base import Tensors, Term
-from edgeadapt.exporters.programs import Model, Program, build
+from edgeadapt.exporters.programs import WEIGHTS, Model, Program, build
 from edgeadapt.memory.rules import misplaced_sums
 
 _OPTIMISER = ("rate", "momentum")
@@ -105,7 +105,8 @@ def update_of(sums: Sums) -> Update:
     example = {f"hyper.{name}": torch.tensor(model.hyper()[name].default) for name in hyper}
     example |= {f"state.{name}": value for name, (_, value) in model.state().items()}
     example |= {name: torch.ones_like(value) for name, value in sums.example.items() if name.startswith("sum.")}
-    return Update(model, sums.role.removesuffix(SUMS) + UPDATE, 0, example, {}, hyper)
+    frozen = {WEIGHTS + name: value for name, value in model.storage.frozen().items()}
+    return Update(model, sums.role.removesuffix(SUMS) + UPDATE, 0, {**example, **frozen}, frozen, hyper)
 
 
 def check_in_place(graph: Graph, names: Iterable[str]) -> None:

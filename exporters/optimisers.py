@@ -14,9 +14,13 @@ MOMENTUM = Hyper(0.9, 0.0, 0.9999, "momentum of the updates")
 
 
 class Optimiser(Protocol):
-    """State is plain data; both functions are pure."""
+    """State is plain data; both functions are pure. A step is the same wherever the parameters are: it depends on gradients and moments alone.
+
+    squares: what the names of moments begin with that are never negative.
+    """
 
     name: str
+    squares: tuple[str, ...]
 
     def init(self, parameters: Mapping[str, Tensor]) -> Tensors:
         """Moments for these parameters, by name."""
@@ -33,6 +37,7 @@ class SGD:
     """Stochastic gradient descent with momentum: m ← μ·m + g, p ← p − η·m, as torch.optim.SGD."""
 
     name = "sgd"
+    squares: tuple[str, ...] = ()
 
     def init(self, parameters: Mapping[str, Tensor]) -> Tensors:
         """One momentum a parameter."""
@@ -54,6 +59,7 @@ class Adam:
     """
 
     name, beta, eps = "adam", 0.999, 1e-6
+    squares: tuple[str, ...] = ("second.",)
 
     def init(self, parameters: Mapping[str, Tensor]) -> Tensors:
         """First and second moment a parameter, and the step count."""

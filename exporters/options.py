@@ -14,12 +14,15 @@ from numpy.typing import NDArray
 from edgeadapt.errors import UsageError
 from edgeadapt.exporters.methods import METHODS, Method
 from edgeadapt.exporters.optimisers import OPTIMISERS
+from edgeadapt.exporters.storage import TIERS, Tier
 
 REFERENCE_BATCH = 64
 CALIBRATION_BATCHES = 8
 QUANTIZE = ("none", "int8")
 """What the frozen model may be computed in: float32, or 8 bits."""
-_TRAINING = ("optimiser", "rate", "exact", "micro", "gradient", "saved")
+REFERENCE = "reference"
+"""The tier of updates that is no small one: parameters and moments in float32."""
+_TRAINING = ("optimiser", "rate", "exact", "micro", "gradient", "saved", "updates")
 _WARMUP = ("epochs", "warmup_rate", "max_drop")
 
 
@@ -51,6 +54,7 @@ class Options:
     quantize: str = "none"
     gradient: str | None = None
     saved: str | None = None
+    updates: str = REFERENCE
 
     @staticmethod
     def of(choices: Mapping[str, Any], planned: bool = False) -> Options:
@@ -83,6 +87,11 @@ class Options:
         """Whether a step keeps bytes for its backward pass: by default where the frozen model is computed in 8 bits."""
         return self.saved == "int8" or (self.quantize != "none" and self.saved is None)
 
+    @property
+    def tier(self) -> Tier | None:
+        """The small forms of parameters and moments; None for float32."""
+        return TIERS.get(self.updates)
+
     def _check(self, planned: bool) -> None:
         """Values alone."""
         choices = {
@@ -94,6 +103,7 @@ class Options:
             "quantize": (self.quantize, QUANTIZE),
             "gradient": (self.gradient, (None, "float", "int8")),
             "saved": (self.saved, (None, "float", "int8")),
+            "updates": (self.updates, (REFERENCE, *TIERS)),
         }
         for name, (value, allowed) in choices.items():
             if value not in allowed:

@@ -18,8 +18,9 @@ from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.methods.base import Hyper, Method, Outcome, Tensors, Terms, entropy, loss, selected
 from edgeadapt.exporters.methods.source import Source
 from edgeadapt.exporters.operators import forward_ends
-from edgeadapt.exporters.optimisers import MOMENTUM, OPTIMISERS
+from edgeadapt.exporters.optimisers import MOMENTUM
 from edgeadapt.exporters.quantise.kept import Kept
+from edgeadapt.exporters.storage import Packed, Plain, Storage, Tier
 
 STATISTICS, WEIGHTS, FIXED = "statistics.", "weights.", "fixed."
 
@@ -30,7 +31,7 @@ class Model:
 
     statistics: the mode, "live", "source" or "none"; values: statistics by `layer.mean` and `layer.variance`; exact: gradients flow through the
     batch's statistics; shifted: layers whose variance is computed around the source mean; fixed: parameters that are not trained on the device;
-    small: whether steps keep bytes of the forward pass for the backward one.
+    small: whether steps keep bytes of the forward pass for the backward one; storage: how parameters and moments are held between steps.
     """
 
     method: Method
@@ -42,12 +43,11 @@ class Model:
     shifted: frozenset[str] = frozenset()
     fixed: Tensors = field(default_factory=dict)
     small: bool = False
+    storage: Storage = field(default_factory=Plain)
 
     def state(self) -> dict[str, tuple[str, Tensor]]:
         """What changes on the device: name → (kind, initial value)."""
-        table = {name: ("parameter", value) for name, value in self.parameters.items()}
-        if self.method.trains:
-            table |= {name: ("moment", value) for name, value in OPTIMISERS[self.optimiser].init(self.parameters).items()}
+        table = self.storage.state(self.parameters, self.optimiser, self.method.trains)
         if self.statistics == "live":
             table |= {STATISTICS + name: ("statistic", value) for name, value in self.values.items()}
         return table
@@ -55,6 +55,7 @@ class Model:
     def frozen(self) -> Tensors:
         """What never changes: the backbone's tensors and the method's own, parameters that are fixed, and the statistics where they do not move."""
         table = {**self.method.backbone.tensors, **self.method.frozen(), **{FIXED + name: value for name, value in self.fixed.items()}}
+        table |= self.storage.frozen()
         if self.statistics != "live":
             table |= {STATISTICS + name: value for name, value in self.values.items()}
         return table
@@ -106,7 +107,7 @@ class Program:
         """One forward pass, and with `steps` the terms of the objective: of labelled frames if there are labels."""
         model, method = self.model, self.model.method
         tensors, state, hyper = (_named(given, prefix) for prefix in (WEIGHTS, "state.", "hyper."))
-        parameters = {name: state[name].detach().requires_grad_(steps) for name in model.parameters}
+        parameters = {name: value.detach().requires_grad_(steps) for name, value in model.storage.read(model.parameters, state, tensors).items()}
         live = model.statistics == "live"
         values = {name: (state if live else tensors)[STATISTICS + name] for name in model.values}
         normalise = Normaliser(values, "live" if live else "source", hyper.get("mix", 1.0), model.exact, model.shifted)
@@ -128,15 +129,15 @@ class Program:
         return forward_ends(logits) if self.model.small and done.terms else logits
 
     def updated(self, given: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> Tensors:
-        """What the optimiser makes of gradients: the next parameters and moments, as the graphs name them. No gradient counts as zeros."""
+        """What the optimiser makes of gradients: the next parameters and moments, and the metrics of that, as the graphs name them.
+
+        No gradient counts as zeros.
+        """
         model, state = self.model, _named(given, "state.")
-        parameters = {name: state[name].detach() for name in model.parameters}
-        found = ((name, gradients.get(name)) for name in parameters)
-        known = {name: torch.zeros_like(parameters[name]) if gradient is None else gradient for name, gradient in found}
-        optimiser = OPTIMISERS[model.optimiser]
-        moments = {name: state[name] for name in optimiser.init(model.parameters)}
-        following = optimiser.update(known, parameters, moments, _named(given, "hyper."))
-        return {f"new.{name}": value for table in following for name, value in table.items()}
+        found = ((name, gradients.get(name)) for name in model.parameters)
+        known = {name: torch.zeros_like(model.parameters[name]) if gradient is None else gradient for name, gradient in found}
+        following, metrics = model.storage.write(model.optimiser, known, state, _named(given, WEIGHTS), _named(given, "hyper."))
+        return {f"metric.{name}": value for name, value in metrics.items()} | {f"new.{name}": value for name, value in following.items()}
 
 
 @dataclass
@@ -184,7 +185,19 @@ def last_parts(model: Model, count: int) -> Model:
     if count < method.parts:
         names = names.union(*(method.owned(index, model.parameters) for index in range(method.parts + method.first - count)))
     kept = {name: value for name, value in model.parameters.items() if name not in names}
-    return replace(model, parameters=kept, fixed={name: model.parameters[name] for name in model.parameters if name in names})
+    fixed = {name: model.parameters[name] for name in model.parameters if name in names}
+    return replace(model, parameters=kept, fixed=fixed, storage=model.storage.only(kept))
+
+
+def held(model: Model, tier: Tier | None, seed: int) -> Model:
+    """The model with its parameters in the forms of a tier, rounded as these hold them; as it is without one, or where it is so already.
+
+    seed: of rounding by chance.
+    """
+    if tier is None or not model.method.trains or isinstance(model.storage, Packed):
+        return model
+    storage = Packed(tier, model.parameters, seed)
+    return replace(model, parameters=storage.values(), storage=storage)
 
 
 def source_model(model: Model, values: Tensors) -> Model:

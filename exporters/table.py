@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from edgeadapt.bundle import StateSpec
+from edgeadapt.bundle.updates import Updates, updates_of
 from edgeadapt.exporters.selfcheck import Difference
 from edgeadapt.units import format_bytes, format_shape
 
@@ -22,7 +24,8 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
     """What was cut where, parameters, bytes, the self-check, and what was left out for it."""
     lines = []
     method, model = manifest["method"], manifest["model"]
-    trainable = sum(_count(entry["shape"]) for entry in manifest["state"] if entry["kind"] == "parameter")
+    updates, steps = _updates(manifest)
+    trainable = 0 if updates is None else updates.parameters
     lines.append(f"{model['name']}: {model['parameters']:,} parameters, {method['name']} ({method['summary']}), {trainable:,} trainable")
     if manifest["partition"]:
         rows = [("part", "from", "to", "output", "frozen", "trainable")]
@@ -50,23 +53,47 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
             f"warm-up: {warmup['epochs']} epochs on {warmup['samples']:,} samples; {what} {100 * warmup['clean_accuracy_before']:.1f} % "
             f"before, {100 * warmup['clean_accuracy_after']:.1f} % after, on {warmup['held_out']:,} held-out samples",
         ]
+    if updates is not None:
+        lines += ["", f"updates: {updates.tier}, {updates.bytes:.1f} bytes a parameter with its moments"]
+        lines += _rounding(manifest, differences)
+        lines += [_noise(step) for step in steps if any(spec.dtype == "int8" for spec in _state(manifest))]
     if size:
-        lines += [
-            "",
-            f"bundle: {format_bytes(size)}; state on the device: {format_bytes(sum(4 * _count(entry['shape']) for entry in manifest['state']))}",
-        ]
+        lines += ["", f"bundle: {format_bytes(size)}; state on the device: {format_bytes(sum(spec.nbytes for spec in _state(manifest)))}"]
     return "\n".join(lines)
+
+
+def _state(manifest: dict[str, Any]) -> list[StateSpec]:
+    return [StateSpec(**{**entry, "shape": tuple(entry["shape"])}) for entry in manifest["state"]]
+
+
+def _updates(manifest: dict[str, Any]) -> tuple[Updates | None, list[float]]:
+    """How parameters are held, and how far steps without labels moved them in the self-check, the least first."""
+    steps = [found["step"] for name, found in manifest["selfcheck"].items() if name.startswith("adapt.") and "step" in found]
+    return updates_of(_state(manifest), manifest["method"]["options"]), sorted(steps)[:1]
+
+
+def _rounding(manifest: dict[str, Any], differences: Sequence[Difference]) -> list[str]:
+    lines = []
+    if flips := [item.flips for item in differences if item.flips is not None]:
+        further = max(item.updates or 0.0 for item in differences if item.flips is not None)
+        rest = f"what is further off is {further:.0e} of an update" if further else "none further off"
+        lines.append(f"(self-check: {100 * max(flips):.2g} % of the stored numbers rounded to the other side, by one step; {rest})")
+    if cost := manifest["selfcheck"].get("rounding"):
+        before, after = 100 * cost["accuracy_before"], 100 * cost["accuracy_after"]
+        lines.append(f"rounding the parameters: {before:.1f} % right before, {after:.1f} % after, on {cost['held_out']:,} held-out samples")
+    return lines
+
+
+def _noise(step: float) -> str:
+    needed = f"after about {1 / step:,.0f} steps of one direction" if step > 0 else "never"
+    return (
+        f"warning: tiny suits learning from labels. A step without labels moved a parameter by {step:.1g} of its 8-bit steps in the self-check,\n"
+        f"so what it moves outgrows the chance in its rounding {needed}; compact rounds 256 times finer"
+    )
 
 
 def _left_out(manifest: dict[str, Any]) -> list[tuple[str, str]]:
     return [(name, found["left_out"]) for name, found in manifest["selfcheck"].items() if "left_out" in found]
-
-
-def _count(shape: Sequence[int]) -> int:
-    total = 1
-    for size in shape:
-        total *= size
-    return total
 
 
 def _relative(value: float | None) -> str:

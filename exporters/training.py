@@ -17,6 +17,7 @@ from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.methods import Method
 from edgeadapt.exporters.options import Options, calibration_rows
 from edgeadapt.exporters.programs import Model, source_model
+from edgeadapt.exporters.programs import held as hold
 from edgeadapt.exporters.warmup import estimate_statistics, predictions, warm_up
 from edgeadapt.progress import Progress
 
@@ -35,12 +36,12 @@ class Training:
     def __init__(self, start: Model, data: Samples, options: Options, capture: Callable[[int], Captured], progress: Progress) -> None:
         self.start, self.data, self.options, self.capture, self.progress = start, data, options, capture, progress
 
-    def run(self) -> tuple[Model, dict[str, Any] | None]:
-        """The model to compile, and what the warm-up reports.
+    def run(self) -> tuple[Model, dict[str, Any] | None, dict[str, Any] | None]:
+        """The model to compile, its parameters held as the options say, what the warm-up reports, and what holding them so costs.
 
         Raises:
             InputError: there are too few samples.
-            ExportError: the model guesses on its own data, or the warm-up costs too much accuracy.
+            ExportError: the model guesses on its own data, or the warm-up, or rounding its parameters, costs too much accuracy.
         """
         options, start, method = self.options, self.start, self.start.method
         kept, held = self._split(method)
@@ -54,7 +55,10 @@ class Training:
         before = self._agreement(frozen, held, truth, batch)
         self._not_by_chance(before, len(held), int(method.setup.classes))
         trained = dataclasses.replace(start, method=method)
-        return self._warm_up(trained, kept, held, truth, before) if method.warms_up else (trained, None)
+        if method.warms_up:
+            return self._warm_up(trained, kept, held, truth, before)
+        rounded = hold(trained, options.tier, options.seed)
+        return rounded, None, self._cost(trained, rounded, held, truth, batch)
 
     def _split(self, method: Method) -> tuple[Any, Any]:
         """Samples to train on and to hold out, enough of each for the method."""
@@ -82,15 +86,40 @@ class Training:
                 "or accept it with --allow-drop",
             )
 
-    def _warm_up(self, start: Model, kept: Any, held: Any, truth: Any, before: float) -> tuple[Model, dict[str, Any]]:
-        """Train the method's parameters on source data, re-estimate all statistics, and hold accuracy against the frozen model's."""
+    def _cost(self, exact: Model, rounded: Model, held: Any, truth: Any, batch: int) -> dict[str, Any] | None:
+        """Accuracy with parameters as they are and as they are held; None where that is the same, or nothing can be measured.
+
+        Raises:
+            ExportError: rounding costs too much.
+        """
+        if rounded is exact or not len(held):
+            return None
+        before, after = (self._agreement(dataclasses.replace(model, statistics="source"), held, truth, batch) for model in (exact, rounded))
+        if not self.options.allow_drop and not before - after <= self.options.max_drop / 100:
+            raise ExportError(
+                f"holding parameters as {self.options.updates} costs {100 * (before - after):.1f} points of clean accuracy "
+                f"({100 * before:.1f} % before, {100 * after:.1f} % after, on {len(held)} held-out samples), more than {self.options.max_drop:g}",
+                "take a larger form (--updates compact or reference); or accept it with --allow-drop",
+            )
+        return {"updates": self.options.updates, "held_out": len(held), "accuracy_before": before, "accuracy_after": after}
+
+    def _warm_up(
+        self, start: Model, kept: Any, held: Any, truth: Any, before: float
+    ) -> tuple[Model, dict[str, Any], dict[str, Any] | None]:
+        """Train the method's parameters on source data, hold them as the device will, re-estimate all statistics, and compare accuracy."""
         options, method, tensors = self.options, start.method, self._tensors(start.method)
         batch = method.backbone.captured.batch
         chosen: dict[str, Any] = {"epochs": options.epochs, "rate": options.warmup_rate, "batch": batch}
         parameters = warm_up(method, start.parameters, tensors, self.data, kept, **chosen, seed=options.seed, progress=self.progress)
-        found = estimate_statistics(method, parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
-        values = {name: found[name] for name in start.values}  # in the same order: the graph is the one that was planned
-        trained = dataclasses.replace(start, parameters=parameters, values=values)
+
+        def measured(model: Model) -> Model:
+            found = estimate_statistics(method, model.parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
+            return dataclasses.replace(model, values={name: found[name] for name in start.values})  # in that order: the graph is the planned one
+
+        exact = dataclasses.replace(start, parameters=parameters)
+        rounded = hold(exact, options.tier, options.seed)
+        trained = measured(rounded)
+        rounding = None if rounded is exact else self._cost(measured(exact), trained, held, truth, batch)
         after = self._agreement(dataclasses.replace(trained, statistics="source"), held, truth, batch)
         if not options.allow_drop and not before - after <= options.max_drop / 100:
             raise ExportError(
@@ -99,7 +128,7 @@ class Training:
                 "warm up longer (--epochs), on more data, or at another rate (--warmup-rate); or accept it with --allow-drop",
             )
         known = {"samples": len(kept), "held_out": len(held), "clean_accuracy_before": before, "clean_accuracy_after": after}
-        return trained, {**chosen, **known, "labelled": self.data.y is not None}
+        return trained, {**chosen, **known, "labelled": self.data.y is not None}, rounding
 
     @staticmethod
     def _tensors(method: Method) -> dict[str, Tensor]:

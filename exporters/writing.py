@@ -9,11 +9,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-
 from edgeadapt.bundle import Bundle, Manifest, atomic, write_bundle
 from edgeadapt.errors import BundleError, ExportError
 from edgeadapt.exporters.compile import Compiled, PlacedWeights
+from edgeadapt.exporters.lowering.registry import numpy_dtype
 from edgeadapt.exporters.programs import Model
 from edgeadapt.memory import read
 from edgeadapt.memory.figures import figures
@@ -53,7 +52,7 @@ def opened(manifest: Manifest, model: Model, compiled: Sequence[Compiled], weigh
 
 def _put(path: Path, manifest: Manifest, trained: Model, compiled: Sequence[Compiled], weights: PlacedWeights, counted: bool = False) -> Manifest:
     """`counted`: with the figures that a device plans by."""
-    state = {name: value.detach().numpy().astype(np.float32) for name, (_, value) in trained.state().items()}
+    state = {name: value.detach().numpy().astype(numpy_dtype(value.dtype)) for name, (_, value) in trained.state().items()}
     graphs = {item.name: item.model.SerializeToString(deterministic=True) for item in compiled}
     if counted:
         specs = {name: dataclasses.replace(spec, figures=figures(read(graphs[name], name))) for name, spec in manifest.graphs.items()}

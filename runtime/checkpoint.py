@@ -26,7 +26,7 @@ _KEYS = {"format", "model", "weights_sha256", "compatible", "generation", "count
 class Snapshot:
     """What a saved state holds: the tensors, the adapter's counters, the scalars that were set, and how many saves came before it in its folder."""
 
-    tensors: dict[str, NDArray[np.float32]]
+    tensors: dict[str, NDArray[Any]]
     counters: dict[str, int]
     hyper: dict[str, float]
     generation: int = 0
@@ -34,7 +34,10 @@ class Snapshot:
 
 def compatible(manifest: Manifest) -> str:
     """A hash that two bundles share when one's state can serve the other: the same frozen weights and the same state tensors."""
-    specs = [[spec.name, list(spec.shape), spec.kind] for spec in sorted(manifest.state, key=lambda spec: spec.name)]
+    specs = [
+        [spec.name, list(spec.shape), spec.kind, *([] if spec.dtype == "float32" else [spec.dtype])]
+        for spec in sorted(manifest.state, key=lambda spec: spec.name)
+    ]
     return sha256(json.dumps([manifest.model.weights_sha256, specs]).encode()).hexdigest()
 
 

@@ -13,6 +13,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import Bundle, GraphSpec
+from edgeadapt.bundle.roles import GUARD
 from edgeadapt.errors import BudgetError
 from edgeadapt.memory.graph import OWN
 from edgeadapt.runtime import providers
@@ -41,7 +42,7 @@ class Outcome(NamedTuple):
     Attributes:
         logits: float32 [B,C,...]; the engine's memory, valid until its next run.
         metrics: the graph's scalars by name.
-        finite: whether the new state and the loss were finite; if not, the state is as it was.
+        finite: whether the new state, what it was made of, and the loss were finite; if not, the state is as it was.
     """
 
     logits: Floats
@@ -179,7 +180,7 @@ class Engine:
         if not commit or graph.spec.role == "source":
             return Outcome(graph.logits, metrics, True)
         written = state.written[name]
-        finite = math.isfinite(metrics.get("loss", 0.0)) and state.finite(written)
+        finite = math.isfinite(metrics.get("loss", 0.0)) and math.isfinite(metrics.get(GUARD, 0.0)) and state.finite(written)
         if finite:
             state.swap(written)
         return Outcome(graph.logits, metrics, finite)

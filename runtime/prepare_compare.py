@@ -50,10 +50,16 @@ def feeds(bundle: Bundle, name: str, session: Any) -> list[Feeds]:
         start["hyper.margin"] = _between(run(session, start)["logits"])
     moved = {**start, **_sums(spec, shapes, random)}
     kinds = {state.name: state.kind for state in manifest.state}
+    units = {f"{key}.unit" for key in spec.reads if initial[key].dtype.kind == "i"}
     for key in spec.reads:
         noise = np.float32(0.05) * random.standard_normal(initial[key].shape, np.float32)
         value = initial[key]
-        if kinds[key] == "parameter":
+        if key in units:  # they never change
+            continue
+        if kinds[key] == "parameter" and value.dtype.kind == "i":
+            most = np.iinfo(value.dtype).max
+            moved[f"state.{key}"] = np.clip(np.rint(value + noise * (most / 2)), -most, most).astype(value.dtype)
+        elif kinds[key] == "parameter":
             moved[f"state.{key}"] = value + noise * max(float(np.sqrt(np.mean(value**2))), 0.5)
         elif kinds[key] == "statistic":
             moved[f"state.{key}"] = value * (1 + noise) if value.min() > 0 else value + noise
@@ -115,7 +121,7 @@ def apart(spec: GraphSpec, kinds: Mapping[str, str], given: Feeds, want: Feeds, 
 
     logits: the largest difference against the largest logit. updates: the worst tensor's difference against its update, both as lengths.
     statistics: the worst tensor's largest difference against its largest value, or the deviation. metrics: the worst scalar's, against its size or 1.
-    Of sums, gradients are updates and all else metrics, each by what the run adds.
+    Of sums, gradients are updates and all else metrics, each by what the run adds. Of whole numbers, updates are the share that differs.
     """
     if any(np.isfinite(want[name]).all() != np.isfinite(got[name]).all() for name in want):
         return {"logits": math.inf}
@@ -127,7 +133,10 @@ def apart(spec: GraphSpec, kinds: Mapping[str, str], given: Feeds, want: Feeds, 
             found["updates"] = max(found.get("updates", 0.0), float(np.linalg.norm(theirs - share)) / max(float(np.linalg.norm(share)), floor))
         else:
             found["metrics"] = max(found.get("metrics", 0.0), _relative(theirs, share, 1.0))
-    trained = [key for key in spec.writes if kinds[key] != "statistic"]
+    whole = [key for key in spec.writes if want[f"new.{key}"].dtype.kind != "f"]
+    for key in whole:  # that much of a rounding falls to the other side
+        found["updates"] = max(found.get("updates", 0.0), _differing(want[f"new.{key}"], got[f"new.{key}"]))
+    trained = [key for key in spec.writes if kinds[key] != "statistic" and key not in whole]
     rms = {key: float(np.sqrt(np.mean((want[f"new.{key}"] - given[f"state.{key}"]) ** 2))) for key in trained}
     for key in trained:
         theirs, before, weight = want[f"new.{key}"], given[f"state.{key}"], _confidence(key, want)
@@ -142,6 +151,13 @@ def apart(spec: GraphSpec, kinds: Mapping[str, str], given: Feeds, want: Feeds, 
     for key in spec.metrics:
         found["metrics"] = max(found.get("metrics", 0.0), _relative(got[f"metric.{key}"], want[f"metric.{key}"], 1.0))
     return found
+
+
+def _differing(want: Array, got: Array) -> float:
+    """The share of whole numbers that differ; all of them if one differs by more than a step, unless they are codes, which are finer than noise."""
+    apart = np.abs(want.astype(np.int64) - got.astype(np.int64))
+    codes = want.dtype == np.uint8
+    return float((apart > (1 if codes else 0)).mean()) if codes or apart.max() <= 1 else 1.0
 
 
 def _relative(got: Array, want: Array, least: float) -> float:

@@ -23,6 +23,8 @@ _M_MMAP_THRESHOLD = -3
 DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8", 12: "<u4", 13: "<u8"}
 """numpy's name of each TensorProto.DataType that it has."""
 
+_TENSORS = {"float32": "tensor(float)", **{kind: f"tensor({kind})" for kind in ("int8", "uint8", "int16", "int64")}}
+
 
 def _fix_malloc() -> None:
     """Blocks of 64 KiB and more are mapped one by one and go back to the system when freed.
@@ -231,19 +233,19 @@ def failure(what: str, reason: Exception) -> EdgeAdaptError:
 
 def _check(session: Any, bundle: Bundle, name: str) -> None:
     manifest, spec = bundle.manifest, bundle.manifest.graphs[name]
-    shapes = {state.name: list(state.shape) for state in manifest.state}
+    held = {state.name: (_TENSORS[state.dtype], list(state.shape)) for state in manifest.state}
     kept = [item for item in manifest.sums if item.name in spec.sums]
     sums, added = ({f"{way}.{item.name}": ("tensor(float)", list(item.shape)) for item in kept} for way in ("sum", "added"))
     wanted: dict[str, tuple[str, list[int] | None]] = {} if not spec.batch else {"x": ("tensor(float)", [spec.batch, *manifest.input.shape])}
     if spec.batch and spec.role.startswith("learn"):
         wanted["y"] = ("tensor(int64)", None)
     wanted |= {f"hyper.{key}": ("tensor(float)", []) for key in spec.hyper}
-    wanted |= {f"state.{key}": ("tensor(float)", shapes[key]) for key in spec.reads}
+    wanted |= {f"state.{key}": held[key] for key in spec.reads}
     wanted |= sums
     _compare(session.get_inputs(), wanted, f"{bundle.path}: graph {name}: input")
     wanted = {"logits": ("tensor(float)", None), **added} if spec.batch else {}
     wanted |= {f"metric.{key}": ("tensor(float)", []) for key in spec.metrics}
-    wanted |= {f"new.{key}": ("tensor(float)", shapes[key]) for key in spec.writes}
+    wanted |= {f"new.{key}": held[key] for key in spec.writes}
     _compare(session.get_outputs(), wanted, f"{bundle.path}: graph {name}: output")
     if not spec.batch:
         return

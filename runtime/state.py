@@ -1,4 +1,4 @@
-"""The state: every tensor that outlives a step, in one flat float32 buffer.
+"""The state: every tensor that outlives a step, in one flat buffer, each as small as it is held between steps.
 
 Graphs read the current set of a tensor and write the next one; a step that turns out finite swaps the two, any other is forgotten by not
 swapping. Tensors are grouped by *which graphs write them*, and a group is swapped as a whole: a graph writes all of a group or none of it,
@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from edgeadapt.bundle import GraphSpec, Manifest, StateSpec
 from edgeadapt.errors import StateError
 
 Floats = NDArray[np.float32]
+Array = NDArray[Any]
 
 _ALIGNMENT = 16  # floats: 64 bytes
 _CHECKED = 65536  # floats looked at in one call, so that the answers take 64 KiB and not a quarter of the state
@@ -25,19 +27,20 @@ _CHECKED = 65536  # floats looked at in one call, so that the answers take 64 Ki
 
 @dataclass(frozen=True)
 class Group:
-    """Tensors that the same graphs write: their names, and the flat region of each set."""
+    """Tensors that the same graphs write: their names, and the flat region of each set, whose first `floats` numbers are all that is float32."""
 
     names: tuple[str, ...]
     sets: tuple[Floats, ...]
+    floats: int
 
 
 class FlatState:
-    """Named float32 tensors in one buffer, one or two sets of each.
+    """Named tensors in one buffer, one or two sets of each. Those that are not float32 hold whole numbers.
 
     Args:
         specs: the tensors.
         graphs: the graphs that read and write them.
-        initial: their values, one array for every spec.
+        initial: their values, one array for every spec, of its type.
 
     Attributes:
         buffer: the whole memory.
@@ -47,26 +50,25 @@ class FlatState:
         touched: for every graph the indices of the groups it reads or writes.
     """
 
-    def __init__(self, specs: Sequence[StateSpec], graphs: Mapping[str, GraphSpec], initial: Mapping[str, NDArray[np.float32]]) -> None:
-        self._shapes = {spec.name: spec.shape for spec in specs}
+    def __init__(self, specs: Sequence[StateSpec], graphs: Mapping[str, GraphSpec], initial: Mapping[str, Array]) -> None:
+        self._specs = {spec.name: spec for spec in specs}
         writers = {spec.name: frozenset(name for name, graph in graphs.items() if spec.name in set(graph.writes)) for spec in specs}
         members: dict[frozenset[str], list[str]] = {}
-        for spec in specs:
+        for spec in sorted(specs, key=lambda spec: spec.dtype != "float32"):
             members.setdefault(writers[spec.name], []).append(spec.name)
-        sizes = {spec.name: _rounded(spec.size) for spec in specs}
+        sizes = {spec.name: _rounded(-(-spec.nbytes // 4)) for spec in specs}
         total = sum(sizes[name] * (2 if who else 1) for who, names in members.items() for name in names)
         self.buffer = _aligned(total)
-        self._views: dict[str, tuple[Floats, ...]] = {}
+        self._views: dict[str, tuple[Array, ...]] = {}
         groups, position = [], 0
         for who, names in members.items():
             length = sum(sizes[name] for name in names)
             sets = tuple(self.buffer[position + k * length : position + (k + 1) * length] for k in range(2 if who else 1))
             position += length * len(sets)
-            groups.append(Group(tuple(names), sets))
+            groups.append(Group(tuple(names), sets, sum(sizes[name] for name in names if self._specs[name].dtype == "float32")))
             begin = 0
             for name in names:
-                shape, count = self._shapes[name], math.prod(self._shapes[name])
-                self._views[name] = tuple(region[begin : begin + count].reshape(shape) for region in sets)
+                self._views[name] = tuple(_view(region[begin : begin + sizes[name]], self._specs[name]) for region in sets)
                 begin += sizes[name]
         self.groups = tuple(groups)
         self.parity = [0] * len(groups)
@@ -82,7 +84,7 @@ class FlatState:
         """Bytes of all sets."""
         return int(self.buffer.nbytes)
 
-    def views(self, name: str) -> tuple[Floats, ...]:
+    def views(self, name: str) -> tuple[Array, ...]:
         """A tensor's memory itself, in each of its sets; one that no graph writes has only one."""
         return self._views[name]
 
@@ -90,34 +92,35 @@ class FlatState:
         """Which of a tensor's sets is current."""
         return self.parity[self._place[name]]
 
-    def current(self) -> dict[str, Floats]:
+    def current(self) -> dict[str, Array]:
         """Copies of the current tensors, in the order of the specs."""
-        return {name: self._views[name][self.current_set(name)].copy() for name in self._shapes}
+        return {name: self._views[name][self.current_set(name)].copy() for name in self._specs}
 
-    def replace(self, values: Mapping[str, NDArray[np.float32]]) -> None:
+    def replace(self, values: Mapping[str, Array]) -> None:
         """Makes copies of `values` the current tensors, all of them or none.
 
         Raises:
             StateError: names, shapes or dtypes differ from the specs, or a value is not finite.
         """
-        if odd := sorted(set(values) ^ set(self._shapes)):
-            raise StateError(f"state tensor {odd[0]!r} {'is missing' if odd[0] in self._shapes else 'is not known'}", "take the state of this bundle")
-        for name, shape in self._shapes.items():
+        if odd := sorted(set(values) ^ set(self._specs)):
+            raise StateError(f"state tensor {odd[0]!r} {'is missing' if odd[0] in self._specs else 'is not known'}", "take the state of this bundle")
+        for name, spec in self._specs.items():
             array = np.asarray(values[name])
-            if array.dtype != np.float32 or array.shape != shape:
+            if array.dtype != spec.dtype or array.shape != spec.shape:
                 raise StateError(
-                    f"state tensor {name!r} is {array.dtype} {list(array.shape)}, not float32 {list(shape)}", "take the state of this bundle"
+                    f"state tensor {name!r} is {array.dtype} {list(array.shape)}, not {spec.dtype} {list(spec.shape)}",
+                    "take the state of this bundle",
                 )
             if not np.isfinite(array).all():
                 raise StateError(f"state tensor {name!r} holds NaN or infinite values", "go back to an older state, or reset")
-        for name in self._shapes:
+        for name in self._specs:
             self._views[name][self.current_set(name)][...] = values[name]
         self.replaced += 1
 
     def finite(self, groups: Sequence[int]) -> bool:
-        """Whether the following set of these groups holds finite values only."""
+        """Whether the following set of these groups holds finite values only. Whole numbers always are: of what made them the graph itself tells."""
         for index in groups:
-            region = self.groups[index].sets[1 - self.parity[index]]
+            region = self.groups[index].sets[1 - self.parity[index]][: self.groups[index].floats]
             for begin in range(0, len(region), _CHECKED):
                 if not np.isfinite(region[begin : begin + _CHECKED]).all():
                     return False
@@ -154,6 +157,11 @@ class Sums:
     def view(self, name: str) -> Floats:
         """A sum's memory itself."""
         return self._views[name]
+
+
+def _view(region: Floats, spec: StateSpec) -> Array:
+    """The tensor at the beginning of a region."""
+    return region.view(np.uint8)[: spec.nbytes].view(spec.dtype).reshape(spec.shape)
 
 
 def _rounded(size: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from edgeadapt.bundle.reading import Node
-from edgeadapt.bundle.roles import ROLES, SUMS, UPDATE
+from edgeadapt.bundle.roles import GUARD, ROLES, SUMS, UPDATE
 
 if TYPE_CHECKING:
     from edgeadapt.bundle.manifest import Manifest
@@ -28,6 +28,7 @@ def agree(manifest: Manifest, root: Node) -> None:
                 raise node.wrong(expected, repr(value))
 
     kinds = {spec.name: spec.kind for spec in manifest.state}
+    whole = {spec.name for spec in manifest.state if spec.dtype != "float32"}
     if len(kinds) != len(manifest.state):
         raise root.child("state").wrong("every name once", "a name twice")
     if 1 not in manifest.batches or list(manifest.batches) != sorted(set(manifest.batches)):
@@ -48,6 +49,8 @@ def agree(manifest: Manifest, root: Node) -> None:
         check(kinds.__contains__, graph.reads, node.child("reads"), "names that stand in state")
         check(kinds.__contains__, graph.writes, node.child("writes"), "names that stand in state")
         check(lambda value: re.fullmatch("[a-z][a-z0-9_]*", value) is not None, graph.metrics, node.child("metrics"), "lower-case words")
+        if whole.intersection(graph.writes) and GUARD not in graph.metrics:
+            raise node.child("metrics").wrong(f"{GUARD}, in a graph that writes whole numbers", ", ".join(graph.metrics) or "none")
         if graph.role in ("source", "predict"):
             check(lambda value: kinds[value] == "statistic", graph.writes, node.child("writes"), f"only statistics, in a {graph.role} graph")
     _agree_pieces(manifest, root)

@@ -39,7 +39,7 @@ def write_bundle(
         manifest: all but `members`, which is filled here; an empty `model.weights_sha256` becomes the hash of weights.bin.
         weights: the frozen tensors that the graphs point into.
         graphs: serialised ONNX models by the names in `manifest.graphs`.
-        state: the initial state, one float32 array for every entry of `manifest.state`.
+        state: the initial state, one array for every entry of `manifest.state`, of its type.
 
     Returns:
         the manifest as written.
@@ -207,8 +207,8 @@ class Bundle:
         with self._file() as file:
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
-    def initial_state(self) -> dict[str, NDArray[np.float32]]:
-        """The state tensors at the start, in the manifest's order: read-only float32 arrays.
+    def initial_state(self) -> dict[str, NDArray[Any]]:
+        """The state tensors at the start, in the manifest's order: read-only arrays of the manifest's types.
 
         Raises:
             BundleError: they are damaged or not what the manifest says.
@@ -220,9 +220,9 @@ class Bundle:
             raise BundleError(f"{where}: its tensors are not those of the manifest (first difference: {odd[0]!r})", "export the bundle again")
         for spec in self.manifest.state:
             array = found[spec.name]
-            if array.dtype != np.float32 or array.shape != spec.shape:
+            if array.dtype != spec.dtype or array.shape != spec.shape:
                 raise BundleError(
-                    f"{where}: {spec.name!r} is {array.dtype} {list(array.shape)}, but the manifest says float32 {list(spec.shape)}",
+                    f"{where}: {spec.name!r} is {array.dtype} {list(array.shape)}, but the manifest says {spec.dtype} {list(spec.shape)}",
                     "export the bundle again",
                 )
             if not np.isfinite(array).all():

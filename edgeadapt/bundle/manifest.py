@@ -20,6 +20,8 @@ from edgeadapt.errors import BundleError
 
 FORMAT = 1
 KINDS = ("parameter", "moment", "statistic")
+ITEMSIZES = {"float32": 4, "int8": 1, "uint8": 1, "int16": 2, "int64": 8}
+"""Bytes of an element of each type that state may have; anything but float32 holds whole numbers whose meaning is the graphs' own affair."""
 FIGURES = 1
 """Rules of the counting by which graphs' figures are made. Figures by other rules are passed over, and the graph is read."""
 _OPTIONAL, _OPTIONAL_OF_GRAPHS = {"sums", "quantisation"}, {"sums", "figures"}  # keys that are not there where there is nothing in them
@@ -101,16 +103,22 @@ class HyperSpec:
 
 @dataclass(frozen=True)
 class StateSpec:
-    """A float32 tensor that outlives a step; `kind` is "parameter", "moment" (the optimiser's) or "statistic"."""
+    """A tensor that outlives a step; `kind` is "parameter", "moment" (the optimiser's) or "statistic", `dtype` a key of `ITEMSIZES`."""
 
     name: str
     shape: tuple[int, ...]
     kind: str
+    dtype: str = "float32"
 
     @property
     def size(self) -> int:
         """Elements."""
         return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of one set of it."""
+        return self.size * ITEMSIZES[self.dtype]
 
 
 @dataclass(frozen=True)
@@ -263,7 +271,7 @@ class Manifest:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = {field.name.rstrip("_"): _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {key: item for key, item in found.items() if key not in _OPTIONAL_OF_GRAPHS or item}
+        return {key: item for key, item in found.items() if (key not in _OPTIONAL_OF_GRAPHS or item) and (key, item) != ("dtype", "float32")}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -362,8 +370,12 @@ def _hyper(node: Node) -> HyperSpec:
 
 
 def _state(node: Node) -> StateSpec:
-    node.keys({"name", "shape", "kind"})
-    return StateSpec(node.child("name").text(_NAME), _shape(node), node.child("kind").text("|".join(KINDS)))
+    node.keys({"name", "shape", "kind"}, optional={"dtype"})
+    dtype = node.child("dtype").text("|".join(ITEMSIZES)) if node.has("dtype") else "float32"
+    kind = node.child("kind").text("|".join(KINDS))
+    if kind == "statistic" and dtype != "float32":
+        raise node.child("dtype").wrong("float32, of a statistic", dtype)
+    return StateSpec(node.child("name").text(_NAME), _shape(node), kind, dtype)
 
 
 def _sum(node: Node) -> SumSpec:

@@ -12,6 +12,9 @@ ROLES = ("source", "predict", *STEPS)
 PIECES = tuple(f"{step}{kind}" for step in STEPS for kind in (SUMS, UPDATE))
 """Those of steps in pieces: the graph that takes some of the frames, and the one that ends the step."""
 
+GUARD = "update"
+"""The metric of a step whose state holds whole numbers: not finite where what they were made of was not, and the step is dropped."""
+
 VARIANTS = ("", "lean", "least")
 GRAPH = r"(source|predict|(adapt|learn)(-sums)?)\.b[1-9][0-9]{0,8}(\.lean|\.least)?|(adapt|learn)-update"
 """What a graph is called, as a regular expression."""

@@ -43,6 +43,7 @@ CHOICES = (
     "gradient",
     "saved",
     "micro",
+    "updates",
     "parts",
     "cuts",
     "kernel",
@@ -93,6 +94,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--quantize", choices=("none", "int8"), help="compute the frozen model in 8 bits: less memory and time (default: none)")
     how.add_argument("--gradient", choices=("float", "int8"), help="through the frozen model (default: as it is computed)")
     how.add_argument("--saved", choices=("float", "int8"), help="what a step keeps for its backward pass (default: int8 with --quantize int8)")
+    tiers = "hold parameters and moments in float32 (reference, default), in 16 and 8 bits (compact) or in 8 (tiny)"
+    how.add_argument("--updates", choices=("reference", "compact", "tiny"), help=tiers)
     how.add_argument("--rate", type=float, help="learning rate on the device (default: the method's, by the batch)")
     memory = parser.add_argument_group("memory")
     memory.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes that the process on the device may hold, such as 96MiB")

@@ -47,6 +47,7 @@ def as_json(bundle: Bundle) -> dict[str, Any]:
 
 def summary(bundle: Bundle) -> str:
     """The bundle in words and tables."""
+    from edgeadapt.bundle.updates import updates_of
     from edgeadapt.units import format_bytes, format_shape
 
     manifest = bundle.manifest
@@ -65,6 +66,8 @@ def summary(bundle: Bundle) -> str:
         ("batches", ", ".join(map(str, manifest.batches))),
         ("onnx", f"opset {manifest.opset}, IR version {manifest.ir_version}"),
     ]
+    if found := updates_of(manifest.state, method.options):
+        facts.insert(7, ("updates", f"{found.tier}: {found.bytes:.1f} bytes a parameter with its moments, {found.parameters:,} parameters"))
     parts = ["\n".join(f"{name:<11} {value}" for name, value in facts)]
     if manifest.partition:
         rows = [
@@ -144,7 +147,7 @@ def _pictures(spec: Any) -> str:
 def _state(specs: Sequence[Any]) -> str:
     kinds: dict[str, list[int]] = {}
     for spec in specs:
-        kinds.setdefault(spec.kind, []).append(4 * spec.size)
+        kinds.setdefault(spec.kind, []).append(spec.nbytes)
     rows = [(f"{kind}s", str(len(found)), *_both(sum(found))) for kind, found in kinds.items()]
     rows.append(("all", str(len(specs)), *_both(sum(map(sum, kinds.values())))))
     return table(("kind", "tensors", "size", "bytes"), rows, left=1)

@@ -159,7 +159,7 @@ def mapped(found: Iterable[tuple[int, int]], sizes: tuple[int, int], page: int) 
 def state_bytes(specs: Iterable[StateSpec], graphs: Mapping[str, GraphSpec], names: Iterable[str]) -> int:
     """Bytes of the state where the graphs `names` run: the current set, and the following set of what they write."""
     written = {tensor for name in names for tensor in graphs[name].writes}
-    return sum(-(-spec.size // 16) * 64 * (2 if spec.name in written else 1) for spec in specs)
+    return sum(-(-spec.nbytes // 64) * 64 * (2 if spec.name in written else 1) for spec in specs)
 
 
 def sums_bytes(shapes: Iterable[Sequence[int]]) -> int:
