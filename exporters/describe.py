@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeadapt._version import __version__
 from edgeadapt.bundle import GraphSpec, HyperSpec, InputSpec, Manifest, MethodInfo, ModelInfo, Part, StateSpec, StatisticsInfo, SumSpec, Task
+from edgeadapt.bundle.quantised import Quantised
 from edgeadapt.exporters.compile import Compiled
 from edgeadapt.exporters.ir import IR_VERSION, OPSET
 from edgeadapt.exporters.lowering.registry import numpy_dtype
@@ -27,7 +28,7 @@ def describe(
     differences: Sequence[Difference],
     left_out: Mapping[str, str],
     rounding: dict[str, Any] | None = None,
-    quantisation: dict[str, Any] | None = None,
+    quantisation: Quantised | None = None,
 ) -> Manifest:
     """The manifest, all but the members' checksums.
 

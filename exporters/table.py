@@ -6,9 +6,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeadapt.bundle import StateSpec
+from edgeadapt.bundle.quantised import Quantised, read_quantised
+from edgeadapt.bundle.reading import Node
 from edgeadapt.bundle.updates import Updates, updates_of
 from edgeadapt.exporters.selfcheck import Difference
 from edgeadapt.units import format_bytes, format_shape
+
+WORST = 3
+"""Layers in 8 bits that are named in the table: those with the largest error."""
 
 
 def columns(rows: Sequence[Sequence[str]], right: Sequence[int] = ()) -> list[str]:
@@ -53,6 +58,8 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
             f"warm-up: {warmup['epochs']} epochs on {warmup['samples']:,} samples; {what} {100 * warmup['clean_accuracy_before']:.1f} % "
             f"before, {100 * warmup['clean_accuracy_after']:.1f} % after, on {warmup['held_out']:,} held-out samples",
         ]
+    if manifest.get("quantisation"):
+        lines += ["", *_codes(read_quantised(Node(manifest["quantisation"], "quantisation")))]
     if updates is not None:
         lines += ["", f"updates: {updates.tier}, {updates.bytes:.1f} bytes a parameter with its moments"]
         lines += _rounding(manifest, differences)
@@ -60,6 +67,15 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
     if size:
         lines += ["", f"bundle: {format_bytes(size)}; state on the device: {format_bytes(sum(spec.nbytes for spec in _state(manifest)))}"]
     return "\n".join(lines)
+
+
+def _codes(found: Quantised) -> list[str]:
+    """What is in 8 bits, and the layers that are not, or that are the furthest off."""
+    worst = sorted((layer for layer in found.layers if layer.choice == "int8"), key=lambda layer: layer.decibels)[:WORST]
+    rows = [("convolution", "weights", "signal/error, dB", "computed in", "why")]
+    rows += [(row.layer, f"{row.weights:,}", f"{row.decibels:.1f}", row.choice, row.why) for row in (*found.floating, *worst)]
+    more = len(found.layers) - len(rows) + 1
+    return [f"frozen model in {found.line()}", *columns(rows, right=(1, 2)), *([f"and {more} more, all better (edgeadapt inspect)"] if more else [])]
 
 
 def _state(manifest: dict[str, Any]) -> list[StateSpec]:

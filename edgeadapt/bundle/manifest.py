@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeadapt.bundle.agreement import agree
+from edgeadapt.bundle.quantised import Quantised, read_quantised
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.bundle.roles import GRAPH, PIECES, ROLES, SUMS, UPDATE, VARIANTS, Form
 from edgeadapt.errors import BundleError
@@ -194,7 +195,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of manifest.json. `members` is filled by the writer; `source`, `warmup`, `quantisation`, `selfcheck` and `method.options` are free JSON."""
+    """All of manifest.json. `members` is filled by the writer; `source`, `warmup`, `selfcheck` and `method.options` are free JSON."""
 
     producer: str
     model: ModelInfo
@@ -214,7 +215,7 @@ class Manifest:
     selfcheck: dict[str, Any] = dataclasses.field(default_factory=dict)
     members: dict[str, Member] = dataclasses.field(default_factory=dict)
     sums: tuple[SumSpec, ...] = ()
-    quantisation: dict[str, Any] | None = None
+    quantisation: Quantised | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -308,7 +309,7 @@ def _manifest(root: Node) -> Manifest:
         selfcheck=root.child("selfcheck").free(),
         members=root.child("members").mapping(_member, r"[ -~]{1,200}"),
         sums=root.child("sums").items(_sum) if root.has("sums") else (),
-        quantisation=root.child("quantisation").free() if root.has("quantisation") else None,
+        quantisation=read_quantised(root.child("quantisation")) if root.has("quantisation") else None,
     )
     agree(manifest, root)
     return manifest

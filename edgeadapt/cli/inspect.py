@@ -68,6 +68,8 @@ def summary(bundle: Bundle) -> str:
     ]
     if found := updates_of(manifest.state, method.options):
         facts.insert(7, ("updates", f"{found.tier}: {found.bytes:.1f} bytes a parameter with its moments, {found.parameters:,} parameters"))
+    if manifest.quantisation is not None:
+        facts.insert(6, ("backbone", manifest.quantisation.line()))
     parts = ["\n".join(f"{name:<11} {value}" for name, value in facts)]
     if manifest.partition:
         rows = [
@@ -79,6 +81,10 @@ def summary(bundle: Bundle) -> str:
         hyper = [(name, _value(spec.default), f"{spec.low:g} to {spec.high:.3g}", spec.help) for name, spec in manifest.hyper.items()]
         text = table(("name", "default", "range", "what it is"), hyper, left=1, words=True)
         parts.append(_titled("scalars that may be changed on the device", text))
+    if manifest.quantisation is not None:
+        layers = [(row.layer, f"{row.weights:,}", f"{row.decibels:.1f}", row.choice, row.why) for row in manifest.quantisation.layers]
+        text = table(("convolution", "weights", "signal/error, dB", "computed in", "why"), layers, left=1, words=True)
+        parts.append(_titled("the frozen model in 8 bits", text))
     parts.append(_titled("state", _state(manifest.state)))
     graphs = []
     for name, graph in manifest.graphs.items():

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from edgeadapt.bundle.quantised import Quantised, QuantisedLayer
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, module_path
 from edgeadapt.exporters.data import Samples
@@ -63,7 +64,7 @@ class Numbers:
 
     model: Quantisation
     frozen: Quantisation
-    report: dict[str, Any] = field(default_factory=dict)
+    report: Quantised
 
 
 class Quantising:
@@ -151,16 +152,11 @@ class Quantising:
             own = found  # a method that leaves the frozen model as it is must begin where it is, to the last bit
         fixed = dataclasses.replace(model, values=values)
         right, accuracy = self._held(model, None), self._held(fixed, found)
-        report = {
-            "form": "int8",
-            "float_accuracy": right,
-            "accuracy": accuracy,
-            "held_out": len(self.held),
-            "layers": [
-                {"layer": row.layer, "weights": row.weights, "decibels": round(row.decibels, 1), "choice": row.choice, "why": row.why}
-                for row in chosen.rows
-            ],
-        }
+        layers = [QuantisedLayer(row.layer, row.weights, round(row.decibels, 1), row.choice, row.why) for row in chosen.rows]
+        options = self.options
+        gradient, saved = ("int8" if small else "float" for small in (options.gradient_in_codes, options.saves_codes))
+        gradient, saved = (gradient, saved) if model.method.trains else ("none", "none")
+        report = Quantised("int8", gradient, saved, min(len(self.held), MOST), right, accuracy, tuple(layers))
         return dataclasses.replace(trained, values=values), Numbers(found, own, report)
 
     def _reaches(self, model: Model, found: Quantisation) -> dict[str, Tensor]:
