@@ -10,6 +10,8 @@ import numpy as np
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph, Node
+from edgeadapt.exporters.passes.gradients import mask_codes, scale_codes
+from edgeadapt.exporters.passes.pieces import map_in_pieces, reduce_in_pieces
 from edgeadapt.exporters.passes.requantise import compare_codes, cut_codes, make_late, pool_codes, skip_bounds, skip_roundings
 
 FOLD_BYTES = 65536
@@ -164,6 +166,8 @@ PASSES: tuple[Callable[[Graph], bool], ...] = (
     compare_codes,
     pool_codes,
     cut_codes,
+    mask_codes,
+    scale_codes,
     merge_equal,
     drop_unread,
 )
@@ -176,4 +180,9 @@ def simplify(graph: Graph) -> None:
         changed = False
         for step in PASSES:
             changed = step(graph) or changed
+    if reduce_in_pieces(graph):
+        drop_unread(graph)
+        merge_equal(graph)
+    if map_in_pieces(graph):
+        drop_unread(graph)
     make_late(graph)

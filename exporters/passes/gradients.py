@@ -1,0 +1,90 @@
+"""Gradients in codes: what a mask and factors for each channel do to values made from codes, they can do to the codes and to their scale."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from edgeadapt.exporters.ir import Graph, Node, Value
+
+
+def _alone(graph: Graph) -> dict[str, Node]:
+    """The nodes that make values from codes which one node alone reads, by these values."""
+    readers = graph.readers()
+    return {
+        node.outputs[0]: node
+        for node in graph.nodes
+        if node.op == "DequantizeLinear" and len(readers.get(node.outputs[0], ())) == 1 and node.outputs[0] not in graph.outputs
+    }
+
+
+def mask_codes(graph: Graph) -> bool:
+    """Values that a mask leaves or makes zero: so the mask leaves their codes, or makes them zero's. A byte is moved where four were, twice."""
+    makers, casts = _alone(graph), {node.outputs[0]: node for node in graph.nodes if node.op == "Cast"}
+    nodes: list[Node] = []
+    changed = False
+    for node in graph.nodes:
+        found = _masked(graph, node, makers, casts) if node.op == "Mul" else None
+        if found is None:
+            nodes.append(node)
+            continue
+        maker, mask, zero = found
+        value = graph.values[maker.inputs[0]]
+        codes = graph.declare(graph.fresh("where"), value.shape, value.dtype)
+        nodes.append(Node("Where", [mask, maker.inputs[0], zero.name], [codes.name], {}, node.module))
+        nodes.append(Node("DequantizeLinear", [codes.name, *maker.inputs[1:]], node.outputs, dict(maker.attributes), node.module))
+        changed = True
+    graph.nodes = nodes
+    return changed
+
+
+def _masked(graph: Graph, node: Node, makers: dict[str, Node], casts: dict[str, Node]) -> tuple[Node, str, Value] | None:
+    """What makes the values, the mask, and the code of zero, if a product is one of values made from codes with truth values."""
+    for slot in (0, 1):
+        maker, cast = makers.get(node.inputs[slot]), casts.get(node.inputs[1 - slot])
+        zero = graph.constants.get(maker.inputs[2]) if maker is not None and len(maker.inputs) > 2 else None
+        if maker is None or cast is None or zero is None or maker.inputs[0] in graph.constants or not (zero == zero.flat[0]).all():
+            continue
+        mask = graph.values[cast.inputs[0]]
+        if mask.dtype == np.bool_ and mask.shape == graph.values[node.outputs[0]].shape == graph.values[maker.outputs[0]].shape:
+            return maker, mask.name, graph.constant(zero.flat[0], zero.dtype)
+    return None
+
+
+def scale_codes(graph: Graph) -> bool:
+    """Values times a factor for each channel: the same codes of another scale."""
+    makers = _alone(graph)
+    reshapes = {node.outputs[0]: node for node in graph.nodes if node.op == "Reshape"}
+    nodes: list[Node] = []
+    changed = False
+    for node in graph.nodes:
+        found = _scaled(graph, node, makers, reshapes) if node.op == "Mul" else None
+        if found is None:
+            nodes.append(node)
+            continue
+        maker, factor, zero = found
+        graph.module, scale = node.module, graph.values[maker.inputs[1]]
+        product = graph.declare(graph.fresh("mul"), factor.shape, factor.dtype)
+        nodes.append(Node("Mul", [scale.name, factor.name], [product.name], {}, node.module))
+        zeros = graph.constant(np.full(factor.shape, zero))
+        nodes.append(Node("DequantizeLinear", [maker.inputs[0], product.name, zeros.name], node.outputs, {"axis": 1}, node.module))
+        changed = True
+    graph.nodes = nodes
+    return changed
+
+
+def _scaled(graph: Graph, node: Node, makers: dict[str, Node], reshapes: dict[str, Node]) -> tuple[Node, Value, np.uint8] | None:
+    """What makes the values, the factors (C,), and the code of zero."""
+    for slot in (0, 1):
+        maker, factor = makers.get(node.inputs[slot]), graph.values[node.inputs[1 - slot]]
+        zero = graph.constants.get(maker.inputs[2]) if maker is not None and len(maker.inputs) > 2 else None
+        if maker is None or zero is None or maker.inputs[0] in graph.constants or not (zero == zero.flat[0]).all():
+            continue
+        shape, vector = graph.values[node.outputs[0]].shape, reshapes.get(factor.name)
+        flat = graph.values[vector.inputs[0]] if vector is not None else None
+        if flat is None or len(shape) < 3 or flat.shape != (shape[1],) or factor.shape != (1, shape[1], *[1] * (len(shape) - 2)):
+            continue
+        if maker.attributes.get("axis", 1) == 1 and math.prod(factor.shape) == shape[1]:
+            return maker, flat, zero.flat[0]
+    return None
