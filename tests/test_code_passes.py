@@ -1,0 +1,194 @@
+"""Passes over graphs whose tensors are codes: gradients masked and scaled as codes, float32 made in pieces, small forms before the backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgeadapt.exporters.emit import to_onnx
+from edgeadapt.exporters.execution import open_session
+from edgeadapt.exporters.ir import Graph, Value
+from edgeadapt.exporters.passes import pieces
+from edgeadapt.exporters.passes.gradients import mask_codes, scale_codes
+from edgeadapt.exporters.passes.order import order
+from edgeadapt.exporters.passes.pieces import map_in_pieces, reduce_in_pieces
+from edgeadapt.exporters.passes.requantise import make_late
+from edgeadapt.exporters.passes.simplify import drop_unread
+
+SHAPE = (8, 4, 6, 6)
+U8 = np.dtype(np.uint8)
+
+
+def run(graph: Graph, feeds: Mapping[str, NDArray[np.generic]]) -> list[NDArray[np.generic]]:
+    found = open_session(to_onnx(graph), threads=1).run(None, dict(feeds))
+    return [np.asarray(item) for item in found]
+
+
+def feeds_of(graph: Graph) -> dict[str, NDArray[np.generic]]:
+    random = np.random.default_rng(0)
+    made: dict[str, NDArray[np.generic]] = {}
+    for name in graph.inputs:
+        value = graph.values[name]
+        drawn = random.standard_normal(value.shape) if value.dtype.kind == "f" else random.integers(0, 256 if value.dtype == U8 else 2, value.shape)
+        made[name] = np.asarray(drawn).astype(value.dtype)
+    return made
+
+
+def ops(graph: Graph) -> list[str]:
+    return [node.op for node in graph.nodes]
+
+
+def values(graph: Graph, codes: Value, zero: int = 128, scale: float = 0.05) -> Value:
+    return graph.op("DequantizeLinear", [codes, graph.constant(scale, np.float32), graph.constant(zero, U8)], codes.shape, np.float32)
+
+
+def test_a_mask_acts_on_codes() -> None:
+    graph = Graph("g")
+    codes, mask = graph.input("codes", SHAPE, np.uint8), graph.input("mask", SHAPE, np.bool_)
+    cast = graph.op("Cast", [mask], SHAPE, np.float32, to=np.dtype(np.float32))
+    graph.output("y", graph.op("Mul", [values(graph, codes), cast], SHAPE))
+    feeds = feeds_of(graph)
+    before = run(graph, feeds)
+    assert mask_codes(graph)
+    assert drop_unread(graph)
+    assert ops(graph) == ["Where", "DequantizeLinear"]
+    assert graph.values[graph.nodes[0].outputs[0]].dtype == U8
+    assert np.array_equal(run(graph, feeds)[0], before[0])  # but for the sign of zeros
+    assert (before[0] == 0).any()
+    assert (before[0] != 0).any()
+
+
+@pytest.mark.parametrize("reason", ["two readers", "a broadcast mask", "a zero for each channel"])
+def test_a_mask_stays_where_it_must(reason: str) -> None:
+    graph = Graph("g")
+    codes = graph.input("codes", SHAPE, np.uint8)
+    mask = graph.input("mask", (1, *SHAPE[1:]) if reason == "a broadcast mask" else SHAPE, np.bool_)
+    cast = graph.op("Cast", [mask], mask.shape, np.float32, to=np.dtype(np.float32))
+    made = values(graph, codes)
+    if reason == "a zero for each channel":
+        scale, zero = graph.constant(np.full(4, 0.1, np.float32)), graph.constant(np.arange(4), U8)
+        made = graph.op("DequantizeLinear", [codes, scale, zero], SHAPE, np.float32, axis=1)
+    graph.output("y", graph.op("Mul", [made, cast], SHAPE))
+    if reason == "two readers":
+        graph.output("z", graph.op("Neg", [made], SHAPE))
+    assert not mask_codes(graph)
+
+
+@pytest.mark.parametrize("each", [False, True], ids=["one scale", "a scale for each channel"])
+def test_factors_of_channels_act_on_the_scale(each: bool) -> None:
+    graph = Graph("g")
+    codes, factor = graph.input("codes", SHAPE, np.uint8), graph.input("factor", (4,))
+    made = values(graph, codes)
+    if each:
+        scale, zero = graph.constant(np.linspace(0.1, 0.4, 4), np.float32), graph.constant(np.full(4, 128), U8)
+        made = graph.op("DequantizeLinear", [codes, scale, zero], SHAPE, np.float32, axis=1)
+    wide = graph.op("Reshape", [factor, graph.ints((1, 4, 1, 1))], (1, 4, 1, 1))
+    graph.output("y", graph.op("Mul", [wide, made], SHAPE))
+    feeds = feeds_of(graph)
+    (before,) = run(graph, feeds)
+    assert scale_codes(graph)
+    assert drop_unread(graph)
+    assert ops(graph) == ["Mul", "DequantizeLinear"]
+    (after,) = run(graph, feeds)
+    assert np.abs(after - before).max() <= 1e-6 * np.abs(before).max()
+
+
+def test_a_factor_for_each_sample_is_no_factor_of_channels() -> None:
+    graph = Graph("g")
+    codes, factor = graph.input("codes", (4, 4, 6, 6), np.uint8), graph.input("factor", (4,))
+    wide = graph.op("Reshape", [factor, graph.ints((4, 1, 1, 1))], (4, 1, 1, 1))
+    graph.output("y", graph.op("Mul", [values(graph, codes), wide], (4, 4, 6, 6)))
+    assert not scale_codes(graph)
+
+
+def moving(graph: Graph, codes: Value) -> Value:
+    """Codes to codes through statistics of their own, as a normalisation that follows the stream."""
+    made, axes = values(graph, codes), graph.ints((0, 2, 3))
+    mean = graph.op("ReduceMean", [made, axes], (4,), keepdims=0)
+    square = graph.op("ReduceMean", [graph.op("Mul", [made, made], made.shape), axes], (4,), keepdims=0)
+    scale = graph.op("Reciprocal", [graph.op("Sqrt", [square], (4,))], (4,))
+    zeros, ones = graph.constant(np.zeros(4, np.float32)), graph.constant(np.ones(4, np.float32))
+    y = graph.op("BatchNormalization", [made, scale, mean, zeros, ones], made.shape, epsilon=0.0)
+    y = graph.op("Relu", [y], made.shape)
+    return graph.op("QuantizeLinear", [y, graph.constant(0.01, np.float32), graph.constant(0, U8)], made.shape, np.uint8)
+
+
+def test_large_tensors_are_made_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 4 * int(np.prod(SHAPE)) // 4)
+    graph = Graph("g")
+    graph.output("y", graph.op("Identity", [moving(graph, graph.input("codes", SHAPE, np.uint8))], SHAPE))
+    feeds = feeds_of(graph)
+    (before,) = run(graph, feeds)
+    assert reduce_in_pieces(graph)
+    assert drop_unread(graph)
+    assert map_in_pieces(graph)
+    drop_unread(graph)
+    whole = [value for node in graph.nodes for value in (graph.values[out] for out in node.outputs) if value.shape == SHAPE]
+    assert {value.dtype for value in whole} == {U8}  # nothing else exists whole
+    (after,) = run(graph, feeds)
+    apart = np.abs(after.astype(int) - before.astype(int))
+    assert apart.max() <= 1
+    assert apart.mean() < 0.01
+    assert len(np.unique(before)) > 20
+
+
+def test_small_tensors_and_open_chains_are_left() -> None:
+    graph = Graph("g")
+    graph.output("y", moving(graph, graph.input("codes", SHAPE, np.uint8)))
+    assert not reduce_in_pieces(graph)
+    assert not map_in_pieces(graph)
+
+
+def test_a_chain_that_others_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 64)
+    graph = Graph("g")
+    made = graph.op("Relu", [values(graph, graph.input("codes", SHAPE, np.uint8))], SHAPE)
+    graph.output("y", graph.op("QuantizeLinear", [made, graph.constant(0.01, np.float32), graph.constant(0, U8)], SHAPE, np.uint8))
+    graph.output("z", graph.op("Exp", [made], SHAPE))
+    assert not map_in_pieces(graph)
+
+
+def step() -> Graph:
+    """A forward pass whose values a backward pass reads, with its small form made as late as can be."""
+    graph = Graph("g")
+    made = graph.op("Exp", [graph.input("x", SHAPE)], SHAPE)
+    codes = graph.op("QuantizeLinear", [made, graph.constant(0.05, np.float32), graph.constant(0, U8)], SHAPE, np.uint8)
+    again = graph.op("DequantizeLinear", [codes, graph.constant(0.05, np.float32), graph.constant(0, U8)], SHAPE, np.float32)
+    logits = graph.op("ReduceMean", [graph.op("Mul", [made, again], SHAPE), graph.ints((1, 2, 3))], (8,), keepdims=0)
+    graph.end_forward()
+    gradient = graph.op("Mul", [again, graph.op("Reshape", [logits, graph.ints((8, 1, 1, 1))], (8, 1, 1, 1))], SHAPE)
+    graph.output("logits", logits)
+    graph.output("new.w", graph.op("ReduceMean", [gradient, graph.ints((0, 2, 3))], (4,), keepdims=0))
+    return graph
+
+
+def test_the_backward_pass_makes_its_own_values() -> None:
+    graph = step()
+    feeds = feeds_of(graph)
+    before = run(graph, feeds)
+    assert make_late(graph)
+    made = [out for node in graph.nodes if not graph.late(node) for out in node.outputs]
+    crossing = {name for node in graph.nodes if graph.late(node) for name in node.inputs if name in made and len(graph.values[name].shape) > 2}
+    assert {graph.values[name].dtype for name in crossing} == {U8}
+    assert [item.tobytes() for item in run(graph, feeds)] == [item.tobytes() for item in before]
+
+
+def test_the_forward_pass_comes_first() -> None:
+    graph = step()
+    make_late(graph)
+    placed = [graph.late(graph.nodes[index]) for index in order(graph)]
+    assert placed == sorted(placed)
+    assert sorted(order(graph)) == list(range(len(graph.nodes)))
+    last = max(index for index, late in enumerate(placed) if not late)
+    assert "QuantizeLinear" in [graph.nodes[index].op for index in order(graph)[: last + 1]]
+
+
+def test_a_graph_without_a_mark_has_no_backward_pass() -> None:
+    graph = Graph("g")
+    graph.output("y", graph.op("Exp", [graph.input("x", SHAPE)], SHAPE))
+    assert not graph.late(graph.nodes[0])
+    assert order(graph) == [0]
+    assert not make_late(graph)
