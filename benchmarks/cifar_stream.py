@@ -84,7 +84,9 @@ def bundle_of(choices: argparse.Namespace, pack: Pack, model: str, method: str) 
     warm = f"-w{choices.warm_up_images}x{choices.epochs}" if kind == "ecotta" else f"-w{choices.warm_up_images}"
     trained = f"-train{choices.train}" if _partly(choices, kind) else ""
     tier = f"-{choices.updates}" if choices.updates != "reference" and kind in ADAPTING else ""
-    path = Path(choices.cache) / f"{model}-{method}-b{choices.batch}{warm}{trained}{tier}-seed{choices.seed}.edgeadapt"
+    small = _in_codes(choices, kind)
+    codes = "".join(f"-{name}-{value}" for name, value in small.items())
+    path = Path(choices.cache) / f"{model}-{method}-b{choices.batch}{warm}{trained}{tier}{codes}-seed{choices.seed}.edgeadapt"
     if path.is_file() and not choices.fresh:
         return path
     data = source_samples(pack, model, choices.warm_up_images, choices.seed)
@@ -92,6 +94,7 @@ def bundle_of(choices: argparse.Namespace, pack: Pack, model: str, method: str) 
     options |= {"epochs": choices.epochs} if kind == "ecotta" else {}
     options |= {"train": choices.train} if trained else {}
     options |= {"updates": choices.updates} if tier else {}
+    options |= small
     options |= {"statistics": mode or None, "threads": choices.threads, "allow_drop": True}
     with Bars() as bars:
         export(NETWORKS[model].trained(pack.folder), path, shape=SHAPE, data=data, model_name=model, progress=bars, **options)
@@ -100,6 +103,14 @@ def bundle_of(choices: argparse.Namespace, pack: Pack, model: str, method: str) 
 
 def _partly(choices: argparse.Namespace, kind: str) -> bool:
     return bool(choices.train) and kind in ADAPTING
+
+
+def _in_codes(choices: argparse.Namespace, kind: str) -> dict[str, str]:
+    """What of a bundle is to be in 8 bits, as options of the export, where the method has a use for it."""
+    given = {"quantize": choices.quantize} if choices.quantize != "none" else {}
+    if kind in ADAPTING:
+        given |= {name: value for name, value in (("gradient", choices.gradient), ("saved", choices.saved)) if value}
+    return given
 
 
 def plain_of(choices: argparse.Namespace, pack: Pack, model: str, adapter: Adapter, overrides: dict[str, float]) -> Adaptation:
@@ -156,6 +167,7 @@ def run(choices: argparse.Namespace, pack: Pack, given: Stream, model: str, meth
             same[k] += int((guess == other).sum())
     error = 100 * wrong / frames
     result = {"model": model, "method": method, "bundle": digest, "batch": choices.batch, "frames": int(frames[0]), "severity": choices.severity}
+    result |= {"codes": _in_codes(choices, method.partition("-")[0])}
     result |= {"seed": choices.seed, "error": dict(zip(CORRUPTIONS, error.tolist())), "mean": float(error.mean()), "seconds": seconds}
     result |= {"hyper": {**scalars_of(adapter, choices.batch), **overrides}, "warmup": adapter.manifest.warmup, "stats": adapter.stats}
     if plain is not None:
@@ -190,6 +202,7 @@ def show(results: list[dict[str, Any]]) -> None:
         mine = [result for result in results if result["model"] == model]
         first = mine[0]
         setting = f"severity {first['severity']}, batch {first['batch']}, {first['frames']} images a corruption, seed {first['seed']}"
+        setting += "".join(f", {name} {value}" for name, value in max((result.get("codes", {}) for result in mine), key=len).items())
         print(f"\n{model}: error in percent, {setting}")
         print(f"{'':20}" + "".join(f"{result['method']:>11}" for result in mine))
         for name in CORRUPTIONS:
@@ -215,6 +228,9 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64, help="frames in a batch, such as 200, 64, 16, 4 or 1")
     parser.add_argument("--train", type=int, help="train only the last so many parts on the stream, where the method has parts")
     parser.add_argument("--updates", choices=("reference", "compact", "tiny"), default="reference", help="how parameters and moments are held")
+    parser.add_argument("--quantize", choices=("none", "int8"), default="none", help="what the frozen model is computed in")
+    parser.add_argument("--gradient", choices=("float", "int8"), help="what gradients pass the frozen model in; int8 where it is computed in it")
+    parser.add_argument("--saved", choices=("float", "int8"), help="what a step keeps for its backward pass; int8 where the frozen model is in it")
     parser.add_argument("--images", type=int, default=1000, help="images of each corruption; what fills no batch is left out")
     parser.add_argument("--severity", type=int, default=5)
     parser.add_argument("--seed", type=int, default=0)
@@ -228,6 +244,10 @@ def main() -> None:
     choices = parser.parse_args()
     if choices.reference and choices.updates != "reference":
         parser.error("plain PyTorch holds parameters in float32: --reference goes with --updates reference")
+    if choices.reference and (choices.quantize != "none" or choices.saved == "int8"):
+        parser.error("plain PyTorch computes in float32 throughout: --reference goes with --quantize none and without --saved int8")
+    if choices.gradient == "int8" and choices.quantize == "none":
+        parser.error("gradients in 8 bits are of convolutions in 8 bits: --gradient int8 goes with --quantize int8")
     torch.set_num_threads(choices.threads)
     Path(choices.cache).mkdir(parents=True, exist_ok=True)
     pack = Pack(data_pack())

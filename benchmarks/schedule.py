@@ -78,7 +78,7 @@ def exported(model: str, method: str) -> list[tuple[str, Graph]]:
     options: dict[str, Any] = {"method": method, "batches": batches, "allow_drop": True, "threads": 1}
     options |= {"epochs": 0, "parts": 4, "warmup_batch": 2} if method == "ecotta" else {"warmup_batch": 2} if method == "side" else {}
     with (
-        mock.patch.object(schedules, "best_order", keep),
+        mock.patch.object(schedules, "order", keep),
         mock.patch.object(schedules, "ALLOWANCES", {}),
         mock.patch.object(compiling, "to_onnx", mock.Mock()),
         mock.patch.object(exporting, "check", mock.Mock(side_effect=_Compiled)),

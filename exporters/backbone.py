@@ -101,6 +101,10 @@ class Backbone:
             if node.name in self.cuts:
                 self.segments.append([])
         self.ends = [next(node for node in captured.operators if node.name == name) for name in self.cuts] + [captured.result]
+        last = {source: node for node in captured.operators for source in node.all_input_nodes}
+        self.done: dict[fx.Node, list[fx.Node]] = {}
+        for source, node in last.items():
+            self.done.setdefault(node, []).append(source)
 
     @property
     def tensors(self) -> dict[str, Tensor]:
@@ -157,11 +161,14 @@ class BackboneRun:
         values[start] = x if self.rounding is None else self.rounding.entry(start, x)
         if self.observe is not None:
             self.observe(ENTRY + start.name, x, ())
+        end = stop or backbone.ends[index]
         for node in backbone.segments[index]:
             self.execute(node, values)
             if node is stop:
                 break
-        end = stop or backbone.ends[index]
+            for source in backbone.done.get(node, ()):
+                if source is not end:  # what nobody reads again is let go: a pass over large images would hold gigabytes
+                    values.pop(source, None)
         result: Tensor = values[end]
         return result
 

@@ -241,7 +241,7 @@ class _Export:
         """The model traced at a batch size, its frozen part in the numbers that it is to have. frozen: as the frozen model by itself has them."""
         captured = self.capture(batch)
         if self.options.quantize != "none":
-            floating = frozenset[str]() if self.chosen is None else self.chosen.floating
+            floating = model.method.exact if self.chosen is None else self.chosen.floating
             cuts = () if frozen else model.method.backbone.cuts
             ready = None if self.numbers is None else self.numbers.frozen if frozen else self.numbers.model
             captured = captured.quantised(ready or self._stand_in(captured, tuple(cuts), floating))

@@ -302,12 +302,13 @@ def test_a_schedule_is_found_once_for_a_graph_whatever_its_weights() -> None:
     assert known.of(third, True)[0][1] is third, "another shape is another graph"
 
 
-def test_nothing_is_searched_for_again_after_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("quantize", ["none", "int8"])
+def test_nothing_is_searched_for_again_after_the_warm_up(monkeypatch: pytest.MonkeyPatch, quantize: str) -> None:
     calls: list[str] = []
-    search, train = schedules.best_order, training.warm_up
-    monkeypatch.setattr(schedules, "best_order", lambda *given, **named: calls.append("order") or search(*given, **named))
+    search, train = schedules.order, training.warm_up
+    monkeypatch.setattr(schedules, "order", lambda *given, **named: calls.append("order") or search(*given, **named))
     monkeypatch.setattr(training, "warm_up", lambda *given, **named: calls.append("warm-up") or train(*given, **named))
-    exported(None, 2**27, batches=(2,), parts=2, statistics="source", micro=(1,))
+    exported(None, 2**27, batches=(2,), parts=2, statistics="source", micro=(1,), quantize=quantize)
     assert calls[-1] == "warm-up"
     assert calls.count("order") > 6
 

@@ -168,6 +168,11 @@ class Method(ABC):
     def forward(self, run: BackboneRun, x: Tensor, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Outcome:
         """One forward pass for x (N, …); `run` holds the backbone, `tensors` all frozen ones."""
 
+    @property
+    def exact(self) -> frozenset[str]:
+        """Layers that read what the method adds to the model's values, by node: no grid of these would hold it, so they stay in float32."""
+        return frozenset()
+
     def affine(self, parameters: Mapping[str, Tensor]) -> Tensors:
         """Weights and biases of the backbone's normalisation layers that are trained, by qualified name."""
         return {}

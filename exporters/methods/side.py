@@ -77,6 +77,11 @@ class Side(Method):
         """Shape of the classifier's input without the batch."""
         return tuple(int(size) for size in self.features.meta["val"].shape[1:])
 
+    @property
+    def exact(self) -> frozenset[str]:
+        """The classifier, which reads the residual: on a fixed grid small ones, and those below a ReLU's zero, would be lost."""
+        return frozenset({self.classifier.name})
+
     def _last_axis(self) -> bool:
         return getattr(self.classifier.target, "overloadpacket", None) in (aten.linear, aten.addmm)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from edgeadapt.bundle.quantised import Quantised, QuantisedLayer
+from edgeadapt.errors import ExportError
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, module_path
 from edgeadapt.exporters.data import Samples
@@ -36,12 +37,14 @@ FAINT = 0.15
 DROP = 0.005
 """Share of held-out samples that 8 bits may cost. While they cost more, the worst `STEP` of the layers go back to float32, `ROUNDS` times at most."""
 STEP, ROUNDS = 0.1, 4
-MOST = 512
-"""Held-out samples that this is measured on."""
+MOST, FEWEST = 512, 64
+"""Held-out samples that this is measured on: the most, and how many at least where samples are large."""
 BACK = 2
 """Clean and shifted batches that gradients are looked at on."""
 MEASURED = 8
 """Batches that statistics are measured on in both precisions."""
+AT_ONCE, SEEN = 8 * 3 * 224 * 224, 128 * 3 * 224 * 224
+"""Numbers of a batch, and of all samples that are held out: an image of 224×224 has as many as fifty of 32×32, and takes as much time and memory."""
 
 
 @dataclass(frozen=True)
@@ -80,34 +83,51 @@ class Quantising:
     def __init__(self, data: Samples, options: Options, capture: Callable[[int], Captured], progress: Progress) -> None:
         self.data, self.options, self.capture, self.progress = data, options, capture, progress
         self.kept, self.held = data.split(options.holdout, options.seed)
-        self.batch = min(options.warmup_batch, len(self.kept))
+        size = int(np.prod(data.spec.shape))
+        self.batch = min(options.warmup_batch, len(self.kept), max(2, AT_ONCE // size))
+        self.most = min(MOST, max(FEWEST, SEEN // size))
         self.looks = looks_of(data, self.kept, self.batch, options.seed)
 
     def choose(self, method: Method, statistics: str) -> Chosen:
-        """Which layers, from the frozen model as the method normalises it."""
+        """Which layers, from the frozen model as the method normalises it.
+
+        Where every layer is too far off, all stay in float32, and the rows say why.
+
+        Raises:
+            ExportError: the model has no convolution that could be in 8 bits.
+        """
         captured = self.capture(self.batch)
-        kind = Norm if statistics == "live" else Source
-        alone = kind(captured, method.setup)
-        model = Model(alone, {}, alone.backbone.source_statistics(), "live" if statistics == "live" else "source", "sgd")
+        live = statistics == "live" and bool(captured.norms)  # the statistics that move may be the method's own alone
+        alone = (Norm if live else Source)(captured, method.setup)
+        model = Model(alone, {}, alone.backbone.source_statistics(), "live" if live else "source", "sgd")
         self.progress("8 bits", 0, 0, "looking at every layer")
         faint = self.looks[0].mean() + FAINT * (self.looks[0] - self.looks[0].mean())
         places = layout(captured)
+        if not places.layers:
+            raise ExportError(
+                "8 bits are for convolutions over one or two axes with fixed weights, and this model has none that could be in them",
+                "leave quantize out; for bytes between the passes of a step alone, give saved=\"int8\" (--saved int8)",
+            )
         found = quantised(model, places, self.looks)
         errors = errors_of(model, places, found, self.looks[0])
-        if statistics == "live":
+        if live:
             others = errors_of(model, places, found, faint)
             errors = {node: max(error, others[node]) for node, error in errors.items()}
         floating = {node for node, error in errors.items() if error > LIMIT}
-        why = dict.fromkeys(floating, "its error")
-        right, accuracy = self._compared(model, found, floating)
+        why = dict.fromkeys(floating, "its error") | dict.fromkeys(method.exact & set(errors), f"{method.name} adapts what it reads")
+        floating |= method.exact & set(errors)
+        rows = self._rows_held()
+        plain = self._predicted(model, rows)
+        truth = plain if self.data.y is None else self.data.y[rows]
+        right, accuracy = float((plain == truth).mean()), self._accuracy(model, found, floating, rows, truth)
         for _ in range(ROUNDS):
-            if right - accuracy <= DROP or len(floating) == len(errors):
+            if right - accuracy <= max(DROP, 1.0 / len(rows)) or len(floating) == len(errors):
                 break
             worst = sorted((node for node in errors if node not in floating), key=lambda node: -errors[node])
             for node in worst[: max(1, round(STEP * len(errors)))]:
                 floating.add(node)
                 why[node] = "accuracy of the whole"
-            right, accuracy = self._compared(model, found, floating)
+            accuracy = self._accuracy(model, found, floating, rows, truth)
         return Chosen(tuple(self._rows(captured, errors, floating, why)), right, accuracy)
 
     def _rows(self, captured: Captured, errors: dict[str, float], floating: set[str], why: dict[str, str]) -> Sequence[Judged]:
@@ -120,14 +140,11 @@ class Quantising:
             rows.append(Judged(module_path(node) or node.name, node.name, weights, errors.get(node.name, 0.0), choice, reason))
         return rows
 
-    def _compared(self, model: Model, found: Quantisation, floating: set[str]) -> tuple[float, float]:
-        """How often float32 and 8 bits are right on held-out samples."""
+    def _accuracy(self, model: Model, found: Quantisation, floating: set[str], rows: Any, truth: Any) -> float:
+        """How often the model in 8 bits is right."""
         places = layout(model.method.backbone.captured, (), frozenset(floating))
-        rows = self.held[:: max(1, len(self.held) // MOST)][:MOST] if len(self.held) else self.kept[:MOST]
-        plain = self._predicted(model, rows)
         rounded = self._predicted(bound_to(model, dataclasses.replace(found, layout=places)), rows)
-        truth = plain if self.data.y is None else self.data.y[rows]
-        return float((plain == truth).mean()), float((rounded == truth).mean())
+        return float((rounded == truth).mean())
 
     def _predicted(self, model: Model, rows: Any) -> Any:
         return predictions(lambda x: self._logits(model, x), self.data, rows, self.batch)
@@ -151,12 +168,15 @@ class Quantising:
         if model.statistics != "live" and found.layout == alone:
             own = found  # a method that leaves the frozen model as it is must begin where it is, to the last bit
         fixed = dataclasses.replace(model, values=values)
-        right, accuracy = self._held(model, None), self._held(fixed, found)
+        rows = self._rows_held()
+        plain, rounded = self._predicted(model, rows), self._predicted(bound_to(fixed, found), rows)
+        truth = plain if self.data.y is None else self.data.y[rows]
+        right, accuracy = (float((guess == truth).mean()) if len(self.held) else None for guess in (plain, rounded))
         layers = [QuantisedLayer(row.layer, row.weights, round(row.decibels, 1), row.choice, row.why) for row in chosen.rows]
         options = self.options
         gradient, saved = ("int8" if small else "float" for small in (options.gradient_in_codes, options.saves_codes))
         gradient, saved = (gradient, saved) if model.method.trains else ("none", "none")
-        report = Quantised("int8", gradient, saved, min(len(self.held), MOST), right, accuracy, tuple(layers))
+        report = Quantised("int8", gradient, saved, len(rows) if len(self.held) else 0, right, accuracy, tuple(layers))
         return dataclasses.replace(trained, values=values), Numbers(found, own, report)
 
     def _reaches(self, model: Model, found: Quantisation) -> dict[str, Tensor]:
@@ -175,12 +195,10 @@ class Quantising:
         with torch.no_grad():
             return method.forward(method.backbone.run(tensors, normalise, method.affine(everything)), x, tensors, everything).logits
 
-    def _held(self, model: Model, found: Quantisation | None) -> float | None:
-        if not len(self.held):
-            return None
-        guess = self._predicted(bound_to(model, found), self.held[:MOST])
-        truth = self._predicted(model, self.held[:MOST]) if self.data.y is None else self.data.y[self.held[:MOST]]
-        return float((guess == truth).mean())
+    def _rows_held(self) -> Any:
+        """Samples that are measured on, from all over those that are held out: these may be sorted by class."""
+        rows = self.held if len(self.held) else self.kept
+        return rows[:: max(1, len(rows) // self.most)][: self.most]
 
     def _statistics(self, model: Model, found: Quantisation) -> dict[str, Tensor]:
         """The model's statistics, moved by what 8 bits move those of the same batches."""
