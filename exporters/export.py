@@ -242,9 +242,9 @@ class _Export:
         captured = self.capture(batch)
         if self.options.quantize != "none":
             floating = model.method.exact if self.chosen is None else self.chosen.floating
-            cuts = () if frozen else model.method.backbone.cuts
+            cuts = () if frozen else model.method.entries
             ready = None if self.numbers is None else self.numbers.frozen if frozen else self.numbers.model
-            captured = captured.quantised(ready or self._stand_in(captured, tuple(cuts), floating))
+            captured = captured.quantised(ready or self._stand_in(captured, cuts, floating))
         return dataclasses.replace(model, method=model.method.at(captured))
 
     def _stand_in(self, captured: Captured, cuts: tuple[str, ...], floating: frozenset[str]) -> Quantisation:

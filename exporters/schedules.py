@@ -63,9 +63,12 @@ def _with_weights(known: Graph, graph: Graph) -> Graph:
 
 def _looks(graph: Graph, step: bool) -> str:
     """A digest of everything that a schedule depends on: nodes, what they are joined by, shapes and types; not the values of constants."""
-    digest = hashlib.sha256(repr((step, graph.inputs, graph.outputs, sorted(graph.constants))).encode())
+    used = {*graph.inputs, *(name for node in graph.nodes for name in (*node.inputs, *node.outputs))}
+    digest = hashlib.sha256(repr((step, graph.inputs, graph.outputs, sorted(used & set(graph.constants)))).encode())
     for node in graph.nodes:
         digest.update(repr((graph.late(node), node.op, node.inputs, node.outputs, sorted(node.attributes.items()))).encode())
     for name, value in sorted(graph.values.items()):
+        if name not in used:
+            continue
         digest.update(repr((name, value.shape, value.dtype.str)).encode())
     return digest.hexdigest()

@@ -229,7 +229,7 @@ def step(quantised: bool = True, small: bool = True, statistics: str = "live", g
     captured = capture(net, (3, 32, 32), BATCH)
     method = METHODS["ecotta"](captured, Setup(10, parts=2))
     if quantised:
-        method = method.at(captured.quantised(stand_in(captured, method.backbone.cuts, frozenset(), gradients)))
+        method = method.at(captured.quantised(stand_in(captured, method.entries, frozenset(), gradients)))
     values = {**method.backbone.source_statistics(), **method.own_statistics()}
     model = Model(method, method.parameters(), values, statistics, "sgd", small=small)
     return build(model, "adapt", BATCH, noise((BATCH, 3, 32, 32)))

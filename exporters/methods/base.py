@@ -102,6 +102,7 @@ class Method(ABC):
         modes: the statistics it can be exported with.
         choices: which of the options parts, cuts, kernel, width and train shape it.
         first: the cut at which its first part ends; what lies before belongs to no part, or is counted to the first.
+        enters: whether it puts tensors of its own in place of the model's at the cuts.
     """
 
     name: ClassVar[str]
@@ -115,6 +116,7 @@ class Method(ABC):
     modes: ClassVar[tuple[str, ...]] = ("live", "source")
     choices: ClassVar[tuple[str, ...]] = ()
     first: ClassVar[int] = 1
+    enters: ClassVar[bool] = False
 
     def __init__(self, captured: Captured, setup: Setup) -> None:
         self.setup = setup
@@ -167,6 +169,11 @@ class Method(ABC):
     @abstractmethod
     def forward(self, run: BackboneRun, x: Tensor, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Outcome:
         """One forward pass for x (N, …); `run` holds the backbone, `tensors` all frozen ones."""
+
+    @property
+    def entries(self) -> tuple[str, ...]:
+        """Where tensors of its own enter the model, by node."""
+        return tuple(self.backbone.cuts) if self.enters else ()
 
     @property
     def exact(self) -> frozenset[str]:

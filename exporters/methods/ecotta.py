@@ -34,6 +34,7 @@ class EcoTTA(Method):
 
     name, summary = "ecotta", "meta networks between the parts of the frozen model"
     warms_up = True
+    enters = True
     choices = ("parts", "cuts", "kernel", "train")
 
     def divide(self, captured: Captured) -> Partition:

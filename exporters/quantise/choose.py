@@ -154,7 +154,7 @@ class Quantising:
         captured = self.capture(self.batch)
         model = dataclasses.replace(trained, method=trained.method.at(captured))
         self.progress("8 bits", 0, 0, "looking at the trained model")
-        found = quantised(model, layout(captured, model.method.backbone.cuts, chosen.floating), self.looks)
+        found = quantised(model, layout(captured, model.method.entries, chosen.floating), self.looks)
         if model.method.calibrates:
             method = bound_to(model, found).method
             everything = {**method.backbone.tensors, **method.frozen()}
