@@ -24,6 +24,7 @@ from edgeadapt.exporters.quantise.choose import stand_in
 from edgeadapt.exporters.quantise.kept import Kept, range_of
 from edgeadapt.exporters.quantise.operators import from_codes, quantise, quantised_relu, to_codes
 from edgeadapt.exporters.schedules import ordered
+from tests.lowered import run
 from tests.zoo import named
 from tests.zoo.calibrate import calibrate, noise
 
@@ -105,6 +106,7 @@ def test_constant_and_zero_channels_come_back_exactly() -> None:
     x = noise(SHAPE)
     x[:, 0], x[:, 1], x[:, 2], x[:, 3] = 0.0, 2.0, -3.5, 1e-38
     got = restored(x)
+    assert bool((range_of(x).scale > 0).all())
     assert torch.equal(got[:, 0], x[:, 0])
     torch.testing.assert_close(got[:, 1:3], x[:, 1:3], rtol=1e-6, atol=0.0)
     assert float(got[:, 3].abs().max()) < 1e-27
@@ -318,3 +320,33 @@ def test_small_forms_change_gradients_by_little() -> None:
         moved, near = one[name] - before, other[name] - before
         assert not torch.equal(moved, near)
         assert float(F.cosine_similarity(moved.flatten(), near.flatten(), 0)) > 0.999
+
+
+@pytest.mark.parametrize("quantised", [True, False])
+def test_a_step_that_overflows_is_seen_although_codes_are_finite(quantised: bool) -> None:
+    """onnxruntime's codes of NaN and infinite values are codes like others: the loss has to tell."""
+    program = step(quantised, statistics="source")
+    graph = scheduled(quantised, statistics="source")
+    feeds = dict(program.example)
+    assert np.isfinite(run(graph, feeds)["metric.loss"])
+    for value in (3e38, float("nan")):
+        feeds["state.meta.0.conv.weight"] = torch.full_like(feeds["state.meta.0.conv.weight"], value)
+        assert not np.isfinite(run(graph, feeds)["metric.loss"])
+
+
+def test_a_step_is_told_of_its_weights_and_of_what_lies_on_grids(packed: list[keeping.Packed], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keeping, "SMALL", 1)
+    shape = (64, 64, 3, 3)
+    with monkeypatch.context() as patch:
+        patch.setitem(globals(), "BATCH", shape[0])
+        program = step(quantised=False, statistics="source")
+        program(dict(program.example))
+    assert not [item for item in packed if isinstance(item, tuple) and item[0].shape == shape]
+    assert [item for item in packed if isinstance(item, Tensor) and item.shape == shape]
+    packed.clear()
+    program = step(statistics="source")
+    program(dict(program.example))
+    scales = {value.data_ptr() for name, value in program.example.items() if ".grid." in name}
+    found = [item[1].data_ptr() in scales for item in packed if isinstance(item, tuple)]
+    assert any(found)
+    assert not all(found)
