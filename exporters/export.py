@@ -378,7 +378,8 @@ class _Export:
             progress("compile", done, len(plans), f"{role} at batch {batch}")
             bound = self.bound(trained, batch, role == "source")
             x, target = self.example(batch, bound.method)
-            model = source_model(bound, method.backbone.source_statistics()) if role == "source" else bound
+            values = method.backbone.source_statistics() if self.numbers is None else self.numbers.values
+            model = source_model(bound, values) if role == "source" else bound
             program = build(model, role, batch, x, target)
             self._defaults(program)
             if (role, batch) not in known:

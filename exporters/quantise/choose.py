@@ -63,10 +63,11 @@ class Chosen:
 
 @dataclass
 class Numbers:
-    """The numbers of a bundle: of its model, and of the frozen model by itself."""
+    """The numbers of a bundle: of its model, and of the frozen model by itself, whose statistics in 8 bits are `values`."""
 
     model: Quantisation
     frozen: Quantisation
+    values: dict[str, Tensor]
     report: Quantised
 
 
@@ -164,9 +165,11 @@ class Quantising:
             found = with_gradients(found, self._reaches(dataclasses.replace(model, values=values), found) if model.method.trains else None)
         frozen = source_model(model, model.method.backbone.source_statistics())
         alone = layout(captured, (), chosen.floating)
-        own = Quantisation.of(alone, grids_of(frozen, alone, self.looks), found.weights)
         if model.statistics != "live" and found.layout == alone:
-            own = found  # a method that leaves the frozen model as it is must begin where it is, to the last bit
+            own, still = found, values  # a method that leaves the frozen model as it is must begin where it is, to the last bit
+        else:
+            own = Quantisation.of(alone, grids_of(frozen, alone, self.looks), found.weights)
+            still = self._statistics(frozen, own)
         fixed = dataclasses.replace(model, values=values)
         rows = self._rows_held()
         plain, rounded = self._predicted(model, rows), self._predicted(bound_to(fixed, found), rows)
@@ -177,7 +180,7 @@ class Quantising:
         gradient, saved = ("int8" if small else "float" for small in (options.gradient_in_codes, options.saves_codes))
         gradient, saved = (gradient, saved) if model.method.trains else ("none", "none")
         report = Quantised("int8", gradient, saved, len(rows) if len(self.held) else 0, right, accuracy, tuple(layers))
-        return dataclasses.replace(trained, values=values), Numbers(found, own, report)
+        return dataclasses.replace(trained, values=values), Numbers(found, own, still, report)
 
     def _reaches(self, model: Model, found: Quantisation) -> dict[str, Tensor]:
         """How far gradients reach, on some clean and some shifted samples; the classes to learn are the model's own."""
