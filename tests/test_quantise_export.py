@@ -107,6 +107,7 @@ def test_a_side_network_adapts_beside_a_frozen_model_that_stays_as_it_is(bundles
     with edgeadapt.Adapter.open(bundles["side"]) as adapter:
         source = adapter.source(FRAMES)
         begun = adapter.predict(FRAMES)
+        assert np.array_equal(begun, source)  # to the last bit
         adapter.adapt(FRAMES[:BATCH])
         adapter.learn(FRAMES[:BATCH], LABELS[:BATCH], rate=0.05)
         assert not np.array_equal(adapter.predict(FRAMES), begun)

@@ -217,8 +217,11 @@ class Quantising:
         plain, rounded = measured(model), measured(bound_to(model, found))
         values = {}
         for name, value in model.values.items():
-            moved = value * (rounded[name] + 1e-6) / (plain[name] + 1e-6) if name.endswith(".variance") else value + rounded[name] - plain[name]
-            values[name] = moved
+            if name.endswith(".mean"):
+                value = value + rounded[name] - plain[name]
+            elif model.statistics == "live":  # where they stay, a scale for the clean samples' rounding is worse on others than none
+                value = value * (rounded[name] + 1e-6) / (plain[name] + 1e-6)
+            values[name] = value
         return values
 
 
