@@ -150,6 +150,12 @@ class Graph:
         if self._forward is not None:
             self._forward |= {out for node in nodes for out in node.outputs}
 
+    def stands_for(self, node: Node, other: Node) -> Node:
+        """A node that is put in another's place, or before it: it belongs to the forward pass if that does."""
+        if not self.late(node):
+            self.in_forward([other])
+        return other
+
     def late(self, node: Node) -> bool:
         """Whether a node belongs to a step's backward pass; False where there is none. Nodes that passes make beside others' results do."""
         return self._forward is not None and not any(out in self._forward for out in node.outputs)

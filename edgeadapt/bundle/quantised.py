@@ -35,6 +35,7 @@ class Quantised:
         gradient: what gradients pass it in, "int8" or "float"; "none" where the method has none.
         saved: what a step keeps of its forward pass for the backward one, the same.
         held_out: samples that accuracy was measured on.
+        labelled: whether these have labels.
         float_accuracy, accuracy: share of right predictions (or, without labels, of those that are float32's) before and after; None where no
             samples were held out.
         layers: every convolution.
@@ -44,6 +45,7 @@ class Quantised:
     gradient: str
     saved: str
     held_out: int
+    labelled: bool
     float_accuracy: float | None
     accuracy: float | None
     layers: tuple[QuantisedLayer, ...]
@@ -60,6 +62,8 @@ class Quantised:
         told += "" if self.gradient == "none" else f", gradients in {self.gradient}, saved activations in {self.saved}"
         if self.float_accuracy is None or self.accuracy is None:
             return told
+        if not self.labelled:
+            return f"{told}; {100 * self.accuracy:.1f} % of predictions are those of float, on {self.held_out:,} held-out samples"
         return f"{told}; {100 * self.float_accuracy:.1f} % right in float, {100 * self.accuracy:.1f} % so, on {self.held_out:,} held-out samples"
 
 
@@ -69,12 +73,13 @@ def read_quantised(node: Node) -> Quantised:
     Raises:
         BundleError: a key is missing, unknown or wrongly typed.
     """
-    node.keys({"form", "gradient", "saved", "held_out", "float_accuracy", "accuracy", "layers"})
+    node.keys({"form", "gradient", "saved", "held_out", "labelled", "float_accuracy", "accuracy", "layers"})
     return Quantised(
         node.child("form").text("int8"),
         node.child("gradient").text("int8|float|none"),
         node.child("saved").text("int8|float|none"),
         node.child("held_out").integer(0),
+        node.child("labelled").truth(),
         node.child("float_accuracy").maybe(Node.number),
         node.child("accuracy").maybe(Node.number),
         node.child("layers").items(_layer),

@@ -32,7 +32,7 @@ def mask_codes(graph: Graph) -> bool:
         maker, mask, zero = found
         value = graph.values[maker.inputs[0]]
         codes = graph.declare(graph.fresh("where"), value.shape, value.dtype)
-        nodes.append(Node("Where", [mask, maker.inputs[0], zero.name], [codes.name], {}, node.module))
+        nodes.append(graph.stands_for(node, Node("Where", [mask, maker.inputs[0], zero.name], [codes.name], {}, node.module)))
         nodes.append(Node("DequantizeLinear", [codes.name, *maker.inputs[1:]], node.outputs, dict(maker.attributes), node.module))
         changed = True
     graph.nodes = nodes
@@ -64,9 +64,9 @@ def scale_codes(graph: Graph) -> bool:
             nodes.append(node)
             continue
         maker, factor, zero = found
-        graph.module, scale = node.module, graph.values[maker.inputs[1]]
+        scale = graph.values[maker.inputs[1]]
         product = graph.declare(graph.fresh("mul"), factor.shape, factor.dtype)
-        nodes.append(Node("Mul", [scale.name, factor.name], [product.name], {}, node.module))
+        nodes.append(graph.stands_for(node, Node("Mul", [scale.name, factor.name], [product.name], {}, node.module)))
         zeros = graph.constant(np.full(factor.shape, zero))
         nodes.append(Node("DequantizeLinear", [maker.inputs[0], product.name, zeros.name], node.outputs, {"axis": 1}, node.module))
         changed = True

@@ -19,7 +19,7 @@ def cut_codes(graph: Graph) -> bool:
         if maker is None or axes is None or axes.tolist() != [0] or node.outputs[0] in graph.outputs:
             continue
         codes = graph.declare(graph.fresh("slice"), graph.values[node.outputs[0]].shape, graph.values[maker.inputs[0]].dtype)
-        nodes[-1] = Node("Slice", [maker.inputs[0], *node.inputs[1:]], [codes.name], node.attributes, node.module)
+        nodes[-1] = graph.stands_for(node, Node("Slice", [maker.inputs[0], *node.inputs[1:]], [codes.name], node.attributes, node.module))
         nodes.append(Node("DequantizeLinear", [codes.name, *maker.inputs[1:]], node.outputs, dict(maker.attributes), node.module))
         changed = True
     graph.nodes = nodes
@@ -89,19 +89,19 @@ def skip_bounds(graph: Graph) -> bool:
         scale, zero = (graph.constants.get(name) for name in maker.inputs[1:3])
         if scale is None or zero is None or zero.any() or (scale < 0).any():
             continue
-        if node.op == "Relu" or _within(graph, node, CODES * float(scale.max())):
+        if node.op == "Relu" or _within(graph, node, np.float32(CODES) * np.float32(scale.max())):  # as the device computes it
             renamed[node.outputs[0]] = node.inputs[0]
     return _replace(graph, renamed)
 
 
-def _within(graph: Graph, node: Node, most: float) -> bool:
+def _within(graph: Graph, node: Node, most: np.float32) -> bool:
     """Whether a Clip leaves all of 0..most as it is."""
     ends = [graph.constants.get(name) if name else None for name in (*node.inputs[1:], "", "")[:2]]
     named = [bool(name) for name in (*node.inputs[1:], "", "")[:2]]
     if any(given and end is None for given, end in zip(named, ends, strict=True)):
         return False
     low, high = ends
-    return (low is None or float(low) <= 0.0) and (high is None or most <= float(high))
+    return (low is None or float(low) <= 0.0) and (high is None or most <= np.float32(high))
 
 
 def compare_codes(graph: Graph) -> bool:
@@ -131,7 +131,7 @@ def pool_codes(graph: Graph) -> bool:
             continue
         value = graph.values[node.outputs[0]]
         pooled = graph.declare(graph.fresh("maxpool"), value.shape, np.uint8)
-        nodes[-1] = Node("MaxPool", [maker.inputs[0]], [pooled.name], node.attributes, node.module)
+        nodes[-1] = graph.stands_for(node, Node("MaxPool", [maker.inputs[0]], [pooled.name], node.attributes, node.module))
         nodes.append(Node("DequantizeLinear", [pooled.name, *maker.inputs[1:]], node.outputs, dict(maker.attributes), node.module))
         changed = True
     graph.nodes = nodes

@@ -21,9 +21,9 @@ from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.data import Indices, Samples
 from edgeadapt.exporters.programs import Model, build
 from edgeadapt.exporters.quantise.layout import Layer, Layout
-from edgeadapt.exporters.quantise.operators import quantised_convolution, turned_round, watched
+from edgeadapt.exporters.quantise.operators import turned_round, watched
 from edgeadapt.exporters.quantise.ranges import Grid, Looks, weight_codes
-from edgeadapt.exporters.quantise.rounding import Quantisation, gradient_name
+from edgeadapt.exporters.quantise.rounding import Quantisation, convolved, gradient_name
 from edgeadapt.preprocess import prepare
 
 HEADROOM, LEAST, GUESS = 1.5, 1 / 16, 4 / 127
@@ -91,7 +91,7 @@ class Judged:
         layer: the path of the user's module.
         node: the convolution in the captured graph.
         weights: their number.
-        error: mean square of what its output is off, against that of its output without the channels' means.
+        error: mean square of what its output is off, against that of its output without the channels' means; infinite where it was not tried.
         choice: "int8" or "float".
         why: what decided; "" where nothing spoke against 8 bits.
     """
@@ -105,8 +105,8 @@ class Judged:
 
     @property
     def decibels(self) -> float:
-        """Signal over error."""
-        return -10 * math.log10(max(self.error, 1e-12))
+        """Signal over error; 0 where it was not tried."""
+        return -10 * math.log10(max(self.error, 1e-12)) if math.isfinite(self.error) else 0.0
 
 
 def errors_of(model: Model, layout: Layout, quantisation: Quantisation, x: Tensor) -> dict[str, float]:
@@ -127,15 +127,7 @@ def _error(layer: Layer, tensors: Mapping[str, Tensor], x: Tensor, wanted: Tenso
     looked = Looks(True)
     looked.add(wanted)
     to = looked.grid()
-    codes, scale = (tensors[f"{layer.weight}.{part}"] for part in ("int8", "scale"))
-    source = Grid(tensors[f"grid.{layer.source}.scale"], tensors[f"grid.{layer.source}.zero"])
-    shift = tensors[layer.bias] if layer.bias else torch.zeros_like(scale)
-    bias = torch.round((shift + to.zero.to(shift.dtype) * to.scale) / (source.scale * scale)).to(torch.int32)
-    how = layer.how
-    got = quantised_convolution(
-        x, codes, scale, source.scale, source.zero, scale / to.scale, bias, to.scale, to.zero, None, None,
-        how.stride, how.padding, how.dilation, how.groups,
-    )  # fmt: skip
+    got = convolved(layer, tensors, x, None, to)
     axes = [axis for axis in range(wanted.dim()) if axis != 1]
     varying = (wanted - wanted.mean(axes, keepdim=True)).square().mean()
     return float((got - wanted).square().mean() / varying.clamp(min=1e-12))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -34,8 +35,11 @@ With statistics that move it is also looked at on faint inputs, whose difference
 fixed grid before that would be too coarse.
 """
 FAINT = 0.15
-DROP = 0.005
-"""Share of held-out samples that 8 bits may cost. While they cost more, the worst `STEP` of the layers go back to float32, `ROUNDS` times at most."""
+DROP, CHANGED = 0.005, 0.02
+"""Share of held-out samples that 8 bits may cost; without labels, whose prediction they may change.
+
+While they cost more, the worst `STEP` of the layers go back to float32, `ROUNDS` times at most.
+"""
 STEP, ROUNDS = 0.1, 4
 MOST, FEWEST = 512, 64
 """Held-out samples that this is measured on: the most, and how many at least where samples are large."""
@@ -49,11 +53,9 @@ AT_ONCE, SEEN = 8 * 3 * 224 * 224, 128 * 3 * 224 * 224
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was chosen: a row for each convolution of the model, and how often float32 and 8 bits are right (or agree, without labels)."""
+    """What was chosen: a row for each convolution of the model."""
 
     rows: tuple[Judged, ...]
-    float_accuracy: float
-    accuracy: float
 
     @property
     def floating(self) -> frozenset[str]:
@@ -114,7 +116,7 @@ class Quantising:
         if live:
             others = errors_of(model, places, found, faint)
             errors = {node: max(error, others[node]) for node, error in errors.items()}
-        floating = {node for node, error in errors.items() if error > LIMIT}
+        floating = {node for node, error in errors.items() if not error <= LIMIT}
         why = dict.fromkeys(floating, "its error") | dict.fromkeys(method.exact & set(errors), f"{method.name} adapts what it reads")
         floating |= method.exact & set(errors)
         rows = self._rows_held()
@@ -122,14 +124,14 @@ class Quantising:
         truth = plain if self.data.y is None else self.data.y[rows]
         right, accuracy = float((plain == truth).mean()), self._accuracy(model, found, floating, rows, truth)
         for _ in range(ROUNDS):
-            if right - accuracy <= max(DROP, 1.0 / len(rows)) or len(floating) == len(errors):
+            if right - accuracy <= max(CHANGED if self.data.y is None else DROP, 1.0 / len(rows)) or len(floating) == len(errors):
                 break
             worst = sorted((node for node in errors if node not in floating), key=lambda node: -errors[node])
             for node in worst[: max(1, round(STEP * len(errors)))]:
                 floating.add(node)
                 why[node] = "accuracy of the whole"
             accuracy = self._accuracy(model, found, floating, rows, truth)
-        return Chosen(tuple(self._rows(captured, errors, floating, why)), right, accuracy)
+        return Chosen(tuple(self._rows(captured, errors, floating, why)))
 
     def _rows(self, captured: Captured, errors: dict[str, float], floating: set[str], why: dict[str, str]) -> Sequence[Judged]:
         rows = []
@@ -138,7 +140,7 @@ class Quantising:
             known = node.name in errors
             choice = "int8" if known and node.name not in floating else "float"
             reason = why.get(node.name, "") if known else "its form"
-            rows.append(Judged(module_path(node) or node.name, node.name, weights, errors.get(node.name, 0.0), choice, reason))
+            rows.append(Judged(module_path(node) or node.name, node.name, weights, errors.get(node.name, math.inf), choice, reason))
         return rows
 
     def _accuracy(self, model: Model, found: Quantisation, floating: set[str], rows: Any, truth: Any) -> float:
@@ -151,7 +153,11 @@ class Quantising:
         return predictions(lambda x: self._logits(model, x), self.data, rows, self.batch)
 
     def finish(self, trained: Model, chosen: Chosen) -> tuple[Model, Numbers]:
-        """The model with the statistics that it has in 8 bits, and the numbers."""
+        """The model with the statistics that it has in 8 bits, and the numbers.
+
+        Raises:
+            ExportError: 8 bits cost more accuracy than the options allow.
+        """
         captured = self.capture(self.batch)
         model = dataclasses.replace(trained, method=trained.method.at(captured))
         self.progress("8 bits", 0, 0, "looking at the trained model")
@@ -179,8 +185,22 @@ class Quantising:
         options = self.options
         gradient, saved = ("int8" if small else "float" for small in (options.gradient_in_codes, options.saves_codes))
         gradient, saved = (gradient, saved) if model.method.trains else ("none", "none")
-        report = Quantised("int8", gradient, saved, len(rows) if len(self.held) else 0, right, accuracy, tuple(layers))
+        if gradient == "int8" and not any(layer.turns for layer in found.layout.layers.values()):
+            gradient = "float"
+        self._check(right, accuracy, len(rows))
+        report = Quantised("int8", gradient, saved, len(rows) if len(self.held) else 0, self.data.y is not None, right, accuracy, tuple(layers))
         return dataclasses.replace(trained, values=values), Numbers(found, own, still, report)
+
+    def _check(self, right: float | None, accuracy: float | None, count: int) -> None:
+        """See that 8 bits do not cost more than is allowed, as the warm-up may not."""
+        options = self.options
+        if right is None or accuracy is None or options.allow_drop or right - accuracy <= options.max_drop / 100:
+            return
+        raise ExportError(
+            f"8 bits cost {100 * (right - accuracy):.1f} points of clean accuracy ({100 * right:.1f} % before, {100 * accuracy:.1f} % after, "
+            f"on {count} held-out samples), more than {options.max_drop:g}",
+            "leave --quantize out, or give more samples that are like those it was trained on; or accept it with --allow-drop",
+        )
 
     def _reaches(self, model: Model, found: Quantisation) -> dict[str, Tensor]:
         """How far gradients reach, on some clean and some shifted samples; the classes to learn are the model's own."""

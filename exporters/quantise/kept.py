@@ -32,7 +32,7 @@ class Kept:
     def __init__(self, batch: int) -> None:
         self.batch = batch
         self._held: set[int] = set()
-        self._grids: dict[int, Grid] = {}
+        self._grids: dict[tuple[object, ...], Grid] = {}
         self._alive: list[Tensor] = []
 
     def whole(self, tensors: Iterable[Tensor]) -> None:
@@ -43,7 +43,7 @@ class Kept:
 
     def lies_on(self, value: Tensor, grid: Grid) -> None:
         """Told of a tensor whose values lie on a grid."""
-        self._grids[_storage(value)] = grid
+        self._grids[_place(value)] = grid
         self._alive.append(value)  # or another would take its place in memory, and its name here
 
     def hooks(self) -> saved_tensors_hooks:
@@ -54,7 +54,7 @@ class Kept:
         if x.dtype != torch.float32 or not self._large(x) or _storage(x) in self._held:
             return x
         with torch.no_grad():
-            grid = self._grids.get(_storage(x)) or range_of(x)
+            grid = self._grids.get(_place(x)) or range_of(x)
             return to_codes(x, grid.scale, grid.zero), grid.scale, grid.zero
 
     @staticmethod
@@ -84,3 +84,8 @@ LEAST = 1e-30
 
 def _storage(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _place(tensor: Tensor) -> tuple[object, ...]:
+    """What tells a tensor from views of it, whose axes may be others: a turned one has no channels where the tensor has."""
+    return _storage(tensor), tuple(tensor.shape), tensor.stride(), tensor.storage_offset()

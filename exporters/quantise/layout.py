@@ -94,10 +94,20 @@ def weight_of(node: fx.Node) -> fx.Node:
     return weight
 
 
-def convolutions(captured: Captured) -> Iterator[fx.Node]:
-    """The convolutions with a weight of the model's."""
+def _moving(captured: Captured) -> set[str]:
+    """The nodes whose values depend on the input; others are the same for every batch."""
+    found = {captured.input}
     for node in captured.operators:
-        if node.target in CONVOLUTIONS and isinstance(node.args[1], fx.Node) and node.args[1].name in captured.owner:
+        if any(source.name in found for source in node.all_input_nodes):
+            found.add(node.name)
+    return found
+
+
+def convolutions(captured: Captured) -> Iterator[fx.Node]:
+    """The convolutions with a weight of the model's of what depends on the input."""
+    moving = _moving(captured)
+    for node in captured.operators:
+        if node.name in moving and node.target in CONVOLUTIONS and isinstance(node.args[1], fx.Node) and node.args[1].name in captured.owner:
             yield node
 
 
@@ -196,7 +206,7 @@ def _around(captured: Captured, layers: dict[str, Layer], stops: set[str]) -> La
     tensors = {layer.source for layer in layers.values()}
     channels = {layer.bare for layer in layers.values()} - tensors
     ends = {layer.end for layer in layers.values()} - tensors - channels
-    ranks = {len(layer.how.stride) + 2 for layer in layers.values()}
+    ranks, moving = {len(layer.how.stride) + 2 for layer in layers.values()}, _moving(captured)
     relus: dict[str, bool] = {}
     bounds: dict[str, float] = {}
     for segment in _segments(captured, stops):
@@ -204,7 +214,8 @@ def _around(captured: Captured, layers: dict[str, Layer], stops: set[str]) -> La
             continue
         if segment.start.meta["val"].dim() in ranks and segment.start.name in stops and ENTRY + segment.start.name not in tensors:
             channels.add(ENTRY + segment.start.name)
-        channels |= {node.name for node in segment.nodes if _sums(node, ranks) and node.name not in tensors and not _rectified(node, tensors, stops)}
+        sums = [node for node in segment.nodes if _sums(node, ranks, moving) and node.name not in tensors]
+        channels |= {node.name for node in sums if not _rectified(node, tensors, stops)}
     positive: set[str] = set()
     for node in captured.operators:
         if node.name in tensors | channels | ends and _rectifies(node):
@@ -234,11 +245,11 @@ def _segments(captured: Captured, stops: set[str]) -> list[_Segment]:
     return found
 
 
-def _sums(node: fx.Node, ranks: set[int]) -> bool:
-    """Whether it adds two tensors of the model's, not a number to one."""
+def _sums(node: fx.Node, ranks: set[int], moving: set[str]) -> bool:
+    """Whether it adds two tensors that depend on the input, not a number or a constant to one."""
     if getattr(node.target, "overloadpacket", None) not in _SUMS:
         return False
-    return all(isinstance(source, fx.Node) and source.meta["val"].dim() in ranks for source in node.args[:2])
+    return all(isinstance(source, fx.Node) and source.name in moving and source.meta["val"].dim() in ranks for source in node.args[:2])
 
 
 def _rectified(node: fx.Node, tensors: set[str], stops: set[str]) -> bool:

@@ -1,4 +1,6 @@
-"""Arithmetic in 8 bits as ATen-level operators: eagerly what onnxruntime computes to the last bit, traced as one operator each, and differentiable.
+"""Arithmetic in 8 bits as ATen-level operators: eagerly what onnxruntime computes, traced as one operator each, and differentiable.
+
+Eager sums are float32: those below 2²⁴ are onnxruntime's to the last bit.
 
 Tensors between operators stay float32, with values that lie on a grid: real = (code − zero)·scale, codes 0..255. Where an operator that gives such a
 tensor meets one that wants it on the same grid, nothing is left between them on the device but the codes.

@@ -145,18 +145,38 @@ class Rounding:
         return self.normalise.fixed(norm.name, weight, bias, norm.eps)
 
     def _convolve(self, layer: Layer, x: Tensor, scaling: tuple[Tensor, Tensor] | None, to: Grid) -> Tensor:
-        codes, weight_scale = (self.tensors[name] for name in weight_name(layer.weight))
-        source, how = self._grid(layer.source), layer.how
-        unit, shift = weight_scale, self.tensors[layer.bias] if layer.bias else torch.zeros_like(weight_scale)
-        if scaling is not None:
-            unit, shift = unit * scaling[0], shift * scaling[0] + scaling[1]
-        least = (shift.abs() + CODES * to.scale) / (source.scale * MOST)  # a channel that is scaled to nothing still has its shift
-        unit = torch.where(unit.abs() < least, torch.where(unit < 0, -least, least), unit)
-        bias = torch.round((shift + to.zero.to(shift.dtype) * to.scale) / (source.scale * unit)).to(torch.int32)
-        turned, reach = (self.tensors.get(name) for name in gradient_name(layer.node, layer.weight))
-        y = quantised_convolution(
-            x, codes, weight_scale if scaling is None else weight_scale * scaling[0], source.scale, source.zero, unit / to.scale, bias,
-            to.scale, to.zero, turned, reach, how.stride, how.padding, how.dilation, how.groups,
-        )  # fmt: skip
-        return self._known(y, to)
+        return self._known(convolved(layer, self.tensors, x, scaling, to, gradient_name(layer.node, layer.weight)), to)
 
+
+def convolved(
+    layer: Layer,
+    tensors: Mapping[str, Tensor],
+    x: Tensor,
+    scaling: tuple[Tensor, Tensor] | None,
+    to: Grid,
+    gradient: tuple[str, str] = ("", ""),
+) -> Tensor:
+    """A convolution in 8 bits.
+
+    Args:
+        layer: which.
+        tensors: the numbers, by name.
+        x: its input (N, C_in, …).
+        scaling: scale and shift (C_out,) of what follows and is part of it; None: nothing.
+        to: the grid of the result.
+        gradient: names of the numbers for the gradient in 8 bits, where there are any.
+    """
+    codes, weight_scale = (tensors[name] for name in weight_name(layer.weight))
+    source, how = Grid(*(tensors[name] for name in grid_name(layer.source))), layer.how
+    unit, shift = weight_scale, tensors[layer.bias] if layer.bias else torch.zeros_like(weight_scale)
+    if scaling is not None:
+        unit, shift = unit * scaling[0], shift * scaling[0] + scaling[1]
+    real = unit
+    least = (shift.abs() + CODES * to.scale) / (source.scale * MOST)  # a channel that is scaled to nothing still has its shift
+    unit = torch.where(unit.abs() < least, torch.where(unit < 0, -least, least), unit)
+    bias = torch.round((shift + to.zero.to(shift.dtype) * to.scale) / (source.scale * unit)).to(torch.int32)
+    turned, reach = (tensors.get(name) for name in gradient)
+    return quantised_convolution(
+        x, codes, real, source.scale, source.zero, unit / to.scale, bias, to.scale, to.zero, turned, reach,
+        how.stride, how.padding, how.dilation, how.groups,
+    )  # fmt: skip
