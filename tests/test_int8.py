@@ -284,7 +284,7 @@ def test_the_ledger_of_prepared_graphs_is_what_a_process_takes(wide: Any, monkey
     found = measure(odd.path, Choice("adapt", 4, "adapt.b4", NAMES, True, 0, 0.0), prepared=True)
     assert found["weights"] <= told["weights"].bytes <= found["weights"] + 20 * 65536  # windows round up, for each copy
     assert told["prepacked weights"].bytes < exported["prepacked weights"].bytes - 8 * 9 * WIDE * WIDE
-    assert told.total < exported.total - (3 if TELLS else 1) * 9 * WIDE * WIDE  # what does not tell counts what is copied twice
+    assert told.total < exported.total - (2 if TELLS else 1) * 9 * WIDE * WIDE  # what does not tell counts what is copied twice
     assert 0.97 * told.total < found["peak"] < 1.03 * told.total
 
 
@@ -293,7 +293,7 @@ def test_a_budget_takes_prepared_graphs_on_bytes(wide: Any) -> None:
     odd, entry = wide
     needs, exported = Needs(odd, 1, entry), Needs(odd, 1)
     plan, other = (laid_out(given, planned(given, NAMES)) for given in (needs, exported))
-    assert plan.total < other.total - 3 * 9 * WIDE * WIDE
+    assert plan.total < other.total - 2 * 9 * WIDE * WIDE  # which version of a graph is the fastest here says how much less
     assert needs.need("predict.b1", False).region > needs["predict.b1"].region
     with Adapter.open(odd.path, "8GiB") as adapter:
         assert np.isfinite(adapter.adapt(frames(4))).all()

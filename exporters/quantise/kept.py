@@ -33,6 +33,7 @@ class Kept:
         self.batch = batch
         self._held: set[int] = set()
         self._grids: dict[tuple[object, ...], Grid] = {}
+        self._even: dict[int, Grid] = {}
         self._alive: list[Tensor] = []
 
     def whole(self, tensors: Iterable[Tensor]) -> None:
@@ -44,6 +45,8 @@ class Kept:
     def lies_on(self, value: Tensor, grid: Grid) -> None:
         """Told of a tensor whose values lie on a grid."""
         self._grids[_place(value)] = grid
+        if not grid.scale.dim():  # one for all: views of it lie there too
+            self._even[_storage(value)] = grid
         self._alive.append(value)  # or another would take its place in memory, and its name here
 
     def hooks(self) -> saved_tensors_hooks:
@@ -54,7 +57,7 @@ class Kept:
         if x.dtype != torch.float32 or not self._large(x) or _storage(x) in self._held:
             return x
         with torch.no_grad():
-            grid = self._grids.get(_place(x)) or range_of(x)
+            grid = self._grids.get(_place(x)) or self._even.get(_storage(x)) or range_of(x)
             return to_codes(x, grid.scale, grid.zero), grid.scale, grid.zero
 
     @staticmethod
