@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -159,6 +159,17 @@ class Graph:
     def late(self, node: Node) -> bool:
         """Whether a node belongs to a step's backward pass; False where there is none. Nodes that passes make beside others' results do."""
         return self._forward is not None and not any(out in self._forward for out in node.outputs)
+
+    def rewrite(self, replacement: Callable[[Node], list[Node] | None]) -> bool:
+        """Put other nodes in the place of those that `replacement` gives some for; whether there were any."""
+        nodes: list[Node] = []
+        changed = False
+        for node in self.nodes:
+            found = replacement(node)
+            nodes += [node] if found is None else found
+            changed = changed or found is not None
+        self.nodes = nodes
+        return changed
 
     def rename(self, old: str, new: str) -> None:
         """Rename a produced value everywhere."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from edgeadapt.exporters.ir import Graph, Node, Value
@@ -22,21 +20,18 @@ def _alone(graph: Graph) -> dict[str, Node]:
 def mask_codes(graph: Graph) -> bool:
     """Values that a mask leaves or makes zero: so the mask leaves their codes, or makes them zero's. A byte is moved where four were, twice."""
     makers, casts = _alone(graph), {node.outputs[0]: node for node in graph.nodes if node.op == "Cast"}
-    nodes: list[Node] = []
-    changed = False
-    for node in graph.nodes:
+
+    def masked(node: Node) -> list[Node] | None:
         found = _masked(graph, node, makers, casts) if node.op == "Mul" else None
         if found is None:
-            nodes.append(node)
-            continue
+            return None
         maker, mask, zero = found
         value = graph.values[maker.inputs[0]]
         codes = graph.declare(graph.fresh("where"), value.shape, value.dtype)
-        nodes.append(graph.stands_for(node, Node("Where", [mask, maker.inputs[0], zero.name], [codes.name], {}, node.module)))
-        nodes.append(Node("DequantizeLinear", [codes.name, *maker.inputs[1:]], node.outputs, dict(maker.attributes), node.module))
-        changed = True
-    graph.nodes = nodes
-    return changed
+        chosen = graph.stands_for(node, Node("Where", [mask, maker.inputs[0], zero.name], [codes.name], {}, node.module))
+        return [chosen, Node("DequantizeLinear", [codes.name, *maker.inputs[1:]], node.outputs, dict(maker.attributes), node.module)]
+
+    return graph.rewrite(masked)
 
 
 def _masked(graph: Graph, node: Node, makers: dict[str, Node], casts: dict[str, Node]) -> tuple[Node, str, Value] | None:
@@ -56,22 +51,18 @@ def scale_codes(graph: Graph) -> bool:
     """Values times a factor for each channel: the same codes of another scale."""
     makers = _alone(graph)
     reshapes = {node.outputs[0]: node for node in graph.nodes if node.op == "Reshape"}
-    nodes: list[Node] = []
-    changed = False
-    for node in graph.nodes:
+
+    def scaled(node: Node) -> list[Node] | None:
         found = _scaled(graph, node, makers, reshapes) if node.op == "Mul" else None
         if found is None:
-            nodes.append(node)
-            continue
+            return None
         maker, factor, zero = found
-        scale = graph.values[maker.inputs[1]]
         product = graph.declare(graph.fresh("mul"), factor.shape, factor.dtype)
-        nodes.append(graph.stands_for(node, Node("Mul", [scale.name, factor.name], [product.name], {}, node.module)))
+        scale = graph.stands_for(node, Node("Mul", [maker.inputs[1], factor.name], [product.name], {}, node.module))
         zeros = graph.constant(np.full(factor.shape, zero))
-        nodes.append(Node("DequantizeLinear", [maker.inputs[0], product.name, zeros.name], node.outputs, {"axis": 1}, node.module))
-        changed = True
-    graph.nodes = nodes
-    return changed
+        return [scale, Node("DequantizeLinear", [maker.inputs[0], product.name, zeros.name], node.outputs, {"axis": 1}, node.module)]
+
+    return graph.rewrite(scaled)
 
 
 def _scaled(graph: Graph, node: Node, makers: dict[str, Node], reshapes: dict[str, Node]) -> tuple[Node, Value, np.uint8] | None:
@@ -85,6 +76,6 @@ def _scaled(graph: Graph, node: Node, makers: dict[str, Node], reshapes: dict[st
         flat = graph.values[vector.inputs[0]] if vector is not None else None
         if flat is None or len(shape) < 3 or flat.shape != (shape[1],) or factor.shape != (1, shape[1], *[1] * (len(shape) - 2)):
             continue
-        if maker.attributes.get("axis", 1) == 1 and math.prod(factor.shape) == shape[1]:
+        if maker.attributes.get("axis", 1) == 1:
             return maker, flat, zero.flat[0]
     return None

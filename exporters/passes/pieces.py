@@ -107,17 +107,12 @@ def _in_pieces(graph: Graph, chain: _Chain, end: Node, count: int) -> list[Node]
 def reduce_in_pieces(graph: Graph) -> bool:
     """Means over the batch of values made from codes, or of their squares, as means of pieces."""
     makers = {out: node for node in graph.nodes for out in node.outputs}
-    nodes: list[Node] = []
-    changed = False
-    for node in graph.nodes:
+
+    def cut(node: Node) -> list[Node] | None:
         found = _mean(graph, node, makers) if node.op == "ReduceMean" else None
-        if found is None:
-            nodes.append(node)
-            continue
-        nodes += _means(graph, node, *found)
-        changed = True
-    graph.nodes = nodes
-    return changed
+        return None if found is None else _means(graph, node, *found)
+
+    return graph.rewrite(cut)
 
 
 def _mean(graph: Graph, node: Node, makers: dict[str, Node]) -> tuple[Node, bool, int] | None:

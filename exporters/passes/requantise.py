@@ -10,20 +10,23 @@ from edgeadapt.exporters.quantise.operators import CODES
 
 def cut_codes(graph: Graph) -> bool:
     """What is cut from values along the batch is cut from their codes: the values of one piece at a time exist."""
-    makers, changed = _makers(graph), False
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        nodes.append(node)
+    makers = _makers(graph)
+
+    def sliced(node: Node) -> list[Node] | None:
         maker = makers.get(node.inputs[0]) if node.op == "Slice" else None
         axes = graph.constants.get(node.inputs[3]) if maker is not None and len(node.inputs) > 3 else None
         if maker is None or axes is None or axes.tolist() != [0] or node.outputs[0] in graph.outputs:
-            continue
-        codes = graph.declare(graph.fresh("slice"), graph.values[node.outputs[0]].shape, graph.values[maker.inputs[0]].dtype)
-        nodes[-1] = graph.stands_for(node, Node("Slice", [maker.inputs[0], *node.inputs[1:]], [codes.name], node.attributes, node.module))
-        nodes.append(Node("DequantizeLinear", [codes.name, *maker.inputs[1:]], node.outputs, dict(maker.attributes), node.module))
-        changed = True
-    graph.nodes = nodes
-    return changed
+            return None
+        return _of_codes(graph, node, maker)
+
+    return graph.rewrite(sliced)
+
+
+def _of_codes(graph: Graph, node: Node, maker: Node) -> list[Node]:
+    """A node that only picks from its first input, picking from the codes which that is made from, and what makes its values of them."""
+    codes = graph.declare(graph.fresh(node.op.lower()), graph.values[node.outputs[0]].shape, graph.values[maker.inputs[0]].dtype)
+    picked = graph.stands_for(node, Node(node.op, [maker.inputs[0], *node.inputs[1:]], [codes.name], node.attributes, node.module))
+    return [picked, Node("DequantizeLinear", [codes.name, *maker.inputs[1:]], node.outputs, dict(maker.attributes), node.module)]
 
 
 def make_late(graph: Graph) -> bool:
@@ -121,18 +124,13 @@ def compare_codes(graph: Graph) -> bool:
 
 def pool_codes(graph: Graph) -> bool:
     """The largest value has the largest code."""
-    makers, changed = _makers(graph), False
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        nodes.append(node)
+    makers = _makers(graph)
+
+    def pooled(node: Node) -> list[Node] | None:
         maker = makers.get(node.inputs[0]) if node.op == "MaxPool" and len(node.outputs) == 1 else None
         scale = graph.constants.get(maker.inputs[1]) if maker is not None else None
         if maker is None or scale is None or not (scale > 0).all() or node.outputs[0] in graph.outputs:
-            continue
-        value = graph.values[node.outputs[0]]
-        pooled = graph.declare(graph.fresh("maxpool"), value.shape, np.uint8)
-        nodes[-1] = graph.stands_for(node, Node("MaxPool", [maker.inputs[0]], [pooled.name], node.attributes, node.module))
-        nodes.append(Node("DequantizeLinear", [pooled.name, *maker.inputs[1:]], node.outputs, dict(maker.attributes), node.module))
-        changed = True
-    graph.nodes = nodes
-    return changed
+            return None
+        return _of_codes(graph, node, maker)
+
+    return graph.rewrite(pooled)

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from edgeadapt.exporters.quantise.operators import CODES, from_codes, to_codes
-from edgeadapt.exporters.quantise.ranges import Grid
+from edgeadapt.exporters.quantise.operators import from_codes, to_codes
+from edgeadapt.exporters.quantise.ranges import Grid, grid_between
 
 SMALL = 16384
 """Tensors of fewer elements are kept as they are: the nodes cost more than the bytes."""
@@ -76,9 +76,7 @@ class Kept:
 def range_of(x: Tensor) -> Grid:
     """The grid of each channel (axis 1) from its least to its largest value, with zero among its values."""
     axes = [axis for axis in range(x.dim()) if axis != 1]
-    low, high = x.amin(axes).clamp(max=0.0), x.amax(axes).clamp(min=0.0)
-    scale = ((high - low) / CODES).clamp(min=LEAST)
-    return Grid(scale, torch.round(-low / scale).clamp(0, CODES).to(torch.uint8))
+    return grid_between(x.amin(axes), x.amax(axes), LEAST)
 
 
 LEAST = 1e-30

@@ -38,10 +38,10 @@ class Grid:
         return (CODES - self.zero.to(torch.float32)) * self.scale
 
 
-def grid_between(low: Tensor, high: Tensor) -> Grid:
-    """The finest grid that reaches from `low` to `high` and has zero among its values; for a range without extent one around zero."""
+def grid_between(low: Tensor, high: Tensor, least: float = TINY) -> Grid:
+    """The finest grid that reaches from `low` to `high` and has zero among its values; steps are `least` at least, as for a range without extent."""
     low, high = low.clamp(max=0.0), high.clamp(min=0.0)
-    scale = ((high - low) / CODES).clamp(min=TINY)
+    scale = ((high - low) / CODES).clamp(min=least)
     return Grid(scale, torch.round(-low / scale).clamp(0, CODES).to(torch.uint8))
 
 
