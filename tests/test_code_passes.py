@@ -116,23 +116,34 @@ def moving(graph: Graph, codes: Value) -> Value:
     return graph.op("QuantizeLinear", [y, graph.constant(0.01, np.float32), graph.constant(0, U8)], made.shape, np.uint8)
 
 
-def test_large_tensors_are_made_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("batch", [8, 7])  # in pieces of one size, and of two
+def test_large_tensors_are_made_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatch, batch: int) -> None:
+    shape = (batch, *SHAPE[1:])
     monkeypatch.setattr(pieces, "PIECE", 4 * int(np.prod(SHAPE)) // 4)
     graph = Graph("g")
-    graph.output("y", graph.op("Identity", [moving(graph, graph.input("codes", SHAPE, np.uint8))], SHAPE))
+    graph.output("y", graph.op("Identity", [moving(graph, graph.input("codes", shape, np.uint8))], shape))
     feeds = feeds_of(graph)
     (before,) = run(graph, feeds)
     assert reduce_in_pieces(graph)
     assert drop_unread(graph)
     assert map_in_pieces(graph)
     drop_unread(graph)
-    whole = [value for node in graph.nodes for value in (graph.values[out] for out in node.outputs) if value.shape == SHAPE]
+    whole = [value for node in graph.nodes for value in (graph.values[out] for out in node.outputs) if value.shape == shape]
     assert {value.dtype for value in whole} == {U8}  # nothing else exists whole
+    assert sum(node.op == "Concat" for node in graph.nodes) == 3
+    assert sum(node.op == "QuantizeLinear" for node in graph.nodes) == 4
     (after,) = run(graph, feeds)
     apart = np.abs(after.astype(int) - before.astype(int))
     assert apart.max() <= 1
     assert apart.mean() < 0.01
     assert len(np.unique(before)) > 20
+
+
+def test_pieces_are_as_equal_as_can_be_and_not_many() -> None:
+    assert pieces.batch_pieces(Value("x", (61, 32, 32, 32), np.dtype(np.uint8))) == [15, 15, 15, 16]
+    assert pieces.batch_pieces(Value("x", (64, 64, 112, 112), np.dtype(np.float32))) == [4] * 16
+    assert pieces.batch_pieces(Value("x", (2, 64, 112, 112), np.dtype(np.float32))) == [1, 1]
+    assert pieces.batch_pieces(Value("x", (16, 8, 8, 8), np.dtype(np.uint8))) == [16]
 
 
 def test_small_tensors_and_open_chains_are_left() -> None:

@@ -15,14 +15,18 @@ from edgeadapt.exporters.ir import Graph, Node, Value
 PIECE = 2**21
 """Bytes of float32 made at once, at most. Smaller pieces are little faster, and each costs nodes, of which a session holds some 4.5 KB each."""
 
+MOST = 16
+"""Pieces at most: beside codes as large as four of them, larger pieces weigh little."""
+
 LOCAL = {"DequantizeLinear", "BatchNormalization", "Relu", "Clip", "Add", "Sub", "Mul", "QuantizeLinear"}
 """Operators that treat each sample of a batch by itself, where their other inputs are the same for all."""
 
 
-def batch_pieces(value: Value) -> int:
-    """Into how many pieces of equal size a tensor's batch is cut; 1: not at all."""
+def batch_pieces(value: Value) -> list[int]:
+    """Samples in each of the pieces that a tensor's batch is cut into, as equal as can be; one piece: it is not cut."""
     batch, size = value.shape[0], value.nbytes if value.dtype == np.float32 else 4 * value.nbytes
-    return next((count for count in range(1, batch + 1) if batch % count == 0 and size // count <= PIECE), batch)
+    count = max(1, min(-(-size // PIECE), batch, MOST))
+    return [batch * (index + 1) // count - batch * index // count for index in range(count)]
 
 
 @dataclass
@@ -72,27 +76,23 @@ def map_in_pieces(graph: Graph) -> bool:
     gone: set[int] = set()
     for end in graph.nodes:
         value = graph.values[end.outputs[0]]
-        count = batch_pieces(value) if end.op == "QuantizeLinear" and len(value.shape) > 2 else 1
-        chain = _chain(graph, end, makers, readers) if count > 1 and end.outputs[0] not in graph.outputs else None
+        sizes = batch_pieces(value) if end.op == "QuantizeLinear" and len(value.shape) > 2 else []
+        chain = _chain(graph, end, makers, readers) if len(sizes) > 1 and end.outputs[0] not in graph.outputs else None
         if chain is not None:
-            replaced[id(end)] = _in_pieces(graph, chain, end, count)
+            replaced[id(end)] = _in_pieces(graph, chain, end, sizes)
             gone |= {id(node) for node in chain.nodes if node.op != "DequantizeLinear"}  # others may read those
     if gone:
         graph.nodes = [new for node in graph.nodes for new in (replaced.get(id(node), []) if id(node) in gone else [node])]
     return bool(gone)
 
 
-def _in_pieces(graph: Graph, chain: _Chain, end: Node, count: int) -> list[Node]:
+def _in_pieces(graph: Graph, chain: _Chain, end: Node, sizes: list[int]) -> list[Node]:
     value, early = graph.values[end.outputs[0]], not graph.late(end)
-    size, made, parts = value.shape[0] // count, [], []
-    shape = (size, *value.shape[1:])
-    for index in range(count):
-        renamed: dict[str, str] = {}
-        for name in chain.codes:
-            piece = graph.declare(graph.fresh("slice"), shape, np.uint8)
-            bounds = [graph.ints([number]).name for number in (index * size, (index + 1) * size, 0)]
-            made.append(Node("Slice", [name, *bounds], [piece.name], {}, end.module))
-            renamed[name] = piece.name
+    made: list[Node] = []
+    parts = []
+    for start, size in _starts(sizes):
+        renamed = {name: _slice(graph, name, start, size, end, made) for name in chain.codes}
+        shape = (size, *value.shape[1:])
         for node in chain.nodes:
             out = graph.values[node.outputs[0]]
             renamed[out.name] = graph.declare(graph.fresh("piece"), shape, out.dtype).name
@@ -102,6 +102,20 @@ def _in_pieces(graph: Graph, chain: _Chain, end: Node, count: int) -> list[Node]
     if early:
         graph.in_forward(made)
     return made
+
+
+def _starts(sizes: list[int]) -> list[tuple[int, int]]:
+    """Where each piece begins, and its size."""
+    return [(sum(sizes[:index]), size) for index, size in enumerate(sizes)]
+
+
+def _slice(graph: Graph, codes: str, start: int, size: int, end: Node, made: list[Node]) -> str:
+    """A piece of codes, for what `end` ends; its node is put on `made`."""
+    value = graph.values[codes]
+    piece = graph.declare(graph.fresh("slice"), (size, *value.shape[1:]), value.dtype)
+    bounds = [graph.ints([number]).name for number in (start, start + size, 0)]
+    made.append(Node("Slice", [codes, *bounds], [piece.name], {}, end.module))
+    return piece.name
 
 
 def reduce_in_pieces(graph: Graph) -> bool:
@@ -115,8 +129,8 @@ def reduce_in_pieces(graph: Graph) -> bool:
     return graph.rewrite(cut)
 
 
-def _mean(graph: Graph, node: Node, makers: dict[str, Node]) -> tuple[Node, bool, int] | None:
-    """What makes the values, whether it is their squares that are averaged, and in how many pieces."""
+def _mean(graph: Graph, node: Node, makers: dict[str, Node]) -> tuple[Node, bool, list[int]] | None:
+    """What makes the values, whether it is their squares that are averaged, and the sizes of the pieces."""
     axes = graph.constants.get(node.inputs[1]) if len(node.inputs) > 1 else None
     if axes is None or 0 not in axes.tolist() or node.outputs[0] in graph.outputs:
         return None
@@ -125,19 +139,18 @@ def _mean(graph: Graph, node: Node, makers: dict[str, Node]) -> tuple[Node, bool
         maker, squared = makers.get(maker.inputs[0]), True
     if maker is None or maker.op != "DequantizeLinear" or maker.inputs[0] in graph.constants:
         return None
-    count = batch_pieces(graph.values[maker.outputs[0]])
-    return (maker, squared, count) if count > 1 else None
+    sizes = batch_pieces(graph.values[maker.outputs[0]])
+    return (maker, squared, sizes) if len(sizes) > 1 else None
 
 
-def _means(graph: Graph, node: Node, maker: Node, squared: bool, count: int) -> list[Node]:
+def _means(graph: Graph, node: Node, maker: Node, squared: bool, sizes: list[int]) -> list[Node]:
     codes, out, early = graph.values[maker.inputs[0]], graph.values[node.outputs[0]], not graph.late(node)
-    size, made, parts = codes.shape[0] // count, [], []
-    shape = (size, *codes.shape[1:])
-    for index in range(count):
-        piece, values = graph.declare(graph.fresh("slice"), shape, codes.dtype), graph.declare(graph.fresh("piece"), shape, np.float32)
-        bounds = [graph.ints([number]).name for number in (index * size, (index + 1) * size, 0)]
-        made.append(Node("Slice", [codes.name, *bounds], [piece.name], {}, node.module))
-        made.append(Node("DequantizeLinear", [piece.name, *maker.inputs[1:]], [values.name], dict(maker.attributes), node.module))
+    made: list[Node] = []
+    parts = []
+    for start, size in _starts(sizes):
+        shape = (size, *codes.shape[1:])
+        piece, values = _slice(graph, codes.name, start, size, node, made), graph.declare(graph.fresh("piece"), shape, np.float32)
+        made.append(Node("DequantizeLinear", [piece, *maker.inputs[1:]], [values.name], dict(maker.attributes), node.module))
         if squared:
             square = graph.declare(graph.fresh("piece"), shape, np.float32)
             made.append(Node("Mul", [values.name, values.name], [square.name], {}, node.module))
@@ -147,8 +160,13 @@ def _means(graph: Graph, node: Node, maker: Node, squared: bool, count: int) -> 
         made.append(Node("ReduceMean", [values.name, node.inputs[1]], [mean.name], dict(node.attributes), node.module))
         made.append(Node("Reshape", [mean.name, graph.ints(part.shape).name], [part.name], {}, node.module))
         parts.append(part.name)
-    joined = graph.declare(graph.fresh("means"), (count, *out.shape), np.float32)
+    joined = graph.declare(graph.fresh("means"), (len(sizes), *out.shape), np.float32)
     made.append(Node("Concat", parts, [joined.name], {"axis": 0}, node.module))
+    if len(set(sizes)) > 1:  # a piece counts by its samples
+        shares = np.array(sizes, np.float32).reshape(-1, *(1 for _ in out.shape)) * np.float32(len(sizes) / sum(sizes))
+        weighted = graph.declare(graph.fresh("means"), joined.shape, np.float32)
+        made.append(Node("Mul", [joined.name, graph.constant(shares).name], [weighted.name], {}, node.module))
+        joined = weighted
     made.append(Node("ReduceMean", [joined.name, graph.ints([0]).name], list(node.outputs), {"keepdims": 0}, node.module))
     if early:
         graph.in_forward(made)
