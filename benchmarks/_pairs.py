@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +17,13 @@ from benchmarks._turns import Worker, paired_ratio, rounds, serve
 
 TORCH = ("plain", "lean", "plain-channels-last", "lean-channels-last")
 KINDS = ("bundle", *TORCH)
+FORMS: dict[str, dict[str, Any]] = {
+    "": {},
+    "int8": {"quantize": "int8"},
+    "int8-compact": {"quantize": "int8", "updates": "compact"},
+    "int8-tiny": {"quantize": "int8", "updates": "tiny"},
+}
+"""What a bundle may be exported with besides; "": float32."""
 MOMENTS = ("momentum.", "first.", "second.", "step")
 
 
@@ -45,22 +52,32 @@ def turns(run: Callable[[np.ndarray], np.ndarray], state: Callable[[], dict[str,
     serve(turn, lambda path: np.savez(path, logits=last[0], **state()))
 
 
-def make_bundle(folder: Path, model: str, method: str, sizes: Sequence[int], parts: int) -> tuple[Path, Path]:
-    """Export random weights without warm-up, unless it is in the folder; the bundle, and its initial state as .npz."""
-    from benchmarks._networks import NETWORKS, SHAPE
+def make_bundle(folder: Path, model: str, method: str, sizes: Sequence[int], parts: int, form: str = "") -> tuple[Path, Path]:
+    """Export without warm-up in one of the forms, unless it is in the folder; the bundle, and its initial state as .npz.
+
+    Weights are random. In 8 bits they are the pack's, and so are the samples, as which layers bear 8 bits hangs on them.
+    """
+    from benchmarks._networks import NETWORKS, SHAPE, data_pack
+    from benchmarks.cifar_stream import source_samples
     from edgeadapt.bundle import Bundle, InputSpec
     from edgeadapt.exporters.data import Samples
     from edgeadapt.exporters.export import export
+    from tests.zoo.data import Pack
 
-    stem = f"{model}-{method}-{parts}-{'-'.join(map(str, sizes))}"
+    stem = f"{model}-{method}-{parts}-{'-'.join(map(str, sizes))}{form and f'-{form}'}"
     path, state = folder / f"{stem}.edgeadapt", folder / f"{stem}.npz"
     if path.exists() and state.exists():
         return path, state
-    data = Samples(np.concatenate(batches(8, 32)), np.arange(256) % 10, InputSpec(SHAPE))
+    network = NETWORKS[model]
+    if form:
+        pack = Pack(data_pack())
+        net, data = network.trained(pack.folder), source_samples(pack, model, 1000, 0)
+    else:
+        net, data = network.random(), Samples(np.concatenate(batches(8, 32)), np.arange(256) % 10, InputSpec(SHAPE))
     options: dict[str, Any] = {"method": method, "batches": tuple(sizes), "allow_drop": True, "threads": 1}
     options |= {} if method in ("source", "norm") else {"rate": 5e-3}  # a rate whose steps stand out from rounding, for the comparison
     options |= {"epochs": 0, "parts": parts} if method == "ecotta" else {}
-    export(NETWORKS[model].random(), path, shape=SHAPE, data=data, **options)
+    export(net, path, shape=SHAPE, data=data, **options, **FORMS[form])
     np.savez(state, **Bundle.open(path).initial_state())
     return path, state
 
@@ -91,10 +108,18 @@ def plain_side(model: Any, setting: dict[str, Any], role: str, **options: Any) -
     return plain.to(memory_format=torch.channels_last) if "channels-last" in setting["kind"] else plain
 
 
-def measure(script: Path, folder: Path, setting: dict[str, Any], kinds: Sequence[str], count: int, budgets: Sequence[str] = ()) -> dict[str, Any]:
+def measure(
+    script: Path,
+    folder: Path,
+    setting: dict[str, Any],
+    kinds: Sequence[str],
+    count: int,
+    budgets: Sequence[str] = (),
+    others: Mapping[str, Path] | None = None,
+) -> dict[str, Any]:
     """Times, peaks and floors of the bundle and of some kinds of PyTorch at one setting, and how far apart the first kind and the bundle end.
 
-    With budgets the bundle is also run inside each of them.
+    With budgets the bundle is also run inside each of them, and so are the `others`, bundles by name, which are run beside.
     """
     trivial = folder / "trivial.onnx"
     trivial_model(str(trivial))
@@ -103,9 +128,12 @@ def measure(script: Path, folder: Path, setting: dict[str, Any], kinds: Sequence
         with Worker(f"floor of {library}", [sys.executable, str(script.with_name("_floors.py")), *command], setting["threads"]) as floor:
             floors[library] = floor.peak
     workers = []
-    sides = [(kind, kind, None) for kind in kinds] + [(f"bundle in {budget}", "bundle", budget) for budget in budgets] + [("bundle", "bundle", None)]
-    for name, kind, budget in sides:
-        chosen = json.dumps({**setting, "kind": kind, "budget": budget})
+    sides: list[tuple[str, dict[str, Any]]] = [(kind, {"kind": kind}) for kind in kinds]
+    for form, path in {**(others or {}), "bundle": Path(setting["bundle"])}.items():
+        side = {"kind": "bundle", "bundle": str(path)}
+        sides += [(f"{form} in {budget}", {**side, "budget": budget}) for budget in budgets] + [(form, side)]
+    for name, side in sides:
+        chosen = json.dumps({**setting, **side})
         workers.append(Worker(name, [sys.executable, str(script), "--setting", chosen], setting["threads"]))
     with ExitStack() as stack:
         for worker in workers:
@@ -115,7 +143,7 @@ def measure(script: Path, folder: Path, setting: dict[str, Any], kinds: Sequence
         apart = agreement(folder, workers[0], workers[-1], Path(setting["state"]))
     rows = {}
     for worker, peak in zip(workers, peaks):
-        floor = floors["onnxruntime" if worker.name.startswith("bundle") else "torch"]
+        floor = floors["torch" if worker.name in kinds else "onnxruntime"]
         times = {"seconds": worker.median, "all": worker.seconds, "time_ratio": paired_ratio(worker, workers[0])}
         rows[worker.name] = {**times, "peak": peak, "floor": floor}
     return {"threads": setting["threads"], "rows": rows, "apart": apart}
@@ -148,10 +176,10 @@ def show(result: dict[str, Any]) -> None:
     rows, million, unit = result["rows"], 1e6, result["unit"]
     base, per = next(iter(rows.values())), result["per"]
     print(f"\n{result['title']}, {result['threads']} thread(s), medians of {len(base['all'])} rounds")
-    print(f"{'':20}{unit:>12}{'ratio':>8}{'peak, MB':>10}{'ratio':>8}{'floor, MB':>11}{'peak - floor':>14}{'ratio':>8}")
+    print(f"{'':28}{unit:>12}{'ratio':>8}{'peak, MB':>10}{'ratio':>8}{'floor, MB':>11}{'peak - floor':>14}{'ratio':>8}")
     for name, row in rows.items():
         above = row["peak"] - row["floor"]
         time = f"{1e3 * row['seconds'] / per:12.3f}{row['time_ratio']:8.2f}"
         memory = f"{row['peak'] / million:10.1f}{row['peak'] / base['peak']:8.2f}"
-        print(f"{name:20}{time}{memory}{row['floor'] / million:11.1f}{above / million:14.1f}{above / (base['peak'] - base['floor']):8.2f}")
+        print(f"{name:28}{time}{memory}{row['floor'] / million:11.1f}{above / million:14.1f}{above / (base['peak'] - base['floor']):8.2f}")
     print("apart at the end, relative: " + ", ".join(f"{name} {value:.1e}" for name, value in result["apart"].items()), flush=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks._pairs import TORCH, batches, make_bundle, measure, plain_side, settings_of, show, turns
+from benchmarks._pairs import FORMS, TORCH, batches, make_bundle, measure, plain_side, settings_of, show, turns
 
 HERE = Path(__file__).resolve()
 
@@ -64,7 +64,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--json", type=Path, help="write the results here")
     parser.add_argument("--torch", nargs="+", default=["plain", "lean-channels-last"], choices=TORCH, help="ways to write the PyTorch side")
-    parser.add_argument("--budget", nargs="+", default=[], help="also run the bundle inside these budgets, such as 170MB")
+    parser.add_argument("--form", nargs="+", default=[], choices=[form for form in FORMS if form], help="also bundles in these forms")
+    parser.add_argument("--budget", nargs="+", default=[], help="also run the bundles inside these budgets, such as 170MB")
     parser.add_argument("--folder", type=Path, help="keep bundles and what is prepared of them here, and use those that are here")
     parser.add_argument("--prepare", action="store_true", help="prepare the bundle for this machine before")
     parser.add_argument("--setting", help=argparse.SUPPRESS)
@@ -79,10 +80,12 @@ def main() -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for batch in choices.batch:
             bundle, state = make_bundle(folder, choices.model, choices.method, [batch], choices.parts)
+            others = {form: make_bundle(folder, choices.model, choices.method, [batch], choices.parts, form)[0] for form in choices.form}
             for threads in choices.threads:
                 setting = settings_of(bundle, state, choices.model, choices.method, batch, threads)
-                prepare(bundle, threads, choices.prepare)
-                found = measure(HERE, folder, setting, choices.torch, choices.rounds, choices.budget)
+                for path in (bundle, *others.values()):
+                    prepare(path, threads, choices.prepare)
+                found = measure(HERE, folder, setting, choices.torch, choices.rounds, choices.budget, others)
                 parts = f", {choices.parts} parts" if choices.method == "ecotta" else ""
                 title = f"{choices.model}, {choices.method}{parts}, a step at batch {batch}"
                 results.append({"title": title, "batch": batch, "per": 1, "unit": "ms a step", **found})

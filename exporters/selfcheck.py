@@ -7,7 +7,8 @@ that PyTorch's own update in single precision is a few hundredths from the one i
 is measured, and twice as much is allowed, but never more than a tenth.
 
 Where the frozen model is computed in 8 bits, the last bit of a float32 number may decide a code, and codes decide others: both give values that are
-as right, some codes apart. So there too the distance between single and double precision is measured, and `SPREAD` times as much is allowed.
+as right, some codes apart. So there too the distance between single and double precision is measured, and `SPREAD` times as much is allowed: for
+updates without a bound, as those of a model that is too unstable for 8 bits may be all rounding. The export then says that they were not checked.
 """
 
 from __future__ import annotations
@@ -34,8 +35,11 @@ LOGITS, UPDATES, STATISTICS, METRICS = 1e-3, 2e-2, 1e-3, 1e-3
 ROOM, UNCERTAIN = 2.0, 0.1
 """How often an update over tolerance may be off by what single precision is from double, and the most it may be off in any case."""
 SPREAD, SPREAD_MOST = 4.0, 0.5
-"""How often anything may be off by what single precision is from double, where codes of 8 bits hang on the last bit, and the most it may be off then.
-A graph that is wrong is off by about 1."""
+"""How often anything may be off by what single precision is from double, where codes of 8 bits hang on the last bit, and the most that logits,
+statistics and metrics may be off then. A graph that is wrong is off by about 1: where updates may be off by more than this, they are not checked."""
+CODE, CODE_UPDATES = 1e-2, 5e-2
+"""What logits, statistics and metrics, and updates, may be off by in any case where there are codes: a few that lie on an edge are as much, and which
+do is chance."""
 NOTHING = 1e-3
 """An update whose elements are this small against the largest tensor's is rounding, as before a layer that cancels it."""
 
@@ -58,7 +62,8 @@ class Difference:
     logits: largest difference over the largest logit; updates: the worst tensor's ‖Δ‖/‖update‖, weighted by the gradient's size under Adam;
     statistics: the worst layer's largest difference over its largest mean or deviation; metrics: the worst scalar's difference over its size or 1;
     worst: the update that is furthest off; limit: what it may differ by, more than `UPDATES` where single precision leaves it uncertain; loose: what
-    anything may differ by where codes of 8 bits do.
+    anything may differ by where codes of 8 bits do; rounding: what flips may be; unchecked: whether single
+    precision leaves some update so uncertain that a wrong graph could not be told from a right one.
     Where the state holds whole numbers, updates count what is beyond one of their steps; flips: the share of those that are one step apart; step: the
     update metric at the initial state.
     """
@@ -73,6 +78,8 @@ class Difference:
     flips: float | None = None
     step: float | None = None
     loose: float = 0.0
+    rounding: float = FLIPS
+    unchecked: bool = False
 
     def plain(self) -> dict[str, Any]:
         """As the manifest holds it."""
@@ -96,9 +103,11 @@ class Difference:
 
         worst = self if (self.updates or 0.0) / self.limit >= (other.updates or 0.0) / other.limit else other
         statistics, metrics = larger(self.statistics, other.statistics), larger(self.metrics, other.metrics)
-        flips, loose = larger(self.flips, other.flips), max(self.loose, other.loose)
-        logits = max(self.logits, other.logits)
-        return Difference(self.graph, logits, worst.updates, statistics, metrics, worst.worst, worst.limit, flips, self.step, loose)
+        flips = self.flips if (self.flips or 0.0) / self.rounding >= (other.flips or 0.0) / other.rounding else other.flips
+        rounding, loose = max(self.rounding, other.rounding), max(self.loose, other.loose)
+        logits, unchecked = max(self.logits, other.logits), self.unchecked or other.unchecked
+        limits = (worst.limit, flips, self.step, loose, rounding, unchecked)
+        return Difference(self.graph, logits, worst.updates, statistics, metrics, worst.worst, *limits)
 
 
 def kinds_of(compiled: Compiled) -> dict[str, str]:
@@ -206,14 +215,17 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
 
     ours = _seen(program, example, got)
     updates = {name: apart(name, ours) for name in trained}
-    limits, loose = dict.fromkeys(trained, UPDATES), 0.0
+    limits, loose, rounding = dict.fromkeys(trained, UPDATES), 0.0, FLIPS
+    stored = [name for name in trained if after[name][1].any()]
     over = [name for name in trained if updates[name] > UPDATES]
     rounded = program.model.method.backbone.captured.quantisation is not None
     if (over or rounded) and (exact := _in_double(program, example)):
         double = _seen(program, example, exact)
-        room, most = (SPREAD, SPREAD_MOST) if rounded else (ROOM, UNCERTAIN)
-        limits |= {name: min(max(UPDATES, room * apart(name, double)), most) for name in over}
-        loose = min(room * _farthest(exact["logits"], want["logits"]), UNCERTAIN) if rounded else 0.0
+        room, most = (SPREAD, math.inf) if rounded else (ROOM, UNCERTAIN)
+        limits |= {name: min(max(CODE_UPDATES if rounded else UPDATES, room * apart(name, double)), most) for name in over}
+        if rounded:
+            loose = min(max(CODE, SPREAD * _farthest(exact["logits"], want["logits"])), SPREAD_MOST)
+            rounding = max(FLIPS, *(SPREAD * _flips(after[name], double[name]) for name in stored)) if stored else FLIPS
     statistics = []
     for name in (name for name in compiled.writes if kinds[name] == "statistic"):
         deviation = np.sqrt(np.abs(want[f"new.{name.rpartition('.')[0]}.variance"]).max())
@@ -232,9 +244,11 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
         max(metrics, default=None),
         worst,
         limits.get(worst, UPDATES),
-        max((_flips(after[name], ours[name]) for name in trained if after[name][1].any()), default=None),
+        max((_flips(after[name], ours[name]) for name in stored), default=None),
         float(got[f"metric.{GUARD}"]) if GUARD in compiled.metrics else None,
         loose,
+        rounding,
+        any(limit > SPREAD_MOST for limit in limits.values()),
     )
 
 
@@ -303,7 +317,7 @@ def refuse(found: Difference) -> None:
         ("updates", found.updates, found.limit),
         ("statistics", found.statistics, STATISTICS),
         ("metrics", found.metrics, METRICS),
-        ("roundings", found.flips, FLIPS),
+        ("roundings", found.flips, found.rounding),
     )
     for what, value, limit in limits:
         limit = max(limit, found.loose)
