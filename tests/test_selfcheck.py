@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from edgeadapt.errors import ExportError
 from edgeadapt.exporters import selfcheck
@@ -166,6 +167,36 @@ def test_updates_of_codes_that_hang_on_rounding_are_let_pass_and_told_of(monkeyp
     scaled(item.graph, "logits", 2.0)  # the rest is checked all the same
     with pytest.raises(ExportError, match="logits differ from PyTorch"):
         selfcheck.check([dataclasses.replace(item, model=to_onnx(item.graph, PlacedWeights()))])
+
+
+class Ranks(nn.Module):
+    """Maps, then a row of them, then maps again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.stem_norm = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8)
+        self.conv, self.conv_norm = nn.Conv2d(8, 12, 3, padding=1, stride=2), nn.BatchNorm2d(12)
+        self.row, self.row_norm = nn.Conv1d(12, 12, 3, padding=1), nn.BatchNorm1d(12)
+        self.last, self.last_norm, self.head = nn.Conv2d(12, 12, 1), nn.BatchNorm2d(12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem_norm(self.stem(x)).relu()
+        x = self.conv_norm(self.conv(x)).relu().flatten(2)
+        x = self.row_norm(self.row(x)).relu().unflatten(2, (4, 4))
+        x = self.last_norm(self.last(x)).relu()
+        return self.head(x.mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_parts_may_end_in_another_number_of_axes() -> None:
+    net = calibrate(Ranks(), (3, 8, 8), 0)
+    method = METHODS["ecotta"](capture(net, (3, 8, 8), 5), Setup(4, 3, ("relu", "view", "view_1", "relu_3")))
+    assert [len(cut.spatial) for cut in method.cuts] == [2, 1, 2, 2]  # type: ignore[attr-defined]
+    values = {**method.backbone.source_statistics(), **method.own_statistics()}
+    random = torch.Generator().manual_seed(0)
+    x, y = torch.randn(5, 3, 8, 8, generator=random), torch.randint(4, (5,), generator=random)
+    program = build(Model(method, method.parameters(), values, method.statistics, method.optimiser), "adapt", 5, x, y)
+    found = selfcheck.check(compile_program(program, PlacedWeights())[:1])[0]
+    assert (found.updates or 0.0) < selfcheck.UPDATES
 
 
 def test_a_variant_that_gives_other_bits_does_not_pass() -> None:

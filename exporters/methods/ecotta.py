@@ -70,7 +70,7 @@ class EcoTTA(Method):
         random = generator(self.setup.seed)
         table: Tensors = {}
         for k, (before, after) in enumerate(zip(self.cuts[:-1], self.cuts[1:], strict=True)):
-            kernel = [self.kernel] * len(before.spatial)
+            kernel = [self.kernel] * len(after.spatial)
             shape = (after.channels, before.channels, *kernel)
             bound = 1 / math.sqrt(before.channels * math.prod(kernel))  # torch's default for a convolution
             table[f"meta.{k}.conv.weight"] = (torch.rand(shape, generator=random) * 2 - 1) * bound
@@ -134,8 +134,15 @@ class EcoTTA(Method):
         return Term(F.cross_entropy(outcome.logits, target)), Term(hyper["regulariser"] * outcome.terms["drift"])
 
 
+def _with_axes(x: Tensor, count: int) -> Tensor:
+    """x (N, C, …) with so many axes after the channels: a part may end in another number of them, as where maps become a row."""
+    here = x.dim() - 2
+    return x.flatten(count + 1) if here > count else x.reshape(*x.shape, *[1] * (count - here))
+
+
 def _shrink(x: Tensor, weight: Tensor, size: tuple[int, ...]) -> Tensor:
     """Convolve x to the given spatial size: by stride where the sizes allow, else by average pooling before, or repetition after."""
+    x = _with_axes(x, len(size))
     here, kernel = list(x.shape[2:]), list(weight.shape[2:])
     convolve: Any = {0: F.linear, 1: F.conv1d, 2: F.conv2d}[len(here)]
     if not here:
