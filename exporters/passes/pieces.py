@@ -144,7 +144,9 @@ def _mean(graph: Graph, node: Node, makers: dict[str, Node]) -> tuple[Node, bool
 
 
 def _means(graph: Graph, node: Node, maker: Node, squared: bool, sizes: list[int]) -> list[Node]:
-    codes, out, early = graph.values[maker.inputs[0]], graph.values[node.outputs[0]], not graph.late(node)
+    codes, early = graph.values[maker.inputs[0]], not graph.late(node)
+    axes = set(graph.constants[node.inputs[1]].tolist())
+    kept = tuple(1 if {axis, axis - len(codes.shape)} & axes else size for axis, size in enumerate(codes.shape))
     made: list[Node] = []
     parts = []
     for start, size in _starts(sizes):
@@ -155,19 +157,17 @@ def _means(graph: Graph, node: Node, maker: Node, squared: bool, sizes: list[int
             square = graph.declare(graph.fresh("piece"), shape, np.float32)
             made.append(Node("Mul", [values.name, values.name], [square.name], {}, node.module))
             values = square
-        part = graph.declare(graph.fresh("mean"), (1, *out.shape), np.float32)
-        mean = graph.declare(graph.fresh("mean"), out.shape, np.float32)
-        made.append(Node("ReduceMean", [values.name, node.inputs[1]], [mean.name], dict(node.attributes), node.module))
-        made.append(Node("Reshape", [mean.name, graph.ints(part.shape).name], [part.name], {}, node.module))
+        part = graph.declare(graph.fresh("mean"), kept, np.float32)
+        made.append(Node("ReduceMean", [values.name, node.inputs[1]], [part.name], {**node.attributes, "keepdims": 1}, node.module))
         parts.append(part.name)
-    joined = graph.declare(graph.fresh("means"), (len(sizes), *out.shape), np.float32)
+    joined = graph.declare(graph.fresh("means"), (len(sizes), *kept[1:]), np.float32)
     made.append(Node("Concat", parts, [joined.name], {"axis": 0}, node.module))
     if len(set(sizes)) > 1:  # a piece counts by its samples
-        shares = np.array(sizes, np.float32).reshape(-1, *(1 for _ in out.shape)) * np.float32(len(sizes) / sum(sizes))
+        shares = np.array(sizes, np.float32).reshape(-1, *(1 for _ in kept[1:])) * np.float32(len(sizes) / sum(sizes))
         weighted = graph.declare(graph.fresh("means"), joined.shape, np.float32)
         made.append(Node("Mul", [joined.name, graph.constant(shares).name], [weighted.name], {}, node.module))
         joined = weighted
-    made.append(Node("ReduceMean", [joined.name, graph.ints([0]).name], list(node.outputs), {"keepdims": 0}, node.module))
+    made.append(Node("ReduceMean", [joined.name, node.inputs[1]], list(node.outputs), dict(node.attributes), node.module))
     if early:
         graph.in_forward(made)
     return made
