@@ -199,6 +199,8 @@ class BackboneRun:
             done = rounding.convolution(node, args[0])
             if done is None:
                 done = rounding.relu(node, args[0])
+            if done is None:
+                done = rounding.linear(node, args)
             if done is not None:
                 return done
         if node.target is operator.getitem:

@@ -197,7 +197,9 @@ def _check_finite(x: NDArray[np.float32], origin: str) -> None:
             )
 
 
-def spec_for(shape: Sequence[int], mean: Sequence[float] | None = None, std: Sequence[float] | None = None, resize: bool = False) -> InputSpec:
+def spec_for(
+    shape: Sequence[int], mean: Sequence[float] | float | None = None, std: Sequence[float] | float | None = None, resize: bool = False
+) -> InputSpec:
     """The input of a model from what a user says.
 
     Args:
@@ -219,6 +221,7 @@ def spec_for(shape: Sequence[int], mean: Sequence[float] | None = None, std: Seq
         if given is None:
             values.append(None)
             continue
+        given = (given,) if isinstance(given, (int, float)) else given
         several = tuple(float(value) for value in given) * (shape[0] if len(given) == 1 else 1)
         if len(several) != shape[0]:
             raise UsageError(f"--{name} has {len(several)} numbers for {shape[0]} channels", "give one for each channel, or one for all")

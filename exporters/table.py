@@ -74,7 +74,7 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
 def _codes(found: Quantised) -> list[str]:
     """What is in 8 bits, and the layers that are not, or that are the furthest off."""
     worst = sorted((layer for layer in found.layers if layer.choice == "int8"), key=lambda layer: layer.decibels)[:WORST]
-    rows = [("convolution", "weights", "signal/error, dB", "computed in", "why")]
+    rows = [("layer", "weights", "signal/error, dB", "computed in", "why")]
     rows += [(row.layer, f"{row.weights:,}", f"{row.decibels:.1f}", row.choice, row.why) for row in (*found.floating, *worst)]
     more = len(found.layers) - len(rows) + 1
     return [f"frozen model in {found.line()}", *columns(rows, right=(1, 2)), *([f"and {more} more, all better (edgeadapt inspect)"] if more else [])]

@@ -524,6 +524,7 @@ def test_samples_that_fit_the_model() -> None:
 
 def test_the_input_as_a_user_says_it() -> None:
     assert spec_for((3, 32, 32)) == InputSpec((3, 32, 32))
+    assert spec_for((3, 32, 32), 0.5, 0.25) == InputSpec((3, 32, 32), None, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     assert spec_for((3, 32, 32), [0.5], [0.1, 0.2, 0.3], True) == InputSpec((3, 32, 32), (32, 32), (0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
 
 

@@ -9,7 +9,7 @@ from edgeadapt.bundle.reading import Node
 
 @dataclass(frozen=True)
 class QuantisedLayer:
-    """A convolution of the frozen model.
+    """A convolution or a large linear layer of the frozen model.
 
     Attributes:
         layer: the path of the user's module.
@@ -38,7 +38,7 @@ class Quantised:
         labelled: whether these have labels.
         float_accuracy, accuracy: share of right predictions (or, without labels, of those that are float32's) before and after; None where no
             samples were held out.
-        layers: every convolution.
+        layers: every convolution, then every large linear layer.
     """
 
     form: str
@@ -58,7 +58,7 @@ class Quantised:
     def line(self) -> str:
         """What is in 8 bits and what that costs, in one line."""
         count, whole = len(self.layers) - len(self.floating), len(self.layers)
-        told = f"{self.form}: {count} of {whole} convolutions"
+        told = f"{self.form}: {count} of {whole} layers"
         told += "" if self.gradient == "none" else f", gradients in {self.gradient}, saved activations in {self.saved}"
         if self.float_accuracy is None or self.accuracy is None:
             return told

@@ -83,7 +83,7 @@ def summary(bundle: Bundle) -> str:
         parts.append(_titled("scalars that may be changed on the device", text))
     if manifest.quantisation is not None:
         layers = [(row.layer, f"{row.weights:,}", f"{row.decibels:.1f}", row.choice, row.why) for row in manifest.quantisation.layers]
-        text = table(("convolution", "weights", "signal/error, dB", "computed in", "why"), layers, left=1, words=True)
+        text = table(("layer", "weights", "signal/error, dB", "computed in", "why"), layers, left=1, words=True)
         parts.append(_titled("the frozen model in 8 bits", text))
     parts.append(_titled("state", _state(manifest.state)))
     graphs = []

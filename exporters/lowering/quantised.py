@@ -10,6 +10,7 @@ from edgeadapt.exporters.ir import Graph, Value
 from edgeadapt.exporters.lowering.arithmetic import binary
 from edgeadapt.exporters.lowering.convolution import deconvolve
 from edgeadapt.exporters.lowering.registry import BOOL, reduce, reshape, rule
+from edgeadapt.exporters.lowering.shapes import cut
 from edgeadapt.exporters.quantise.operators import CODES, LEVELS, MIDDLE, TINY
 
 CODE = np.dtype(np.uint8)
@@ -118,3 +119,43 @@ def quantised_convolution_backward(
     )
     scale = binary(graph, "Mul", step, reach)
     return to_values(graph, codes, scale, graph.constant(np.full(scale.shape, MIDDLE), CODE))
+
+
+ROWS = 2**18
+"""Numbers of a stored weight that are made into float32 at once, at most."""
+
+
+def _rows(graph: Graph, codes: Value) -> list[tuple[int, int, Value]]:
+    """Pieces of a stored weight, in float32, with the outputs that they begin and end at."""
+    count = -(-codes.shape[0] * codes.shape[1] // ROWS)
+    ends = [codes.shape[0] * index // count for index in range(count + 1)]
+    one, nothing, found = graph.constant(1.0, np.float32), graph.constant(0, np.int8), []
+    for start, end in zip(ends, ends[1:]):
+        piece = cut(graph, codes, 0, start, end)
+        found.append((start, end, graph.op("DequantizeLinear", [piece, one, nothing], piece.shape, np.float32)))
+    return found
+
+
+@rule("stored_linear")
+def stored_linear(graph: Graph, x: Value, codes: Value, scale: Value, bias: Value | None) -> Value:
+    """Products with a piece of the outputs at a time; scale and bias come last."""
+    rows = reshape(graph, x, (int(np.prod(x.shape[:-1])), x.shape[-1]))
+    count = rows.shape[0]
+    parts = [graph.op("Gemm", [rows, piece], (count, end - start), transB=1) for start, end, piece in _rows(graph, codes)]
+    y = parts[0] if len(parts) == 1 else graph.op("Concat", parts, (count, codes.shape[0]), axis=1)
+    y = binary(graph, "Mul", y, scale)
+    y = y if bias is None else binary(graph, "Add", y, bias)
+    return reshape(graph, y, (*x.shape[:-1], codes.shape[0]))
+
+
+@rule("stored_linear_backward")
+def stored_linear_backward(graph: Graph, grad: Value, codes: Value, scale: Value) -> Value:
+    """Products with a piece of the outputs at a time, which add up."""
+    scaled = binary(graph, "Mul", reshape(graph, grad, (int(np.prod(grad.shape[:-1])), grad.shape[-1])), scale)
+    total: Value | None = None
+    for start, end, piece in _rows(graph, codes):
+        given = cut(graph, scaled, 1, start, end)
+        term = graph.op("MatMul", [given, piece], (scaled.shape[0], codes.shape[1]))
+        total = term if total is None else graph.op("Add", [total, term], term.shape)
+    assert total is not None
+    return reshape(graph, total, (*grad.shape[:-1], codes.shape[1]))

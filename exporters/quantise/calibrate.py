@@ -21,6 +21,7 @@ from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.data import Indices, Samples
 from edgeadapt.exporters.programs import Model, build
 from edgeadapt.exporters.quantise.layout import Layer, Layout
+from edgeadapt.exporters.quantise.matrices import error_of
 from edgeadapt.exporters.quantise.operators import turned_round, watched
 from edgeadapt.exporters.quantise.ranges import Grid, Looks, weight_codes
 from edgeadapt.exporters.quantise.rounding import Quantisation, convolved, gradient_name
@@ -118,6 +119,9 @@ def errors_of(model: Model, layout: Layout, quantisation: Quantisation, x: Tenso
         layer = layout.layers.get(key)
         if layer is not None and key not in found:
             found[key] = _error(layer, tensors, given[0], value)
+        if key in layout.stored and key not in found:
+            codes, scale = quantisation.weights[layout.stored[key]]
+            found[key] = error_of(given[0], codes, scale, given[2] if len(given) > 2 else None, value)
 
     _forward(model, x, observe)
     return found
@@ -136,7 +140,7 @@ def _error(layer: Layer, tensors: Mapping[str, Tensor], x: Tensor, wanted: Tenso
 def quantised(model: Model, layout: Layout, batches: Sequence[Tensor]) -> Quantisation:
     """The numbers of a layout, from the float model at work on the batches."""
     tensors = model.method.backbone.captured.tensors
-    weights = {layer.weight: weight_codes(tensors[layer.weight]) for layer in layout.layers.values()}
+    weights = {weight: weight_codes(tensors[weight]) for weight in layout.weights}
     return Quantisation.of(layout, grids_of(model, layout, batches), weights)
 
 

@@ -23,6 +23,7 @@ from edgeadapt.exporters.options import Options
 from edgeadapt.exporters.programs import Model, source_model
 from edgeadapt.exporters.quantise.calibrate import CLEAN, Judged, bound_to, errors_of, grids_of, looks_of, quantised, reaches_of, with_gradients
 from edgeadapt.exporters.quantise.layout import convolutions, layout, weight_of
+from edgeadapt.exporters.quantise.matrices import matrices
 from edgeadapt.exporters.quantise.ranges import Grid, weight_codes
 from edgeadapt.exporters.quantise.rounding import Quantisation
 from edgeadapt.exporters.warmup import estimate_statistics, predictions
@@ -53,13 +54,13 @@ AT_ONCE, SEEN = 8 * 3 * 224 * 224, 128 * 3 * 224 * 224
 
 @dataclass(frozen=True)
 class Chosen:
-    """What was chosen: a row for each convolution of the model."""
+    """What was chosen: a row for each convolution and each large matrix of the model."""
 
     rows: tuple[Judged, ...]
 
     @property
     def floating(self) -> frozenset[str]:
-        """Convolutions that stay in float32, by node."""
+        """Layers that stay in float32, by node."""
         return frozenset(row.node for row in self.rows if row.choice == "float")
 
 
@@ -135,7 +136,7 @@ class Quantising:
 
     def _rows(self, captured: Captured, errors: dict[str, float], floating: set[str], why: dict[str, str]) -> Sequence[Judged]:
         rows = []
-        for node in convolutions(captured):
+        for node in (*convolutions(captured), *matrices(captured)):
             weights = int(np.prod(weight_of(node).meta["val"].shape))
             known = node.name in errors
             choice = "int8" if known and node.name not in floating else "float"
@@ -258,7 +259,7 @@ def stand_in(captured: Captured, cuts: Sequence[str], floating: frozenset[str], 
         return Grid(scale, zero.to(torch.uint8))
 
     keys = sorted(places.tensors | places.channels | places.ends)
-    weights = {layer.weight: weight_codes(captured.tensors[layer.weight]) for layer in places.layers.values()}
+    weights = {weight: weight_codes(captured.tensors[weight]) for weight in places.weights}
     made = Quantisation.of(places, {key: grid(key) for key in keys}, weights)
     return with_gradients(made) if gradients else made
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import fx
 
 from edgeadapt.exporters.capture import NORMALISATION, Captured, module_path
+from edgeadapt.exporters.quantise.matrices import matrices
 
 aten = torch.ops.aten
 CONVOLUTIONS: dict[Any, int] = {aten.conv1d.default: 1, aten.conv2d.default: 2, aten.conv1d.padding: 1, aten.conv2d.padding: 2}
@@ -76,6 +77,7 @@ class Layout:
         relus: those of `tensors` that are ReLUs, and whether they are flat above as well (ReLU6).
         bounds: upper ends that are known, by node.
         positive: nodes with a grid that begins at zero.
+        stored: linear layers whose weight is stored in 8 bits, by node, and the weight's name.
     """
 
     layers: dict[str, Layer]
@@ -85,10 +87,16 @@ class Layout:
     relus: dict[str, bool]
     bounds: dict[str, float] = field(default_factory=dict)
     positive: frozenset[str] = frozenset()
+    stored: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """The names of all weights in 8 bits."""
+        return tuple(dict.fromkeys((*(layer.weight for layer in self.layers.values()), *self.stored.values())))
 
 
 def weight_of(node: fx.Node) -> fx.Node:
-    """The node of a convolution's weight."""
+    """The node of a layer's weight."""
     weight = node.args[1]
     assert isinstance(weight, fx.Node)
     return weight
@@ -162,7 +170,7 @@ def layout(captured: Captured, cuts: Sequence[str] = (), floating: frozenset[str
     Args:
         captured: the traced model.
         cuts: nodes at which a method may put another tensor in place of the model's: nothing is joined across them.
-        floating: convolutions that stay in float32, by node.
+        floating: layers that stay in float32, by node.
     """
     stops = set(cuts)
     found: dict[str, Layer] = {}
@@ -198,7 +206,11 @@ def layout(captured: Captured, cuts: Sequence[str] = (), floating: frozenset[str
             how,
             all(s == 1 for s in how.stride) and all(d * (k - 1) >= p for d, k, p in zip(how.dilation, kernel, how.padding, strict=True)),
         )
-    return _around(captured, found, stops)
+    readers: dict[str, list[str]] = {}
+    for node in matrices(captured):
+        readers.setdefault(captured.owner[weight_of(node).name], []).append(node.name)
+    stored = {name: weight for weight, names in readers.items() for name in names if floating.isdisjoint(names)}
+    return replace(_around(captured, found, stops), stored=stored)
 
 
 def _around(captured: Captured, layers: dict[str, Layer], stops: set[str]) -> Layout:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, fx
@@ -12,6 +12,7 @@ from torch import Tensor, fx
 from edgeadapt.exporters.capture import Norm
 from edgeadapt.exporters.quantise.kept import Kept
 from edgeadapt.exporters.quantise.layout import ENTRY, Layer, Layout
+from edgeadapt.exporters.quantise.matrices import stored_linear
 from edgeadapt.exporters.quantise.operators import CODES, quantise, quantised_convolution, quantised_relu
 from edgeadapt.exporters.quantise.ranges import Grid
 
@@ -54,8 +55,8 @@ class Quantisation:
     @property
     def weights(self) -> dict[str, tuple[Tensor, Tensor]]:
         """Codes and scales of each weight, by its name."""
-        found = {layer.weight: weight_name(layer.weight) for layer in self.layout.layers.values()}
-        return {weight: (self.tensors[codes], self.tensors[scale]) for weight, (codes, scale) in found.items()}
+        names = {weight: weight_name(weight) for weight in self.layout.weights}
+        return {weight: (self.tensors[codes], self.tensors[scale]) for weight, (codes, scale) in names.items()}
 
 
 class Scaling(Protocol):
@@ -109,6 +110,14 @@ class Rounding:
             self.folded.add(layer.norm)
         self._round |= {end, node.name}
         return self._convolve(layer, x, scaling, self._grid(end))
+
+    def linear(self, node: fx.Node, args: Sequence[Any]) -> Tensor | None:
+        """The result of a linear layer whose weight is stored in 8 bits; None for others."""
+        weight = self.layout.stored.get(node.name)
+        if weight is None:
+            return None
+        codes, scale = (self.tensors[name] for name in weight_name(weight))
+        return stored_linear(args[0], codes, scale, args[2] if len(args) > 2 else None)
 
     def settled(self, node: fx.Node, value: Tensor) -> Tensor:
         """The value of a node that is no convolution in 8 bits: on its grid, if it has one and does not lie there already."""
