@@ -16,26 +16,27 @@ _STEP, _STREAM, _SEED = 0x3504F333, 0x5DB3D743, 0x1B873593
 _ROW, _COLUMN = 0x4F1BBCDD, 0x6A09E667
 
 
-def uniform(counter: Tensor, seed: int, stream: int, rows: int, columns: int) -> Tensor:
+def uniform(counter: Tensor, seed: int, stream: int, rows: int, columns: int, begin: int = 0) -> Tensor:
     """Numbers from 0 to less than 1, multiples of 2⁻²⁴.
 
     Args:
         counter: int64 scalar, of the step.
         seed, stream: that tell runs, and tensors of one step, apart.
         rows, columns: of the result.
+        begin: its first row among all: a piece has the numbers that it has in the whole.
 
     Returns:
         (rows, columns), of the default floating type.
     """
     start = (_SEED * (seed + 1) + _STREAM * (stream + 1)) & MASK
-    begin = _masked(_masked(counter) * _STEP)
-    row = _mixed(_masked(begin + _places(rows, _ROW, start).unsqueeze(1)))
-    bits = _mixed(_masked(row + _places(columns, _COLUMN, 0).unsqueeze(0)))
+    moment = _masked(_masked(counter) * _STEP)
+    row = _mixed(_masked(moment + _places(begin, rows, _ROW, start).unsqueeze(1)))
+    bits = _mixed(_masked(row + _places(0, columns, _COLUMN, 0).unsqueeze(0)))
     return _shifted(bits, 7).to(torch.get_default_dtype()) * 2.0**-24
 
 
-def _places(count: int, factor: int, start: int) -> Tensor:
-    return _masked(torch.arange(count) * factor + start)
+def _places(begin: int, count: int, factor: int, start: int) -> Tensor:
+    return _masked(torch.arange(begin, begin + count) * factor + start)
 
 
 def _mixed(bits: Tensor) -> Tensor:

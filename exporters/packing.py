@@ -22,6 +22,10 @@ MOST = 65536
 """Elements of one matrix, if no tensor alone has more: an update holds up to 32 bytes an element of it while it works, and every further matrix takes
 about a hundred nodes, 0.3 MB of a session. So many balance the two up to some hundred thousand parameters."""
 
+AT_ONCE = 2**18
+"""Elements of a matrix that an update works on at once, at most: a large tensor alone may have more, and what holds 32 bytes an element would be the
+peak of the whole step."""
+
 
 @dataclass(frozen=True)
 class Place:
@@ -58,6 +62,12 @@ class Pack:
     def elements(self) -> int:
         """Of the tensors, without what rows are filled up with."""
         return sum(place.rows * place.length for place in self.places)
+
+    def slabs(self) -> list[tuple[int, int]]:
+        """Blocks that an update works on at once, as equal as can be: where each slab begins and ends."""
+        count = -(-self.blocks * self.width // AT_ONCE)
+        ends = [self.blocks * index // count for index in range(count + 1)]
+        return list(zip(ends, ends[1:]))
 
     def gather(self, values: Mapping[str, Tensor]) -> Tensor:
         """The matrix of the named tensors; rows are filled up with zeros."""

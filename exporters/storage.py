@@ -218,41 +218,70 @@ class Packed:
         The metric is the root mean square of the increments, in 256ths of each row's range. It is not finite where a gradient, a moment or an
         increment is not, or an increment is larger than its range: whole numbers cannot tell.
         """
-        rule, matrices = OPTIMISERS[optimiser], {pack.name: pack.gather(gradients) for pack in self.packs}
+        matrices = {pack: pack.gather(gradients) for pack in self.packs}
         sizes = [gradient.abs().sum() for gradient in matrices.values()]
         hyper = {**hyper, "rate": hyper["rate"] * (_total(sizes) > 0.0).to(hyper["rate"].dtype)}
-        start = {name: torch.zeros((), dtype=gradient.dtype) for name, gradient in matrices.items()}
-        increments, moments = rule.update(matrices, start, self.moments(optimiser, state, tensors), hyper)
-        following: Tensors = {}
+        pieces: dict[str, list[Tensor]] = {}
         squares, largest = [], []
         for pack, parts in self.packs.items():
-            for part in parts:
-                steps = part.of(increments[pack.name]) / state[f"{part.name}.unit"]
-                noise = uniform(state[COUNTER], self.seed, part.stream, part.end - part.begin, pack.width) if part.form.by_chance else None
-                following[part.name] = moved(part.form, state[part.name], steps, noise)
-                squares.append((steps * steps).sum() * part.range**-2)
-                largest.append(steps.abs().amax() * (1.0 / part.range))
-        for name, value in moments.items():
-            following |= self._held(optimiser, name, value, tensors)
-            sizes.append(value.abs().sum())
+            for begin, end in pack.slabs():
+                increments, moments = self._step(optimiser, pack, (begin, end), matrices[pack], state, tensors, hyper)
+                for part in parts:
+                    first, last = max(part.begin, begin), min(part.end, end)
+                    if first >= last:
+                        continue
+                    before, unit = (state[name].narrow(0, first - part.begin, last - first) for name in (part.name, f"{part.name}.unit"))
+                    steps = increments.narrow(0, first - begin, last - first) / unit
+                    rows = (last - first, pack.width, first - part.begin)
+                    noise = uniform(state[COUNTER], self.seed, part.stream, *rows) if part.form.by_chance else None
+                    pieces.setdefault(part.name, []).append(moved(part.form, before, steps, noise))
+                    squares.append((steps * steps).sum() * part.range**-2)
+                    largest.append(steps.abs().amax() * (1.0 / part.range))
+                for name, value in moments.items():
+                    sizes.append(value.abs().sum())
+                    for key, held in self._held(optimiser, name, value, tensors).items():
+                        pieces.setdefault(key, []).append(held)
+        following = {name: parts[0] if len(parts) == 1 or not parts[0].dim() else torch.cat(parts) for name, parts in pieces.items()}
         if self._by_chance():
             following[COUNTER] = state[COUNTER] + 1
         mean = _total(squares) / sum(pack.elements for pack in self.packs)
         change = torch.where(torch.stack(largest).amax() <= 256.0, mean.sqrt(), torch.full_like(mean, torch.inf))
         return following, {GUARD: change + 0.0 * _total(sizes)}
 
-    def moments(self, optimiser: str, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensors:
-        """The moments of whole packs, as the optimiser computes with them."""
+    def _step(
+        self,
+        optimiser: str,
+        pack: Pack,
+        slab: tuple[int, int],
+        gradients: Tensor,
+        state: Mapping[str, Tensor],
+        tensors: Mapping[str, Tensor],
+        hyper: Mapping[str, Tensor],
+    ) -> tuple[Tensor, Tensors]:
+        """The increments of some blocks of a pack, and their moments by the names of the state."""
+        matrix, start = gradients.narrow(0, slab[0], slab[1] - slab[0]), torch.zeros((), dtype=gradients.dtype)
+        found = self._moments(optimiser, pack, slab, state, tensors)
+        increments, moments = OPTIMISERS[optimiser].update({pack.name: matrix}, {pack.name: start}, found, hyper)
+        return increments[pack.name], moments
+
+    def _moments(self, optimiser: str, pack: Pack, slab: tuple[int, int], state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> Tensors:
+        """The moments of some blocks of a pack, as the optimiser computes with them."""
         table: Tensors = {}
-        for name in OPTIMISERS[optimiser].init({pack.name: torch.zeros(()) for pack in self.packs}):
+        for name in OPTIMISERS[optimiser].init({pack.name: torch.zeros(())}):
             form = self._form(optimiser, name)
-            table[name] = state[name] if not form else MOMENTS[form].values(state[name], state[f"{name}.scale"], _named(tensors, form))
+            if not form:
+                table[name] = state[name]
+                continue
+            codes, scales = (state[key].narrow(0, slab[0], slab[1] - slab[0]) for key in (name, f"{name}.scale"))
+            table[name] = MOMENTS[form].values(codes, scales, _named(tensors, form))
         return table
 
     def seen(self, optimiser: str, state: Mapping[str, Tensor]) -> dict[str, Seen]:
         """Whole numbers times their units, codes times their scales."""
         table: dict[str, Seen] = {}
-        moments = self.moments(optimiser, state, self.frozen()) if optimiser else {}
+        moments: Tensors = {}
+        for pack in self.packs if optimiser else ():
+            moments |= self._moments(optimiser, pack, (0, pack.blocks), state, self.frozen())
         for pack, parts in self.packs.items():
             first = moments.get(f"first.{pack.name}")
             for part in parts:

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from edgeadapt.bundle.roles import GUARD
 from edgeadapt.errors import ExportError
-from edgeadapt.exporters import selfcheck
+from edgeadapt.exporters import packing, selfcheck
 from edgeadapt.exporters.capture import capture
 from edgeadapt.exporters.compile import Compiled, PlacedWeights, compile_program
 from edgeadapt.exporters.emit import to_onnx
@@ -237,6 +238,36 @@ def test_a_run_repeats_and_another_seed_is_another_run() -> None:
     assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
     assert not torch.equal(runs[0]["parameters.rows"], runs[2]["parameters.rows"])
     assert int(runs[0][COUNTER]) == 5
+
+
+@pytest.mark.parametrize("optimiser", OPTIMS)
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_large_tensor_is_updated_a_slab_at_a_time_to_the_same_bits(monkeypatch: pytest.MonkeyPatch, tier: str, optimiser: str) -> None:
+    whole, slabs = Alone(tier, optimiser), Alone(tier, optimiser)
+    (pack,) = whole.storage.packs  # type: ignore[attr-defined]
+    for k in range(3):
+        metrics = whole.step(gradients(seed=k))
+        with monkeypatch.context() as patch:
+            patch.setattr(packing, "AT_ONCE", pack.blocks * pack.width // 3)  # one slab has rows and vectors
+            assert len(pack.slabs()) > 2
+            assert any(begin < pack.divide < end for begin, end in pack.slabs())
+            others = slabs.step(gradients(seed=k))
+        assert whole.state.keys() == slabs.state.keys()
+        for name, value in whole.state.items():
+            assert torch.equal(value, slabs.state[name]), name
+        torch.testing.assert_close(metrics[GUARD], others[GUARD])
+
+
+def test_what_an_update_makes_is_no_larger_than_a_slab(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of whole matrices there are the gradients and what is stored alone."""
+    monkeypatch.setattr(packing, "AT_ONCE", 1024)
+    graph = compile_program(program("ecotta", "tiny", "adam"), PlacedWeights())[0].graph
+    (pack,) = held(plain("ecotta", "adam"), TIERS["tiny"], 0).storage.packs  # type: ignore[attr-defined]
+    large = [node for node in graph.nodes for out in node.outputs if graph.values[out].shape == (pack.blocks, pack.width)]
+    assert {node.op for node in large} <= {"Concat", "Abs"}
+    kinds = [graph.values[node.outputs[0]].dtype for node in large]
+    assert np.dtype(np.int64) not in kinds
+    assert kinds.count(np.dtype(np.float32)) == 2  # gradients, and their size
 
 
 def test_a_state_that_is_put_back_goes_on_as_it_went() -> None:
