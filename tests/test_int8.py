@@ -221,7 +221,7 @@ def test_each_version_is_compared_and_counted(entry: prepared.Prepared) -> None:
 
 @pytest.mark.parametrize("channels", [False, True])
 def test_small_weights_and_scales_of_channels_are_prepared_like_others(tmp_path: Path, channels: bool) -> None:
-    """Weights that lie in the graph itself have no place to tell of copies; onnxruntime's fused sums know one scale alone, and it fuses others too."""
+    """Weights inside the graph have no place to tell of copies; onnxruntime's fused sums know one scale alone, and it fuses others too."""
     bundle = Int8Toy(width=22, depth=2, channels=channels).bundle(tmp_path / "toy.edgeadapt")
     entry = preparing.make(bundle, cache=tmp_path / "cache", names=NAMES)
     for name in NAMES:
