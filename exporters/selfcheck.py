@@ -44,6 +44,9 @@ FLIPS = 0.1
 samples 3 % were seen. A rule that rounds otherwise changes a quarter to half of them."""
 HALF = 1.001
 """Steps that a whole number may be off before it counts as more than rounding."""
+FLIPS_ROOM = 1.5
+"""Where codes of 8 bits hang on the last bit, how many times the share may be rounded otherwise that double precision rounds otherwise: a gradient
+that is a hundredth off has most of its 8-bit moments on other codes. What is beyond a step counts as an update there as well."""
 COUNTED, LEAST = 0.01, 100
 """Only elements of so much of the largest are counted as roundings: others' gradients may be rounding; a few in a small tensor are chance."""
 
@@ -59,8 +62,8 @@ class Difference:
     statistics: the worst layer's largest difference over its largest mean or deviation; metrics: the worst scalar's difference over its size or 1;
     worst: the update that is furthest off; limit: what it may differ by, more than `UPDATES` where single precision leaves it uncertain; loose: what
     anything may differ by where codes of 8 bits do.
-    Where the state holds whole numbers, updates count what is beyond one of their steps; flips: the share of those that are one step apart; step: the
-    update metric at the initial state.
+    Where the state holds whole numbers, updates count what is beyond one of their steps; flips: the share of those that are one step apart, and
+    flips_limit, what it may be; step: the update metric at the initial state.
     """
 
     graph: str
@@ -73,6 +76,7 @@ class Difference:
     flips: float | None = None
     step: float | None = None
     loose: float = 0.0
+    flips_limit: float = FLIPS
 
     def plain(self) -> dict[str, Any]:
         """As the manifest holds it."""
@@ -96,9 +100,12 @@ class Difference:
 
         worst = self if (self.updates or 0.0) / self.limit >= (other.updates or 0.0) / other.limit else other
         statistics, metrics = larger(self.statistics, other.statistics), larger(self.metrics, other.metrics)
-        flips, loose = larger(self.flips, other.flips), max(self.loose, other.loose)
+        flipped = self if (self.flips or 0.0) / self.flips_limit >= (other.flips or 0.0) / other.flips_limit else other
+        loose = max(self.loose, other.loose)
         logits = max(self.logits, other.logits)
-        return Difference(self.graph, logits, worst.updates, statistics, metrics, worst.worst, worst.limit, flips, self.step, loose)
+        return Difference(
+            self.graph, logits, worst.updates, statistics, metrics, worst.worst, worst.limit, flipped.flips, self.step, loose, flipped.flips_limit
+        )
 
 
 def kinds_of(compiled: Compiled) -> dict[str, str]:
@@ -206,7 +213,8 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
 
     ours = _seen(program, example, got)
     updates = {name: apart(name, ours) for name in trained}
-    limits, loose = dict.fromkeys(trained, UPDATES), 0.0
+    limits, loose, flips_limit = dict.fromkeys(trained, UPDATES), 0.0, FLIPS
+    stored = [name for name in trained if after[name][1].any()]
     over = [name for name in trained if updates[name] > UPDATES]
     rounded = program.model.method.backbone.captured.quantisation is not None
     if (over or rounded) and (exact := _in_double(program, example)):
@@ -214,6 +222,8 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
         room, most = (SPREAD, SPREAD_MOST) if rounded else (ROOM, UNCERTAIN)
         limits |= {name: min(max(UPDATES, room * apart(name, double)), most) for name in over}
         loose = min(room * _farthest(exact["logits"], want["logits"]), UNCERTAIN) if rounded else 0.0
+        if rounded:
+            flips_limit = max(FLIPS, FLIPS_ROOM * max((_flips(after[name], double[name]) for name in stored), default=0.0))
     statistics = []
     for name in (name for name in compiled.writes if kinds[name] == "statistic"):
         deviation = np.sqrt(np.abs(want[f"new.{name.rpartition('.')[0]}.variance"]).max())
@@ -232,9 +242,10 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
         max(metrics, default=None),
         worst,
         limits.get(worst, UPDATES),
-        max((_flips(after[name], ours[name]) for name in trained if after[name][1].any()), default=None),
+        max((_flips(after[name], ours[name]) for name in stored), default=None),
         float(got[f"metric.{GUARD}"]) if GUARD in compiled.metrics else None,
         loose,
+        flips_limit,
     )
 
 
@@ -303,7 +314,7 @@ def refuse(found: Difference) -> None:
         ("updates", found.updates, found.limit),
         ("statistics", found.statistics, STATISTICS),
         ("metrics", found.metrics, METRICS),
-        ("roundings", found.flips, FLIPS),
+        ("roundings", found.flips, found.flips_limit),
     )
     for what, value, limit in limits:
         limit = max(limit, found.loose)

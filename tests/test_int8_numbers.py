@@ -134,13 +134,14 @@ def test_a_convolution_of_codes_is_exact(name: str, way: str) -> None:
     bias = np.rint(random.uniform(0, 200, case.out) / (scale * unit)).astype(np.int32)
     steps = random.uniform(0.01, 0.1, case.out).astype(np.float32)
     zeros = random.integers(0, 200, case.out).astype(np.uint8)
-    constants = {"s": scale, "z": np.uint8(zero), "w": weight, "unit": unit, "nothing": np.int8(0), "one": np.float32(1), "low": np.uint8(0), "b": bias}
+    constants = {"s": scale, "z": np.uint8(zero), "w": weight, "unit": unit, "b": bias, "steps": steps, "zeros": zeros}
+    constants |= {"nothing": np.int8(0), "one": np.float32(1), "low": np.uint8(0)}
     nodes = [
         helper.make_node("QuantizeLinear", ["x", "s", "z"], ["c"]),
         helper.make_node("QLinearConv", ["c", "s", "z", "w", "unit", "nothing", "one", "low", "b"], ["codes"], **attributes(case)),
         helper.make_node("DequantizeLinear", ["codes", "steps", "zeros"], ["y"], axis=1),
     ]
-    codes, y = ran(nodes, {"x": x}, {**constants, "steps": steps, "zeros": zeros}, ["codes", "y"], way)
+    codes, y = ran(nodes, {"x": x}, constants, ["codes", "y"], way)
     want = rounded(total + channels(bias, total.ndim), scale * unit)
     assert np.array_equal(codes, want)
     assert set(ENDS) <= set(want.ravel().tolist())
@@ -184,8 +185,24 @@ def test_a_gradient_through_codes_is_exact(name: str, way: str) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
+def test_ties_go_to_even_codes(way: str) -> None:
+    """Of values that are halves of a step, and of sums that count half a code."""
+    x = np.arange(-300, 724, dtype=np.float32).reshape(1, 16, 8, 8) / 2
+    weight = np.eye(16, dtype=np.int8).reshape(16, 16, 1, 1)
+    constants: dict[str, Array] = {"one": np.float32(1), "low": np.uint8(0), "w": weight, "half": np.full(16, 0.5, np.float32), "nothing": np.int8(0)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "one", "low"], ["codes0"]),
+        helper.make_node("QLinearConv", ["codes0", "one", "low", "w", "half", "nothing", "one", "low"], ["codes1"], kernel_shape=[1, 1]),
+    ]
+    first, second = ran(nodes, {"x": x}, constants, ["codes0", "codes1"], way)
+    assert np.array_equal(first, codes_of(x, 1.0, 0))
+    assert np.array_equal(second, rounded(first, constants["half"]))
+    assert {0, 2, 4, 254} <= set(first[x % 1 == 0.5].ravel().tolist()) <= set(range(0, 255, 2)) | {255}
+
+
+@pytest.mark.parametrize("way", WAYS)
 def test_codes_behind_a_normalisation_are_the_same_or_the_next(way: str) -> None:
-    """A block as exports have it: values of codes, their statistics, scale and shift, codes with the ReLU in them, a sum with what came in, its mean."""
+    """A block as exports have it: values of codes, their statistics, codes with the ReLU in them, a sum with what came in, its mean."""
     case = Case(16, 16, size=(8, 8))
     random, weight = drawn(case, 2)
     x = random.standard_normal((8, 16, 8, 8)).astype(np.float32)
