@@ -14,6 +14,7 @@ from torch import nn
 import edgeadapt
 from edgeadapt.bundle import Bundle, InputSpec
 from edgeadapt.errors import EdgeAdaptError, ExportError, UsageError
+from edgeadapt.exporters import selfcheck
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import ExportReport, export
 from edgeadapt.exporters.quantise import choose
@@ -231,3 +232,15 @@ def test_what_cannot_be_is_said_plainly(options: dict[str, Any], kind: type[Edge
     with pytest.raises(kind, match=match) as caught:
         export(network(), None, shape=SHAPE, **{"method": "norm", "batches": (BATCH,), **options})
     assert caught.value.hint
+
+
+def test_stored_numbers_may_round_otherwise_as_far_as_double_precision_does_and_only_where_codes_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(selfcheck, "FLIPS", 1e-9)
+    monkeypatch.setattr(selfcheck, "refuse", lambda found: limits.append(found.flips_limit))
+    exported(None, "side", updates="compact")
+    coded = max(limits)
+    limits.clear()
+    exported(None, "side", updates="compact", quantize="none")
+    assert coded > 1e-4
+    assert max(limits) == 1e-9
