@@ -48,6 +48,9 @@ FLIPS = 0.1
 samples 3 % were seen. A rule that rounds otherwise changes a quarter to half of them."""
 HALF = 1.001
 """Steps that a whole number may be off before it counts as more than rounding."""
+FLIPS_ROOM = 1.5
+"""Where codes of 8 bits hang on the last bit, how many times the share may be rounded otherwise that double precision rounds otherwise: a gradient
+that is a hundredth off has most of its 8-bit moments on other codes. What is beyond a step counts as an update there as well."""
 COUNTED, LEAST = 0.01, 100
 """Only elements of so much of the largest are counted as roundings: others' gradients may be rounding; a few in a small tensor are chance."""
 
@@ -62,10 +65,10 @@ class Difference:
     logits: largest difference over the largest logit; updates: the worst tensor's ‖Δ‖/‖update‖, weighted by the gradient's size under Adam;
     statistics: the worst layer's largest difference over its largest mean or deviation; metrics: the worst scalar's difference over its size or 1;
     worst: the update that is furthest off; limit: what it may differ by, more than `UPDATES` where single precision leaves it uncertain; loose: what
-    anything may differ by where codes of 8 bits do; rounding: what flips may be; unchecked: whether single
-    precision leaves some update so uncertain that a wrong graph could not be told from a right one.
-    Where the state holds whole numbers, updates count what is beyond one of their steps; flips: the share of those that are one step apart; step: the
-    update metric at the initial state.
+    anything may differ by where codes of 8 bits do; unchecked: whether single precision leaves some update so uncertain that a wrong graph could not
+    be told from a right one.
+    Where the state holds whole numbers, updates count what is beyond one of their steps; flips: the share of those that are one step apart, and
+    flips_limit, what it may be; step: the update metric at the initial state.
     """
 
     graph: str
@@ -78,7 +81,7 @@ class Difference:
     flips: float | None = None
     step: float | None = None
     loose: float = 0.0
-    rounding: float = FLIPS
+    flips_limit: float = FLIPS
     unchecked: bool = False
 
     def plain(self) -> dict[str, Any]:
@@ -103,11 +106,10 @@ class Difference:
 
         worst = self if (self.updates or 0.0) / self.limit >= (other.updates or 0.0) / other.limit else other
         statistics, metrics = larger(self.statistics, other.statistics), larger(self.metrics, other.metrics)
-        flips = self.flips if (self.flips or 0.0) / self.rounding >= (other.flips or 0.0) / other.rounding else other.flips
-        rounding, loose = max(self.rounding, other.rounding), max(self.loose, other.loose)
-        logits, unchecked = max(self.logits, other.logits), self.unchecked or other.unchecked
-        limits = (worst.limit, flips, self.step, loose, rounding, unchecked)
-        return Difference(self.graph, logits, worst.updates, statistics, metrics, worst.worst, *limits)
+        flipped = self if (self.flips or 0.0) / self.flips_limit >= (other.flips or 0.0) / other.flips_limit else other
+        loose, unchecked = max(self.loose, other.loose), self.unchecked or other.unchecked
+        limits = (worst.limit, flipped.flips, self.step, loose, flipped.flips_limit, unchecked)
+        return Difference(self.graph, max(self.logits, other.logits), worst.updates, statistics, metrics, worst.worst, *limits)
 
 
 def kinds_of(compiled: Compiled) -> dict[str, str]:
@@ -215,7 +217,7 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
 
     ours = _seen(program, example, got)
     updates = {name: apart(name, ours) for name in trained}
-    limits, loose, rounding = dict.fromkeys(trained, UPDATES), 0.0, FLIPS
+    limits, loose, flips_limit = dict.fromkeys(trained, UPDATES), 0.0, FLIPS
     stored = [name for name in trained if after[name][1].any()]
     over = [name for name in trained if updates[name] > UPDATES]
     rounded = program.model.method.backbone.captured.quantisation is not None
@@ -225,7 +227,7 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
         limits |= {name: min(max(CODE_UPDATES if rounded else UPDATES, room * apart(name, double)), most) for name in over}
         if rounded:
             loose = min(max(CODE, SPREAD * _farthest(exact["logits"], want["logits"])), SPREAD_MOST)
-            rounding = max(FLIPS, *(SPREAD * _flips(after[name], double[name]) for name in stored)) if stored else FLIPS
+            flips_limit = max(FLIPS, FLIPS_ROOM * max((_flips(after[name], double[name]) for name in stored), default=0.0))
     statistics = []
     for name in (name for name in compiled.writes if kinds[name] == "statistic"):
         deviation = np.sqrt(np.abs(want[f"new.{name.rpartition('.')[0]}.variance"]).max())
@@ -247,7 +249,7 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
         max((_flips(after[name], ours[name]) for name in stored), default=None),
         float(got[f"metric.{GUARD}"]) if GUARD in compiled.metrics else None,
         loose,
-        rounding,
+        flips_limit,
         any(limit > SPREAD_MOST for limit in limits.values()),
     )
 
@@ -317,7 +319,7 @@ def refuse(found: Difference) -> None:
         ("updates", found.updates, found.limit),
         ("statistics", found.statistics, STATISTICS),
         ("metrics", found.metrics, METRICS),
-        ("roundings", found.flips, found.rounding),
+        ("roundings", found.flips, found.flips_limit),
     )
     for what, value, limit in limits:
         limit = max(limit, found.loose)

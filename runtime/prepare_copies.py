@@ -53,6 +53,8 @@ def keep(bundle: Bundle, prepared: PreparedGraph, threads: int) -> PreparedGraph
     model = onnx.load(str(prepared.model), load_external_data=False)
     with raw.open("rb") as source, (folder / OWN).open("ab") as file:
         for tensor in model.graph.initializer:
+            if not tensor.external_data:  # small ones lie in the graph, where nothing can be said of copies: they are made when it is loaded
+                continue
             for key, value in _copies(written.get(tensor.name)):
                 tensor.external_data.add(key=key, value=moved(value, lambda offset, length: append(file, _piece(source, offset, length))))
         size = file.tell()

@@ -184,25 +184,37 @@ def _profile(bundle: Bundle, prepared: PreparedGraph, threads: int) -> profiling
 
 
 def _save(bundle: Bundle, name: str, data: bytes, level: str, saved: Path, raw: Path, threads: int) -> None:
-    """Writes what onnxruntime makes of a graph, its large initialisers to `raw`."""
+    """Writes what onnxruntime makes of a graph, its large initialisers to `raw`.
+
+    Between codes and values it fuses operators that want one scale for all channels, without a look at whether there is one, and then refuses what it
+    made itself (up to 1.31 at least, of sums of branches). Such a graph is optimised without these fusions.
+    """
+    for fused in (True, False):
+        try:
+            _optimised(bundle, data, level, saved, raw, threads, fused)
+            return
+        except Exception as reason:  # onnxruntime's own types have no common base of theirs
+            if not fused or b"QuantizeLinear" not in data:
+                raise sessions.failure(f"{name}: onnxruntime cannot optimise it", reason) from None
+
+
+def _optimised(bundle: Bundle, data: bytes, level: str, saved: Path, raw: Path, threads: int, fused: bool) -> None:
     chosen = onnxruntime.SessionOptions()
     chosen.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[level])
     chosen.intra_op_num_threads, chosen.inter_op_num_threads = threads, 1
     chosen.enable_cpu_mem_arena = False
-    chosen.log_severity_level = 3
+    chosen.log_severity_level = 3 if fused else 4
     chosen.optimized_model_filepath = str(saved)
     settings = {
         "session.model_external_initializers_file_folder_path": bundle.folder,
         "session.optimized_model_external_initializers_file_name": raw.name,
         "session.optimized_model_external_initializers_min_size_in_bytes": str(_SMALL),
         "session.disable_prepacking": "1",  # nothing is run
+        "session.disable_quant_qdq": str(int(not fused)),
     }
     for key, value in settings.items():
         chosen.add_session_config_entry(key, value)
-    try:
-        onnxruntime.InferenceSession(data, chosen, providers=["CPUExecutionProvider"], disabled_optimizers=_UNWANTED)
-    except Exception as reason:  # onnxruntime's own types have no common base of theirs
-        raise sessions.failure(f"{name}: onnxruntime cannot optimise it", reason) from None
+    onnxruntime.InferenceSession(data, chosen, providers=["CPUExecutionProvider"], disabled_optimizers=_UNWANTED)
 
 
 def _own_weights(bundle: Bundle, name: str, model: onnx.ModelProto, raw: Path, weights: Path) -> int:

@@ -33,12 +33,20 @@ class Int8Toy(Toy):
         residual: of those, whether each adds to what it was given.
         grouped: whether they are depthwise.
         moved: what of the convolutions is not constant: "zero" (the zero point of what they read), "scale" or "bias".
+        channels: whether what is added has a scale for each channel, as exports have it.
     """
 
     def __init__(
-        self, width: int = 16, depth: int = 1, batches: tuple[int, ...] = (1, 4), residual: bool = True, grouped: bool = False, moved: str = ""
+        self,
+        width: int = 16,
+        depth: int = 1,
+        batches: tuple[int, ...] = (1, 4),
+        residual: bool = True,
+        grouped: bool = False,
+        moved: str = "",
+        channels: bool = False,
     ) -> None:
-        self.residual, self.grouped, self.moved = residual, grouped, moved
+        self.residual, self.grouped, self.moved, self.channels = residual, grouped, moved, channels
         super().__init__(width, depth, batches)
         self.graphs = {name: shaped(data) for name, data in self.graphs.items()}
         for name, spec in self.specs.items():
@@ -118,9 +126,16 @@ class _Build(toybundle._Build):
         for level in range(self.toy.depth):
             before, h = h, self.convolution(h, f"conv{level}", made, made)
             if self.toy.residual:
-                total = self("Add", self("DequantizeLinear", before, *made), self("DequantizeLinear", h, *made))
+                total = self("Add", self("DequantizeLinear", before, *made), self.values(h, made))
                 h = self("QuantizeLinear", total, *made)
         return self("DequantizeLinear", h, *made)
+
+    def values(self, h: str, made: tuple[str, str]) -> str:
+        """Of the codes of a branch."""
+        if not self.toy.channels:
+            return self("DequantizeLinear", h, *made)
+        scale = self.const(np.float32(STEP) * (1 + np.arange(self.toy.width) % 3 / np.float32(4)))
+        return self("DequantizeLinear", h, scale, self.const(np.zeros(self.toy.width), np.uint8), axis=1)
 
     def normalised(self, h: str) -> str:
         z = super().normalised(h)

@@ -219,6 +219,18 @@ def test_each_version_is_compared_and_counted(entry: prepared.Prepared) -> None:
             assert "differ" not in versions[level]["refused"]
 
 
+@pytest.mark.parametrize("channels", [False, True])
+def test_small_weights_and_scales_of_channels_are_prepared_like_others(tmp_path: Path, channels: bool) -> None:
+    """Weights inside the graph have no place to tell of copies; onnxruntime's fused sums know one scale alone, and it fuses others too."""
+    bundle = Int8Toy(width=22, depth=2, channels=channels).bundle(tmp_path / "toy.edgeadapt")
+    entry = preparing.make(bundle, cache=tmp_path / "cache", names=NAMES)
+    for name in NAMES:
+        for level in ("extended", "all"):
+            version = entry.record["graphs"][name]["versions"][level]
+            assert "apart" in version or version["refused"].startswith(("it is the same", "its peak")), version
+            assert version.get("apart", {"logits": 0.0})["logits"] <= prepare_compare.BYTES["logits"]
+
+
 def external(graph: prepared.PreparedGraph, odd: Bundle, entry: prepared.Prepared) -> dict[str, External]:
     return {tensor.name: tensor for tensor in graph.read(odd.weights_size, entry.own_bytes).external}
 

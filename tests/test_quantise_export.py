@@ -14,9 +14,11 @@ from torch import nn
 import edgeadapt
 from edgeadapt.bundle import Bundle, InputSpec
 from edgeadapt.errors import EdgeAdaptError, ExportError, UsageError
+from edgeadapt.exporters import selfcheck
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import ExportReport, export
 from edgeadapt.exporters.quantise import choose
+from edgeadapt.exporters.warmup import _batches
 from tests.zoo import named
 from tests.zoo.calibrate import calibrate
 from tests.zoo.data import gratings, to_float
@@ -141,6 +143,33 @@ def test_it_predicts_adapts_and_learns(bundles: dict[str, Path], name: str) -> N
         assert np.isfinite(adapter.predict(FRAMES)).all()
 
 
+def test_the_statistics_that_it_begins_with_are_those_that_its_graphs_measure(tmp_path: Path) -> None:
+    """What 8 bits move a layer's statistics by, in deviations and as a share: as stored, and as onnxruntime measures it on the same batches."""
+    stored, measured, batch = {}, {}, 16
+    rows = list(_batches(data().split(0.25, 0)[0], batch, choose.MEASURED, 0))
+    for form in ("int8", "none"):
+        exported(tmp_path / f"{form}.edgeadapt", "norm", quantize=form, batches=(batch,))
+        with edgeadapt.Adapter.open(tmp_path / f"{form}.edgeadapt") as adapter:
+            stored[form], seen = adapter.state, []
+            adapter.hyper["mix"] = 1.0
+            for chosen in rows:
+                adapter.predict(to_float(IMAGES[chosen]))
+                seen.append(adapter.state)
+            measured[form] = {key: np.mean([state[key] for state in seen], 0) for key in seen[0]}
+
+    def moved(state: dict[str, Any], kind: str) -> Any:
+        found = []
+        for key in (key for key in state["none"] if key.endswith(kind)):
+            variance = state["none"][key.removesuffix(kind) + "variance"]
+            found.append((state["int8"][key] - state["none"][key]) / (np.sqrt(variance) if kind == "mean" else variance))
+        return np.concatenate(found)
+
+    for kind in ("mean", "variance"):
+        told, here = moved(stored, kind), moved(measured, kind)
+        assert np.sqrt(np.mean(here**2)) > 1e-3
+        assert np.sqrt(np.mean((told - here) ** 2)) < 0.1 * np.sqrt(np.mean(here**2))
+
+
 def test_weights_take_a_quarter_of_the_bytes(bundles: dict[str, Path]) -> None:
     """But for what stays float32: the meta networks' parameters are no weights, the classifier's are."""
 
@@ -203,3 +232,15 @@ def test_what_cannot_be_is_said_plainly(options: dict[str, Any], kind: type[Edge
     with pytest.raises(kind, match=match) as caught:
         export(network(), None, shape=SHAPE, **{"method": "norm", "batches": (BATCH,), **options})
     assert caught.value.hint
+
+
+def test_stored_numbers_may_round_otherwise_as_far_as_double_precision_does_and_only_where_codes_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    limits: list[float] = []
+    monkeypatch.setattr(selfcheck, "FLIPS", 1e-9)
+    monkeypatch.setattr(selfcheck, "refuse", lambda found: limits.append(found.flips_limit))
+    exported(None, "side", updates="compact")
+    coded = max(limits)
+    limits.clear()
+    exported(None, "side", updates="compact", quantize="none")
+    assert coded > 1e-4
+    assert max(limits) == 1e-9

@@ -205,3 +205,16 @@ def test_a_variant_that_gives_other_bits_does_not_pass() -> None:
     scaled(variant.graph, "new.momentum.meta.0.conv.weight", 1.0 + 2.0**-23)
     with pytest.raises(ExportError, match=r"adapt\.b6\.lean: new\.momentum\.meta\.0\.conv\.weight is not what adapt\.b6 gives"):
         selfcheck.check([base, dataclasses.replace(variant, model=to_onnx(variant.graph, PlacedWeights()))])
+
+
+def test_more_roundings_may_differ_where_double_precision_rounds_otherwise_too_and_no_more() -> None:
+    def of(flips: float, limit: float) -> selfcheck.Difference:
+        return selfcheck.Difference("adapt.b6", 0.0, 0.0, None, None, "head", flips=flips, flips_limit=limit)
+
+    selfcheck.refuse(of(0.8, 1.2))
+    for flips, limit in ((0.8, 0.7), (0.11, selfcheck.FLIPS)):
+        with pytest.raises(ExportError, match="roundings differ"):
+            selfcheck.refuse(of(flips, limit))
+    for pair in ((of(0.8, 1.2), of(0.11, 0.1)), (of(0.11, 0.1), of(0.8, 1.2))):
+        with pytest.raises(ExportError, match="roundings differ"):
+            selfcheck.refuse(pair[0].or_worse(pair[1]))
