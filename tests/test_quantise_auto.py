@@ -21,7 +21,7 @@ from edgeadapt.exporters import schedules, training
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import ExportReport, export, plan_export, plan_numbers
 from edgeadapt.exporters.options import Options
-from edgeadapt.exporters.quantise import choose
+from edgeadapt.exporters.quantise import auto, choose
 from edgeadapt.exporters.quantise.auto import Precision, precisions
 from edgeadapt.exporters.quantise.measure import SEVERITY, Stream, as_good
 from edgeadapt.memory import simulate
@@ -206,12 +206,9 @@ def test_what_was_measured_is_what_the_device_does(tmp_path: Path, method: str, 
 
 def test_without_labels_the_float_model_without_a_shift_is_right() -> None:
     report = exported(None, WIDE, data=data(network(), labelled=False), method="norm")
-    labelled = exported(None, WIDE, method="norm")
     assert not report.manifest["choice"]["labelled"]
-    assert [row["errors"] for row in rows(report)] != []
-    held = (data(network()).split(0.25, 0)[1], data(network(), labelled=False).split(0.25, 0)[1])
-    if np.array_equal(*held):  # labels here are the model's own predictions
-        assert [row["errors"] for row in rows(report)] == [row["errors"] for row in rows(labelled)]
+    plain = rows(report)[0]
+    assert 0.0 < max(plain["errors"])
     assert "not float32's without a shift" in report.table()
 
 
@@ -270,27 +267,29 @@ def test_a_method_is_trained_once_for_all_numbers(tmp_path: Path, monkeypatch: p
     calls: list[str] = []
     real = training.warm_up
     monkeypatch.setattr(training, "warm_up", lambda *given, **named: calls.append("warm-up") or real(*given, **named))
-    given: dict[str, Any] = {"method": "ecotta", "epochs": 1, "parts": 2, "train": 1, "saved": "int8", "gradient": "float"}
+    given: dict[str, Any] = {"method": "ecotta", "epochs": 1, "parts": 1, "saved": "int8", "gradient": "int8"}
     path = tmp_path / "net.edgeadapt"
     report = exported(path, WIDE, **given)
     assert calls == ["warm-up"]
-    assert [(row["quantize"], row["updates"]) for row in rows(report)] == [
-        (quantize, updates) for quantize in ("none", "int8") for updates in ("reference", "compact", "tiny")
-    ]
+    assert [(row["quantize"], row["updates"]) for row in rows(report)] == [("int8", updates) for updates in ("reference", "compact", "tiny")]
     assert all(row["errors"] for row in rows(report))
-    assert {(row["parts"], row["trained"], row["batch"]) for row in rows(report)} == {(2, 1, 4)}
+    assert {(row["parts"], row["trained"], row["batch"]) for row in rows(report)} == {(1, 1, 4)}
     assert Bundle.open(path).manifest.choice is not None
-    row = chosen(report)
-    asked = {"quantize": row["quantize"], "gradient": "float" if row["quantize"] == "int8" else None, "updates": row["updates"]}
-    alone = exported(None, WIDE, **{**given, **asked})
+    alone = exported(None, WIDE, **given, quantize="int8", updates=chosen(report)["updates"])
     for key in ("warmup", "state", "selfcheck", "method", "statistics"):
         assert alone.manifest[key] == report.manifest[key], "as if it had been asked for"
 
 
-def test_the_same_every_time() -> None:
-    one, other = (exported(None, WIDE, method="side", train=1, updates="tiny", saved="int8", seed=5) for _ in range(2))
-    assert json.dumps(one.manifest["choice"]) == json.dumps(other.manifest["choice"])
-    assert len(rows(one)) == 3
+def test_the_same_every_time_and_none_is_touched_by_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a method calibrates is measured anew in 8 bits, and must not be found in float32, which comes first and is taken here."""
+    monkeypatch.setattr(auto, "as_good", lambda errors: [0])
+    given: dict[str, Any] = {"method": "side", "train": 1, "updates": "reference", "saved": "int8", "gradient": "float", "seed": 5}
+    one, other = (exported(tmp_path / name, WIDE, **given) for name in ("one.edgeadapt", "other.edgeadapt"))
+    assert json.dumps(one.manifest) == json.dumps(other.manifest)
+    assert len(rows(one)) == 2
+    assert chosen(one)["quantize"] == "none"
+    alone = exported(tmp_path / "alone.edgeadapt", WIDE, **{**given, "quantize": "none", "gradient": None})
+    assert alone.manifest["members"]["weights.bin"] == one.manifest["members"]["weights.bin"]
 
 
 # ------------------------------------------------------------------------------------------------ refusals
