@@ -325,7 +325,7 @@ def test_nothing_fits_and_nothing_is_trained(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr(training.Training, "warm", never)
     with pytest.raises(BudgetError, match="nothing that was asked for fits the budget of 50 MiB on a bench; the nearest is ") as caught:
-        exported(tmp_path / "net.edgeadapt", 50 * 2**20, method="tent", updates="reference", parts=1, train=1)
+        exported(tmp_path / "net.edgeadapt", 50 * 2**20, method="norm")
     assert "(frozen model in " in str(caught.value)
     assert "give a budget of at least" in caught.value.hint
     assert not list(tmp_path.iterdir())
@@ -419,7 +419,7 @@ NORM = ("--method", "norm", "--batch", "4", "--board", "pi4-1gb", "--quantize", 
 def test_the_command_chooses_and_shows_it(capsys: pytest.CaptureFixture[str]) -> None:
     assert shell(*NORM, "--budget", "128MiB", "--data", "train.npz", "--holdout", "0.25", "--allow-drop", "-o", "net.edgeadapt") == 0
     output = capsys.readouterr().out
-    header = next(line for line in output.splitlines() if line.startswith("frozen "))
+    header = next(line for line in output.splitlines() if line.startswith("frozen  gradients"))
     assert header.split()[:4] == ["frozen", "gradients", "saved", "updates"]
     assert "numbers for 128 MiB on Raspberry Pi 4, 1 GB; predictions that are wrong, in percent, on 24 held-out samples each" in output
     assert main(["inspect", "net.edgeadapt"]) == 0
