@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from edgeadapt.bundle.manifest import InputSpec
 from edgeadapt.errors import InputError, UsageError
@@ -232,3 +234,17 @@ def spec_for(
             )
         values.append(several)
     return InputSpec(shape, (shape[1], shape[2]) if resize else None, *values)
+
+
+def example_of(data: Samples | None, shape: Sequence[int], logits: Tensor, batch: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Inputs (batch, …) and targets to trace and check graphs with: samples drawn by `seed`, or random numbers where there are none.
+
+    logits: of the model, (·, C, …).
+    """
+    places = (batch, *logits.shape[2:])
+    if data is None:
+        random = torch.Generator().manual_seed(seed)
+        return torch.randn((batch, *shape), generator=random), torch.randint(int(logits.shape[1]), places, generator=random)
+    indices = np.resize(np.random.default_rng(seed).permutation(len(data)), batch)
+    target = torch.zeros(places, dtype=torch.int64) if data.y is None else torch.from_numpy(data.y[indices].astype(np.int64))
+    return torch.from_numpy(np.ascontiguousarray(data.tensor(indices))), target

@@ -8,6 +8,7 @@ from typing import Any
 
 from edgeadapt._version import __version__
 from edgeadapt.bundle import GraphSpec, HyperSpec, InputSpec, Manifest, MethodInfo, ModelInfo, Part, StateSpec, StatisticsInfo, SumSpec, Task
+from edgeadapt.bundle.choice import Choice
 from edgeadapt.bundle.quantised import Quantised
 from edgeadapt.exporters.compile import Compiled
 from edgeadapt.exporters.ir import IR_VERSION, OPSET
@@ -29,11 +30,12 @@ def describe(
     left_out: Mapping[str, str],
     rounding: dict[str, Any] | None = None,
     quantisation: Quantised | None = None,
+    choice: Choice | None = None,
 ) -> Manifest:
     """The manifest, all but the members' checksums.
 
     left_out: graphs that were tried and are not there, and why. rounding: what holding parameters in few bits costs, where it was measured.
-    quantisation: what of the frozen model is computed in 8 bits.
+    quantisation: what of the frozen model is computed in 8 bits. choice: how its numbers were chosen, where they were.
     """
     method, captured = model.method, model.method.backbone.captured
     adapted = sorted(set(options.batches))
@@ -64,6 +66,7 @@ def describe(
         ir_version=IR_VERSION,
         warmup=warmup,
         quantisation=quantisation,
+        choice=choice,
         selfcheck={**{item.graph: item.plain() for item in differences}, **{key: {"left_out": why} for key, why in left_out.items()}}
         | ({} if rounding is None else {"rounding": rounding}),
     )

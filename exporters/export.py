@@ -9,38 +9,38 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from edgeadapt.bundle import InputSpec, Manifest, Task
+from edgeadapt.bundle import InputSpec, Manifest
+from edgeadapt.bundle.choice import Choice
 from edgeadapt.devices import boards
-from edgeadapt.errors import ExportError, UsageError
+from edgeadapt.errors import UsageError
+from edgeadapt.exporters.beginning import left_to_train, mode_of, started
 from edgeadapt.exporters.capture import Captured, capture
+from edgeadapt.exporters.checks import check_auto, check_data, check_micro, check_rate, task_of
 from edgeadapt.exporters.compile import Compiled, Lowered, PlacedWeights, lowered, scheduled
-from edgeadapt.exporters.data import Samples, load_samples, spec_for
+from edgeadapt.exporters.data import Samples, example_of, load_samples, spec_for
 from edgeadapt.exporters.describe import describe
 from edgeadapt.exporters.drafts import Drafts
 from edgeadapt.exporters.methods import METHODS, Method, Setup
 from edgeadapt.exporters.micro import Sums, sums_of
-from edgeadapt.exporters.options import Options, batch_defaults
+from edgeadapt.exporters.options import AUTO, Options, batch_defaults
 from edgeadapt.exporters.pieces import Pieces, cut_steps
-from edgeadapt.exporters.planner import PARTS, Place, Plan, plan
-from edgeadapt.exporters.programs import Model, Program, build, held, last_parts, source_model
-from edgeadapt.exporters.quantise.choose import Chosen, Numbers, Quantising, stand_in
+from edgeadapt.exporters.planner import PARTS, Candidate, Depth, Place, Plan, Wishes, plan
+from edgeadapt.exporters.programs import Model, Program, build, source_model
+from edgeadapt.exporters.quantise.auto import Auto, Ready
+from edgeadapt.exporters.quantise.choose import ASSUMED, Chosen, Numbers, Quantising, places_of, stand_in
 from edgeadapt.exporters.quantise.rounding import Quantisation
 from edgeadapt.exporters.schedules import Schedules
 from edgeadapt.exporters.selfcheck import Difference, check
 from edgeadapt.exporters.table import table
-from edgeadapt.exporters.training import Training
+from edgeadapt.exporters.training import Training, Warmed
 from edgeadapt.exporters.writing import write
 from edgeadapt.memory.rules import MOST_THREADS
 from edgeadapt.memory.simulation import BoardLike
 from edgeadapt.progress import Progress, quiet
 from edgeadapt.units import format_shape, parse_bytes
-
-SHIFTED = 1000.0
-"""Where a channel's mean² over its variance is above this on source data, the variance is computed around the source mean."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def export(
         model_name: what the manifest calls the model.
         progress: called with (stage, done, total, note).
         budget: the most bytes that the process on the device may hold, such as "96MiB". What of parts, train and batches was not given is then chosen
-            so that adapting fits, before anything is trained; see `edgeadapt.exporters.planner`.
+            so that adapting fits, before anything is trained; see `edgeadapt.exporters.planner`. With quantize="auto" also what numbers are held in.
         board: where that is: a key or profile as for `edgeadapt.devices.boards.load`, or a board; this machine by default.
         board_threads: threads of one operator that it will be served with there.
         choices: fields of `Options`: method, parts, cuts, kernel, width, train, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
@@ -108,12 +108,14 @@ def export(
     Raises:
         ExportError: the model cannot be traced, cut or differentiated; the method needs data; the warm-up costs too much accuracy; the self-check
             fails; the bundle cannot be written, or not be opened afterwards.
-        UsageError, InputError: a choice or the data is wrong.
+        UsageError, InputError: a choice or the data is wrong, or quantize="auto" comes without a budget or data.
         BudgetError: nothing fits the budget, and nothing was trained; or, rarely, the bundle did not come out as planned.
     """
     if (board is not None or board_threads != 1) and budget is None:
         raise UsageError("a board is where a budget holds, and there is none", "give a budget too, or leave the board out")
     place = None if budget is None else _place(board, budget, board_threads)
+    if choices.get("quantize") == AUTO:
+        check_auto(budget is not None, data is not None)
     options, spec, progress = Options.of(choices, planned=budget is not None), spec_for(shape, mean, std, resize), progress or quiet
     samples: Samples | None = None
     if isinstance(data, Samples):
@@ -147,9 +149,37 @@ def plan_export(
         ExportError: the model cannot be traced, cut or differentiated.
         UsageError: a choice is wrong. That nothing fits is for `Plan.check` to raise.
     """
+    if choices.get("quantize") == AUTO:
+        raise UsageError("a plan is of one form of numbers, and quantize = 'auto' is of several", "list them with plan_numbers, or name one")
     place = _place(board, budget, board_threads)
     job = _Export(model, spec_for(shape, None, None, False), None, Options.of(choices, planned=True), progress or quiet, _named(choices))
     return job.list_candidates(place)
+
+
+def plan_numbers(
+    model: nn.Module,
+    *,
+    shape: Sequence[int],
+    budget: str | int | None,
+    board: str | BoardLike | None = None,
+    board_threads: int = 1,
+    progress: Progress | None = None,
+    **choices: Any,
+) -> Choice:
+    """What each form of numbers that quantize="auto" would try takes within a budget, without data: nothing is measured, and nothing chosen.
+
+    All layers that could be in 8 bits are taken to be.
+
+    Args:
+        model, shape, budget, board, board_threads, progress, choices: as for `export`, quantize being "auto".
+
+    Raises:
+        ExportError, UsageError: as `plan_export`; nothing of the model can be in 8 bits, or there is no budget.
+    """
+    check_auto(budget is not None, True)
+    place, options = _place(board, budget, board_threads), Options.of({**choices, "quantize": AUTO}, planned=True)
+    job = _Export(model, spec_for(shape, None, None, False), None, options, progress or quiet, _named(choices))
+    return Auto(job.begun(None), place, job.progress).planned()
 
 
 def _place(board: str | BoardLike | None, budget: str | int | None, threads: int) -> Place:
@@ -171,9 +201,11 @@ class _Export:
     ) -> None:
         self.model, self.shape, self.spec, self.data, self.options, self.progress = model.eval(), spec.shape, spec, data, options, progress
         self.captures: dict[int, Captured] = {}
-        self.schedules, self.drafts = Schedules(), Drafts(self, given)
+        self.given, self.schedules, self.drafts = given, Schedules(), Drafts(self, given)
+        self.quantising: Quantising | None = None
         self.chosen: Chosen | None = None
         self.numbers: Numbers | None = None
+        self.lowered: Lowered = {}
         self._stands: dict[tuple[str, ...], Quantisation] = {}
         if options.threads:
             torch.set_num_threads(options.threads)
@@ -192,29 +224,89 @@ class _Export:
         place: Place | None = None,
     ) -> ExportReport:
         """All stages in order; `place` is what to plan for, with a budget."""
-        self.task = self._task(names)
-        method, planned = self.method(self.options), None
-        if self.data is None and (method.warms_up or method.calibrates):
-            raise ExportError(
-                f"{method.name} is {'warmed up' if method.warms_up else 'calibrated'} on source data, and none was given",
-                "give training samples with --data, or choose --method norm or tent",
-            )
-        self._check_rate(method)
-        self._check_micro(method)
-        quantising = self._quantising(method)
-        if place is not None:
-            planned = plan(self.drafts, place, self.drafts.wishes(method), self.progress)
-            self.options = self.drafts.options(planned.check())
-            method = self.method(self.options)
+        method, name = self.begun(names).method(self.options), model_name or type(self.model).__name__
+        check_rate(self.options, method)
+        check_data(self.options, method, self.data)
+        if self.options.quantize == AUTO and place is not None:
+            won = Auto(self, place, self.progress).run()
+            return won.job.finish(output, name, won.ready, place, won.plan, won.choice)
+        if self.options.quantize != "none":
+            self.choose_layers()
+        planned = None if place is None else self.plan(place)
+        if planned is not None:
+            planned.check()
+        return self.finish(output, name, self.ready(self.warm()), place, planned)
+
+    def like(self, options: Options) -> _Export:
+        """An export of the same with other numbers; what these make no difference to is shared."""
+        other = _Export(self.model, self.spec, self.data, options, self.progress, self.given)
+        other.captures, other.schedules, other.drafts.hurried, other.task = self.captures, self.schedules, self.drafts.hurried, self.task
+        if options.quantize != "none":
+            other.chosen, other.quantising = self.chosen, None if self.quantising is None else self.quantising.like(options)
+        return other
+
+    def choose_layers(self) -> None:
+        """Which layers are in 8 bits; without data, as for a list, only whether any could be.
+
+        Raises:
+            ExportError: none could be.
+        """
+        method = self.method(self.options)
+        if self.data is None:
+            places_of(method.backbone.captured)
+            return
+        self.quantising = Quantising(self.data, self.options, self.capture, self.progress)
+        self.chosen = self.quantising.choose(method, mode_of(self.options, method))
+
+    def plan(self, place: Place, depth: Depth = "whole", settled: Candidate | None = None) -> Plan:
+        """What of it fits; its options are then those of what was chosen. settled: what is to be, with nothing left to choose."""
+        wishes = self.drafts.wishes(self.method(self.options))
+        if settled is not None:
+            wishes = Wishes(settled.parts, settled.trained, settled.batches, wishes.micro)
+        planned = plan(self.drafts, place, wishes, self.progress, depth=depth)
+        if planned.chosen is not None:
+            self.options = self.drafts.options(planned.chosen)
             self.progress("plan", 1, 1, planned.line())
-        options, adapted = self.options, sorted(set(self.options.batches))
-        trained, warmup, rounding = self.start(method), None, None
-        if self.data is not None:
-            trained, warmup, rounding = Training(trained, self.data, options, self.capture, self.progress).run()
-        trained = self.last_parts(trained, options)
-        if quantising is not None and self.chosen is not None:
-            trained, self.numbers = quantising.finish(trained, self.chosen)
-        compiled, weights = self.compile(trained, adapted, self.schedules, self.progress)
+        return planned
+
+    def warm(self) -> Warmed | None:
+        """All of its training that takes long; None without data."""
+        return None if self.data is None else self._training(self.data).warm()
+
+    def _training(self, data: Samples) -> Training:
+        return Training(self.start(self.method(self.options)), data, self.options, self.capture, self.progress)
+
+    def ready(self, warmed: Warmed | None) -> Ready:
+        """The model to compile, in its numbers; `warmed` may come from an export that differs in these alone."""
+        warmup = rounding = None
+        if self.data is None or warmed is None:
+            trained = self.start(self.method(self.options))
+        else:
+            trained, warmup, rounding = self._training(self.data).hold(warmed)
+        trained = self.last_parts(trained, self.options)
+        if self.quantising is not None and self.chosen is not None:
+            trained, self.numbers = self.quantising.finish(trained, self.chosen)
+        return Ready(trained, warmup, rounding)
+
+    def stepping(self, ready: Ready) -> Compiled:
+        """The graph that adapts at the largest batch, or that predicts, where nothing is trained. It is kept for `finish`."""
+        key = ("adapt" if ready.model.method.trains else "predict", max(self.options.batches))
+        program = self._program(ready.model, *key)
+        self.lowered[key] = lowered(program)
+        return scheduled(program, self.lowered[key].copy(), PlacedWeights(), self.schedules)[0]
+
+    def finish(
+        self,
+        output: str | os.PathLike[str] | None,
+        name: str,
+        ready: Ready,
+        place: Place | None = None,
+        planned: Plan | None = None,
+        choice: Choice | None = None,
+    ) -> ExportReport:
+        """Everything that follows once the model is as it will be."""
+        trained = ready.model
+        compiled, weights = self.compile(trained, sorted(set(self.options.batches)), self.schedules, self.progress, known=self.lowered)
         self.progress("self-check", 0, len(compiled))
         differences = check(compiled)
         self.progress("self-check", len(compiled), len(compiled))
@@ -222,20 +314,10 @@ class _Export:
         compiled, differences = compiled + pieces.compiled, differences + pieces.differences
         if place is not None:
             self.drafts.keep(trained, compiled, weights, place, pieces.left_out)
-        name = model_name or type(self.model).__name__
         codes = None if self.numbers is None else self.numbers.report
-        manifest = describe(trained, compiled, options, name, self.task, self.spec, warmup, differences, pieces.left_out, rounding, codes)
+        told = (ready.warmup, differences, pieces.left_out, ready.rounding, codes, choice)
+        manifest = describe(trained, compiled, self.options, name, self.task, self.spec, *told)
         return dataclasses.replace(self._write(output, manifest, trained, compiled, weights, differences), plan=planned)
-
-    def _quantising(self, method: Method) -> Quantising | None:
-        """What puts the frozen model into 8 bits, with the layers chosen; None where it stays in float32."""
-        if self.options.quantize == "none":
-            return None
-        if self.data is None:
-            raise ExportError("the ranges of 8 bits are measured on source data, and none was given", "give training samples with --data")
-        found = Quantising(self.data, self.options, self.capture, self.progress)
-        self.chosen = found.choose(method, self._mode(method))
-        return found
 
     def bound(self, model: Model, batch: int, frozen: bool = False) -> Model:
         """The model traced at a batch size, its frozen part in the numbers that it is to have. frozen: as the frozen model by itself has them."""
@@ -254,29 +336,17 @@ class _Export:
 
     def list_candidates(self, place: Place) -> Plan:
         """The plan alone, with all that could be chosen."""
-        self.task = self._task(None)
-        method = self.method(self.options)
-        self._check_micro(method)
-        return plan(self.drafts, place, self.drafts.wishes(method), self.progress, listing=True)
+        method, codes = self.begun(None).method(self.options), self.options.quantize != "none"
+        if codes:
+            self.choose_layers()
+        found = plan(self.drafts, place, self.drafts.wishes(method), self.progress, listing=True)
+        return dataclasses.replace(found, note=ASSUMED if codes else "")
 
-    def _task(self, names: Sequence[str] | None) -> Task:
-        """What the model's logits are, checked against the options, the names and the data."""
-        options, logits = self.options, self.capture(max(self.options.batches)).result.meta["val"]
-        kind = options.task or ("classification" if logits.dim() == 2 else "segmentation")
-        if (kind == "classification") != (logits.dim() == 2):
-            raise ExportError(
-                f"the model returns {tuple(logits.shape)}, which are no logits for {kind}", "choose the task that fits, or change the model's head"
-            )
-        if logits.dim() > 4:
-            raise ExportError(f"the model returns {tuple(logits.shape)}, and logits have four sizes at most", "flatten the last ones into one")
-        task = Task(kind, int(logits.shape[1]), tuple(names) if names else None)
-        if task.names is not None and len(task.names) != task.classes:
-            raise UsageError(
-                f"there are {len(task.names)} class names, and the model has {task.classes} classes", "give one for each output, in order"
-            )
-        if self.data is not None:
-            self.data.check(tuple(int(size) for size in logits.shape[1:]))
-        return task
+    def begun(self, names: Sequence[str] | None) -> _Export:
+        """It, once what was given is seen to fit the model and the method."""
+        self.task = task_of(self.options, self.capture(max(self.options.batches)).result.meta["val"], names, self.data)
+        check_micro(self.options, mode_of(self.options, self.method(self.options)))
+        return self
 
     def method(self, options: Options) -> Method:
         """The method over the model at the largest batch."""
@@ -288,33 +358,12 @@ class _Export:
 
     @staticmethod
     def last_parts(model: Model, options: Options) -> Model:
-        """Fix what is not to be trained on the device; parameters are held as the options say."""
-        model = held(model, options.tier, options.seed)
-        if options.train is None:
-            return model
-        left = last_parts(model, options.train)
-        if not left.parameters:
-            parts, name = model.method.parts, model.method.name
-            raise UsageError(f"the last {options.train} of {parts} parts have nothing that {name} trains", "train more of them")
-        return left
-
-    def _mode(self, method: Method) -> str:
-        """What normalisation statistics do."""
-        if not {**method.backbone.source_statistics(), **method.own_statistics()}:
-            return "none"
-        return self.options.statistics or method.statistics
-
-    def _check_micro(self, method: Method) -> None:
-        """See that micro-batches that were asked for can be."""
-        if isinstance(self.options.micro, tuple) and self._mode(method) == "live":
-            raise UsageError(
-                "statistics that follow the stream need all frames of a step at once, so it has no micro-batches",
-                "leave micro out, or keep the statistics as trained: --statistics source",
-            )
+        """What of the model is trained on the device."""
+        return left_to_train(options, model)
 
     def cuts(self, method: Method) -> bool:
         """Whether steps may be taken in pieces: what was asked for, and where statistics do not follow the stream."""
-        return method.trains and self.options.micro != "none" and self._mode(method) != "live"
+        return method.trains and self.options.micro != "none" and mode_of(self.options, method) != "live"
 
     def cut(
         self,
@@ -338,25 +387,9 @@ class _Export:
 
         return cut_steps(compiled, made, None if isinstance(chosen, str) else chosen, weights, schedules, known, checked)
 
-    def _check_rate(self, method: Method) -> None:
-        """See that the given learning rate is one that the device allows."""
-        allowed = Model(method, {}, {}, "none", self.options.optimiser or method.optimiser).hyper().get("rate")
-        if self.options.rate is not None and allowed is not None and not allowed.low <= self.options.rate <= allowed.high:
-            raise UsageError(f"rate = {self.options.rate:g} is out of range", f"give a number from {allowed.low:g} to {allowed.high:g}")
-
     def start(self, method: Method) -> Model:
         """The method before anything is trained."""
-        options = self.options
-        backbone = method.backbone
-        source = backbone.source_statistics()
-        values, mode = {**source, **method.own_statistics()}, self._mode(method)
-        shifted = frozenset(
-            name.removesuffix(".mean")
-            for name, mean in source.items()
-            if name.endswith(".mean") and float((mean**2 / (source[name.removesuffix(".mean") + ".variance"] + 1e-5)).max()) > SHIFTED
-        )
-        small = options.saves_codes
-        return Model(method, method.parameters(), values, mode, options.optimiser or method.optimiser, options.exact, shifted, small=small)
+        return started(self.options, method)
 
     def compile(
         self, trained: Model, adapted: Sequence[int], schedules: Schedules, progress: Progress, whole: bool = True, known: Lowered | None = None
@@ -376,34 +409,26 @@ class _Export:
         ]
         for done, (batch, role) in enumerate(plans):
             progress("compile", done, len(plans), f"{role} at batch {batch}")
-            bound = self.bound(trained, batch, role == "source")
-            x, target = self.example(batch, bound.method)
-            values = method.backbone.source_statistics() if self.numbers is None else self.numbers.values
-            model = source_model(bound, values) if role == "source" else bound
-            program = build(model, role, batch, x, target)
-            self._defaults(program)
+            program = self._program(trained, role, batch)
             if (role, batch) not in known:
                 known[role, batch] = lowered(program)
             compiled += scheduled(program, known[role, batch].copy(), weights, schedules)
         progress("compile", len(plans), len(plans))
         return compiled, weights
 
-    def _defaults(self, program: Program) -> None:
+    def _program(self, trained: Model, role: str, batch: int) -> Program:
+        """A function of the bundle, with the scalars that it has at this batch."""
+        bound = self.bound(trained, batch, role == "source")
+        x, target = self.example(batch, bound.method)
+        values = trained.method.backbone.source_statistics() if self.numbers is None else self.numbers.values
+        program = build(source_model(bound, values) if role == "source" else bound, role, batch, x, target)
         model = program.model
         for name, value in batch_defaults(model.method, model.optimiser, self.options.rate, program.hyper, program.batch).items():
             program.example[f"hyper.{name}"] = torch.tensor(value)
+        return program
 
     def example(self, batch: int, method: Method) -> tuple[Tensor, Tensor]:
-        logits = method.backbone.captured.result.meta["val"]
-        shape = (batch, *logits.shape[2:])
-        if self.data is None:
-            random = torch.Generator().manual_seed(self.options.seed)
-            return torch.randn((batch, *self.shape), generator=random), torch.randint(int(logits.shape[1]), shape, generator=random)
-        picked = np.random.default_rng(self.options.seed).permutation(len(self.data))
-        indices = np.resize(picked, batch)
-        x = torch.from_numpy(np.ascontiguousarray(self.data.tensor(indices)))
-        target = torch.zeros(shape, dtype=torch.int64) if self.data.y is None else torch.from_numpy(self.data.y[indices].astype(np.int64))
-        return x, target
+        return example_of(self.data, self.shape, method.backbone.captured.result.meta["val"], batch, self.options.seed)
 
     def _write(
         self,

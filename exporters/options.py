@@ -18,8 +18,9 @@ from edgeadapt.exporters.storage import TIERS, Tier
 
 REFERENCE_BATCH = 64
 CALIBRATION_BATCHES = 8
-QUANTIZE = ("none", "int8")
-"""What the frozen model may be computed in: float32, or 8 bits."""
+AUTO = "auto"
+QUANTIZE = ("none", "int8", AUTO)
+"""What the frozen model may be computed in: float32, or 8 bits; or what is best within a budget, see `exporters.quantise.auto`."""
 REFERENCE = "reference"
 """The tier of updates that is no small one: parameters and moments in float32."""
 _TRAINING = ("optimiser", "rate", "exact", "micro", "gradient", "saved", "updates")

@@ -154,6 +154,7 @@ class Plan:
         instead: where none fits, what would if all were free to choose.
         looked: how many candidates were compiled.
         rates_known: how the board's rates, and so the times, are known.
+        note: what the figures take for granted.
     """
 
     board: str
@@ -167,11 +168,12 @@ class Plan:
     instead: Row | None
     looked: int
     rates_known: str
+    note: str = ""
 
     def plain(self) -> dict[str, Any]:
         """For JSON."""
         return {
-            **{name: getattr(self, name) for name in ("board", "key", "threads", "budget", "looked", "rates_known")},
+            **{name: getattr(self, name) for name in ("board", "key", "threads", "budget", "looked", "rates_known", "note")},
             "rows": [asdict(row) for row in self.rows],
             "chosen": None if self.row is None else asdict(self.row),
         }
@@ -207,7 +209,7 @@ class Plan:
         )
 
 
-def plan(drafts: Drafts, place: Place, wishes: Wishes, progress: Progress = quiet, listing: bool = False) -> Plan:
+def plan(drafts: Drafts, place: Place, wishes: Wishes, progress: Progress = quiet, listing: bool = False, depth: Depth = "whole") -> Plan:
     """Find what to export within a budget.
 
     Candidates are taken in the order of `preference`. Each is first compiled in a hurry; if the prediction fits that a step has beside it, of as many
@@ -219,6 +221,7 @@ def plan(drafts: Drafts, place: Place, wishes: Wishes, progress: Progress = quie
         wishes: what is not free to choose.
         progress: told of each candidate.
         listing: look at all candidates of `listed`, not only as far as the first that fits.
+        depth: at which a candidate is believed. At less than "whole", where several plans are compared, it is not looked for what would fit instead.
 
     Raises:
         ExportError: the model cannot be compiled.
@@ -227,7 +230,7 @@ def plan(drafts: Drafts, place: Place, wishes: Wishes, progress: Progress = quie
     if not wishes.batches and not wishes.divide(SIZES):
         sizes = ", ".join(map(str, wishes.micro))
         raise UsageError(f"no batch that is planned for can be taken in pieces of each of {sizes}", "say with batches which it is to be")
-    search = _Search(drafts, place, progress)
+    search = _Search(drafts, place, progress, depth)
     divisions = drafts.divisions()
     taken: Candidate | None = None
     row: Row | None = None
@@ -240,7 +243,7 @@ def plan(drafts: Drafts, place: Place, wishes: Wishes, progress: Progress = quie
         else:
             nearest = search.nearest(runs[-1][-1])
             free = Wishes(micro=wishes.micro)
-            other = search.first(preference(free, divisions)) if wishes != free else None
+            other = search.first(preference(free, divisions)) if wishes != free and depth == "whole" else None
             instead = search.best(other) if other else None
     if listing or place.budget is None:
         search.look(listed(wishes, divisions))
@@ -290,8 +293,9 @@ def listed(wishes: Wishes, divisions: Sequence[int]) -> list[Candidate]:
 class _Search:
     """Candidates that were looked at, each once at each depth at most."""
 
-    def __init__(self, drafts: Drafts, place: Place, progress: Progress) -> None:
+    def __init__(self, drafts: Drafts, place: Place, progress: Progress, depth: Depth) -> None:
         self.drafts, self.place, self.progress = drafts, place, progress
+        self._depths: tuple[Depth, ...] = ("step", "whole") if depth == "whole" else ("step",)
         self._in_pieces = drafts.in_pieces()
         self._rows: dict[Candidate, dict[Depth, list[Row]]] = {}
         self._hopeless: set[Candidate] = set()
@@ -321,13 +325,13 @@ class _Search:
     def nearest(self, last: Candidate) -> Row:
         """Where nothing fits, what takes least at each of a candidate's batches, of the candidate that needs least; `last` is one that was asked for.
 
-        It is compiled whole: what is said of it is what it needs.
+        It is compiled at the greatest depth: what is said of it is what it needs.
         """
         self._compile(last, "step")
         while True:
             needs = {candidate: self._needed(candidate) for candidate in self._rows}
             least = min(needs, key=lambda candidate: needs[candidate].total)
-            if "whole" in self._rows[least]:
+            if self._depths[-1] in self._rows[least]:
                 return needs[least]
             self._compile(least, "whole" if "step" in self._rows[least] else "step")
 
@@ -352,7 +356,7 @@ class _Search:
 
     def best(self, candidate: Candidate) -> Row:
         """What an adapter would load of a candidate that fits, at its largest batch: the quickest that fits."""
-        rows = [row for row in self._rows[candidate]["whole"] if row.batch == max(candidate.batches)]
+        rows = [row for row in self._known(candidate) if row.batch == max(candidate.batches)]
         return min((row for row in rows if row.fits), key=lambda row: (row.seconds, row.total))
 
     def _fits(self, candidate: Candidate) -> bool:
@@ -361,7 +365,7 @@ class _Search:
         self._compile(candidate, "hurried")
         if candidate in self._hopeless:
             return False
-        return all(self._within(candidate, depth) for depth in ("step", "whole"))
+        return all(self._within(candidate, depth) for depth in self._depths)
 
     def _within(self, candidate: Candidate, depth: Depth) -> bool:
         rows = self._compile(candidate, depth)

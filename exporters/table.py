@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeadapt.bundle import StateSpec
+from edgeadapt.bundle.choice import read_choice
 from edgeadapt.bundle.quantised import Quantised, read_quantised
 from edgeadapt.bundle.reading import Node
 from edgeadapt.bundle.updates import Updates, updates_of
@@ -62,6 +63,9 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
         ]
     if manifest.get("quantisation"):
         lines += ["", *_codes(read_quantised(Node(manifest["quantisation"], "quantisation")))]
+    if manifest.get("choice"):
+        choice = read_choice(Node(manifest["choice"], "choice"))
+        lines += ["", choice.title(), *columns(choice.table(), right=range(4, len(choice.table()[0]) - 1))]
     if updates is not None:
         lines += ["", f"updates: {updates.tier}, {updates.bytes:.1f} bytes a parameter with its moments"]
         lines += _rounding(manifest, differences)

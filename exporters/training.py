@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,24 @@ from edgeadapt.exporters.programs import Model, source_model
 from edgeadapt.exporters.programs import held as hold
 from edgeadapt.exporters.warmup import estimate_statistics, predictions, warm_up
 from edgeadapt.progress import Progress
+
+
+@dataclass(frozen=True)
+class Warmed:
+    """A method calibrated and, where it asks for that, warmed up. How parameters will be held, and what is in 8 bits, makes no difference to it.
+
+    Attributes:
+        model: its parameters in float32, its statistics as they were before a warm-up.
+        kept, held: indices of the samples it was trained on, and of those held out.
+        truth: what is right for `held`: labels, or the frozen model's own predictions.
+        before: share of those that the frozen model gets right.
+    """
+
+    model: Model
+    kept: Any
+    held: Any
+    truth: Any
+    before: float
 
 
 class Training:
@@ -40,8 +59,16 @@ class Training:
         """The model to compile, its parameters held as the options say, what the warm-up reports, and what holding them so costs.
 
         Raises:
+            InputError, ExportError: as `warm` and `hold`.
+        """
+        return self.hold(self.warm())
+
+    def warm(self) -> Warmed:
+        """All that takes long.
+
+        Raises:
             InputError: there are too few samples.
-            ExportError: the model guesses on its own data, or the warm-up, or rounding its parameters, costs too much accuracy.
+            ExportError: the model guesses on its own data, or the warm-up diverges.
         """
         options, start, method = self.options, self.start, self.start.method
         kept, held = self._split(method)
@@ -54,11 +81,27 @@ class Training:
         truth = self.data.y[held] if self.data.y is not None else self._predictions(frozen, held, batch)
         before = self._agreement(frozen, held, truth, batch)
         self._not_by_chance(before, len(held), int(method.setup.classes))
-        trained = dataclasses.replace(start, method=method)
+        model = dataclasses.replace(start, method=method)
         if method.warms_up:
-            return self._warm_up(trained, kept, held, truth, before)
-        rounded = hold(trained, options.tier, options.seed)
-        return rounded, None, self._cost(trained, rounded, held, truth, batch)
+            chosen: dict[str, Any] = {**self._how(batch), "seed": options.seed, "progress": self.progress}
+            parameters = warm_up(method, start.parameters, self._tensors(method), self.data, kept, **chosen)
+            model = dataclasses.replace(model, parameters=parameters)
+        return Warmed(model, kept, held, truth, before)
+
+    def hold(self, warmed: Warmed) -> tuple[Model, dict[str, Any] | None, dict[str, Any] | None]:
+        """The rest of `run`, for a method that was warmed here or for another export that differs in its numbers alone.
+
+        Raises:
+            ExportError: the warm-up, or rounding its parameters, costs too much accuracy.
+        """
+        exact = dataclasses.replace(warmed.model, small=self.start.small)
+        if exact.method.warms_up:
+            return self._measure(exact, warmed)
+        rounded = hold(exact, self.options.tier, self.options.seed)
+        return rounded, None, self._cost(exact, rounded, warmed.held, warmed.truth, exact.method.backbone.captured.batch)
+
+    def _how(self, batch: int) -> dict[str, Any]:
+        return {"epochs": self.options.epochs, "rate": self.options.warmup_rate, "batch": batch}
 
     def _split(self, method: Method) -> tuple[Any, Any]:
         """Samples to train on and to hold out, enough of each for the method."""
@@ -103,20 +146,15 @@ class Training:
             )
         return {"updates": self.options.updates, "held_out": len(held), "accuracy_before": before, "accuracy_after": after}
 
-    def _warm_up(
-        self, start: Model, kept: Any, held: Any, truth: Any, before: float
-    ) -> tuple[Model, dict[str, Any], dict[str, Any] | None]:
-        """Train the method's parameters on source data, hold them as the device will, re-estimate all statistics, and compare accuracy."""
-        options, method, tensors = self.options, start.method, self._tensors(start.method)
-        batch = method.backbone.captured.batch
-        chosen: dict[str, Any] = {"epochs": options.epochs, "rate": options.warmup_rate, "batch": batch}
-        parameters = warm_up(method, start.parameters, tensors, self.data, kept, **chosen, seed=options.seed, progress=self.progress)
+    def _measure(self, exact: Model, warmed: Warmed) -> tuple[Model, dict[str, Any], dict[str, Any] | None]:
+        """Hold trained parameters as the device will, re-estimate all statistics, and compare accuracy."""
+        options, method, tensors = self.options, exact.method, self._tensors(exact.method)
+        kept, held, truth, before, batch = warmed.kept, warmed.held, warmed.truth, warmed.before, method.backbone.captured.batch
 
         def measured(model: Model) -> Model:
             found = estimate_statistics(method, model.parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
-            return dataclasses.replace(model, values={name: found[name] for name in start.values})  # in that order: the graph is the planned one
+            return dataclasses.replace(model, values={name: found[name] for name in exact.values})  # in that order: the graph is the planned one
 
-        exact = dataclasses.replace(start, parameters=parameters)
         rounded = hold(exact, options.tier, options.seed)
         trained = measured(rounded)
         rounding = None if rounded is exact else self._cost(measured(exact), trained, held, truth, batch)
@@ -128,7 +166,7 @@ class Training:
                 "warm up longer (--epochs), on more data, or at another rate (--warmup-rate); or accept it with --allow-drop",
             )
         known = {"samples": len(kept), "held_out": len(held), "clean_accuracy_before": before, "clean_accuracy_after": after}
-        return trained, {**chosen, **known, "labelled": self.data.y is not None}, rounding
+        return trained, {**self._how(batch), **known, "labelled": self.data.y is not None}, rounding
 
     @staticmethod
     def _tensors(method: Method) -> dict[str, Tensor]:

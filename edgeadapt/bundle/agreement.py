@@ -54,10 +54,25 @@ def agree(manifest: Manifest, root: Node) -> None:
         if graph.role in ("source", "predict"):
             check(lambda value: kinds[value] == "statistic", graph.writes, node.child("writes"), f"only statistics, in a {graph.role} graph")
     _agree_pieces(manifest, root)
+    if manifest.choice is not None:
+        _agree_choice(manifest, root.child("choice").child("rows"))
     if "predict.b1" not in manifest.graphs:
         raise graphs.wrong("a graph predict.b1", ", ".join(manifest.graphs) or "none")
     if "source.b1" not in manifest.graphs:
         raise graphs.wrong("a graph source.b1", ", ".join(manifest.graphs))
+
+
+def _agree_choice(manifest: Manifest, rows: Node) -> None:
+    """The numbers that were chosen are those that the bundle has."""
+    found, codes = (manifest.choice.chosen if manifest.choice is not None else None), manifest.quantisation
+    if found is None:
+        return
+    if found.quantize != ("none" if codes is None else codes.form):
+        raise rows.wrong("the chosen row to say what quantisation says", found.quantize)
+    if found.updates not in ("none", manifest.method.options.get("updates", "reference")):
+        raise rows.wrong("the chosen row to hold parameters as the method's options say", found.updates)
+    if found.batch not in manifest.batches:
+        raise rows.wrong(f"the chosen row to be for one of the batches {list(manifest.batches)}", str(found.batch))
 
 
 def _agree_pieces(manifest: Manifest, root: Node) -> None:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeadapt.bundle.agreement import agree
+from edgeadapt.bundle.choice import Choice, read_choice
 from edgeadapt.bundle.quantised import Quantised, read_quantised
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.bundle.roles import GRAPH, PIECES, ROLES, SUMS, UPDATE, VARIANTS, Form
@@ -25,7 +26,7 @@ ITEMSIZES = {"float32": 4, "int8": 1, "uint8": 1, "int16": 2, "int64": 8}
 """Bytes of an element of each type that state may have; anything but float32 holds whole numbers whose meaning is the graphs' own affair."""
 FIGURES = 1
 """Rules of the counting by which graphs' figures are made. Figures by other rules are passed over, and the graph is read."""
-_OPTIONAL, _OPTIONAL_OF_GRAPHS = {"sums", "quantisation"}, {"sums", "figures"}  # keys that are not there where there is nothing in them
+_OPTIONAL, _OPTIONAL_OF_GRAPHS = {"sums", "quantisation", "choice"}, {"sums", "figures"}  # keys that are not there where there is nothing in them
 WEIGHTS = "weights.bin"
 STATE = "state.safetensors"
 
@@ -216,6 +217,7 @@ class Manifest:
     members: dict[str, Member] = dataclasses.field(default_factory=dict)
     sums: tuple[SumSpec, ...] = ()
     quantisation: Quantised | None = None
+    choice: Choice | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -310,6 +312,7 @@ def _manifest(root: Node) -> Manifest:
         members=root.child("members").mapping(_member, r"[ -~]{1,200}"),
         sums=root.child("sums").items(_sum) if root.has("sums") else (),
         quantisation=read_quantised(root.child("quantisation")) if root.has("quantisation") else None,
+        choice=read_choice(root.child("choice")) if root.has("choice") else None,
     )
     agree(manifest, root)
     return manifest

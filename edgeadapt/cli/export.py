@@ -5,6 +5,7 @@ r"""Compile a PyTorch model, with its whole adaptation step, into a bundle. Runs
   edgeadapt export net.py:sensor_net --input 6x128 --data net.py:training_set --method side -o sensor.edgeadapt
   edgeadapt export models:resnet20 --input 3x32x32 --list-cuts
   edgeadapt export models:resnet20 --input 3x32x32 --plan --board pi4-1gb --budget 96MiB
+  edgeadapt export models:resnet20 --input 3x32x32 --data train.npz --quantize auto --board pi4-1gb --budget 80MiB -o resnet20.edgeadapt
 
 MODULE:FACTORY is a function or class without required arguments that gives the model, as package.module:name or path/to/file.py:name. --data is an
 .npz archive (x: uint8 N x H x W x C, or float32 as the model takes it; y: classes), a folder with a folder of images for each class, or
@@ -12,6 +13,9 @@ MODULE:FUNCTION that gives a torch Dataset: samples like those the model was tra
 
 With --budget, what of --parts, --train and --batch is not given is chosen so that adapting fits, on one thread; nothing is trained if nothing fits
 (exit code 5). --plan only lists what could be chosen. docs/memory.md says in which order.
+
+With --quantize auto so is what numbers are held in, as far as --gradient, --saved and --updates do not say it: whatever fits adapts to held-out
+samples under shifts, and the best is exported. docs/quantisation.md says how.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeadapt.errors import ExportError, UsageError
+from edgeadapt.errors import BudgetError, ExportError, UsageError
 from edgeadapt.units import format_bytes, format_count, format_shape, parse_bytes, parse_shape
 
 if TYPE_CHECKING:
@@ -91,7 +95,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--exact-gradient", action="store_true", help="let gradients flow through the batch's statistics: more memory")
     how.add_argument("--optimiser", choices=("sgd", "adam"), help="on the device (default: the method's)")
     how.add_argument("--micro", type=_micro, metavar="M", help="also take steps in pieces of M frames, such as 1,4; auto (default) or none")
-    how.add_argument("--quantize", choices=("none", "int8"), help="compute the frozen model in 8 bits: less memory and time (default: none)")
+    forms = "compute the frozen model in 8 bits, for less memory and time (default: none); auto: what measures best within --budget"
+    how.add_argument("--quantize", choices=("none", "int8", "auto"), help=forms)
     how.add_argument("--gradient", choices=("float", "int8"), help="through the frozen model (default: as it is computed)")
     how.add_argument("--saved", choices=("float", "int8"), help="what a step keeps for its backward pass (default: int8 with --quantize int8)")
     tiers = "hold parameters and moments in float32 (reference, default), in 16 and 8 bits (compact) or in 8 (tiny)"
@@ -210,6 +215,8 @@ def _plan(model: nn.Module, arguments: argparse.Namespace) -> int:
     from edgeadapt.exporters.export import plan_export
     from edgeadapt.progress import Bars, quiet
 
+    if arguments.quantize == "auto":
+        return _plan_numbers(model, arguments)
     with Bars() as bars:
         progress: Progress = quiet if arguments.quiet else bars
         found = plan_export(model, shape=arguments.input, progress=progress, **_place(arguments), **_choices(arguments))
@@ -221,6 +228,33 @@ def _plan(model: nn.Module, arguments: argparse.Namespace) -> int:
     sys.stdout.flush()
     if found.budget is not None:
         found.check()
+    return 0
+
+
+def _plan_numbers(model: nn.Module, arguments: argparse.Namespace) -> int:
+    import dataclasses
+
+    from edgeadapt.cli.inspect import table
+    from edgeadapt.exporters.export import plan_numbers
+    from edgeadapt.exporters.quantise.choose import ASSUMED
+    from edgeadapt.progress import Bars, quiet
+
+    with Bars() as bars:
+        progress: Progress = quiet if arguments.quiet else bars
+        found = plan_numbers(model, shape=arguments.input, progress=progress, **_place(arguments), **_choices(arguments))
+    if arguments.json:
+        json.dump({**dataclasses.asdict(found), "note": ASSUMED}, sys.stdout, indent=1)
+        print()
+    else:
+        header, *rows = found.table()
+        print("\n".join([found.title(), table(header, rows, left=4, words=True), ASSUMED, "which of them is best is measured with --data"]))
+    sys.stdout.flush()
+    if not any(row.fits for row in found.rows):
+        nearest = min(row.total for row in found.rows)
+        raise BudgetError(
+            f"none of the numbers fits the budget of {format_bytes(found.budget)}; the nearest takes {format_bytes(nearest)}",
+            f"give a budget of at least {-(-nearest // 2**20)}MiB",
+        )
     return 0
 
 
@@ -243,7 +277,7 @@ def _candidates(found: Plan) -> str:
         table(header, rows, left=0, words=True),
         "compiled in a hurry, without leaner variants or pieces, unless it came near to being chosen: a bundle may take less, or some KiB more",
     ]
-    return "\n".join([*lines, *([found.line()] if found.row else [])])
+    return "\n".join([*lines, *([found.note] if found.note else []), *([found.line()] if found.row else [])])
 
 
 def _need(*libraries: str) -> None:

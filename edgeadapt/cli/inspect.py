@@ -85,6 +85,9 @@ def summary(bundle: Bundle) -> str:
         layers = [(row.layer, f"{row.weights:,}", f"{row.decibels:.1f}", row.choice, row.why) for row in manifest.quantisation.layers]
         text = table(("layer", "weights", "signal/error, dB", "computed in", "why"), layers, left=1, words=True)
         parts.append(_titled("the frozen model in 8 bits", text))
+    if manifest.choice is not None:
+        header, *tried = manifest.choice.table()
+        parts.append(_titled(manifest.choice.title(), table(header, tried, left=4, words=True)))
     parts.append(_titled("state", _state(manifest.state)))
     graphs = []
     for name, graph in manifest.graphs.items():

@@ -31,6 +31,8 @@ HEADROOM, LEAST, GUESS = 1.5, 1 / 16, 4 / 127
 """How much further than measured gradients may reach, how far each channel's do at least against the farthest, and how many times the length of a
 weight's codes a gradient is taken to reach where nothing was measured."""
 SEVERITY = 3
+SENSOR = ("noisy", "louder", "offset", "fainter")
+"""What is done to samples that are no images."""
 CLEAN = 4
 """Batches of clean samples that are looked at, beside one of each shift."""
 
@@ -41,17 +43,26 @@ def looks_of(samples: Samples, rows: Indices, batch: int, seed: int) -> list[Ten
     count = len(EXTRA) + CLEAN
     taken = [np.resize(order[start : start + batch] if start < len(order) else order, batch) for start in range(0, count * batch, batch)]
     clean = [torch.from_numpy(samples.tensor(chosen)) for chosen in taken[:CLEAN]]
-    return clean + [torch.from_numpy(_shifted(samples, chosen, index, seed)) for index, chosen in enumerate(taken[CLEAN:])]
+    return clean + [torch.from_numpy(shifted(samples, chosen, index, seed)) for index, chosen in enumerate(taken[CLEAN:])]
 
 
-def _shifted(samples: Samples, rows: Any, index: int, seed: int) -> Any:
-    x = samples.x[rows]
-    if x.dtype == np.uint8 and x.ndim == 4 and x.shape[-1] in (1, 3):
-        return prepare(corrupt(np.ascontiguousarray(x), EXTRA[index], SEVERITY, seed), samples.spec)
+def shifts_of(samples: Samples) -> tuple[str, ...]:
+    """The names of the shifts that samples are put under."""
+    return EXTRA if _pictures(samples) else SENSOR
+
+
+def shifted(samples: Samples, rows: Any, index: int, seed: int, severity: int = SEVERITY) -> Any:
+    """The samples `rows` under the shift `index` of `shifts_of`, as the model takes them. severity: of a corruption; other shifts have but one."""
+    if _pictures(samples):
+        return prepare(corrupt(np.ascontiguousarray(samples.x[rows]), EXTRA[index], severity, seed), samples.spec)
     x = samples.tensor(rows)
     size = float(np.std(x)) or 1.0
     noise = np.random.default_rng([seed, index]).standard_normal(x.shape).astype(np.float32)
     return np.ascontiguousarray((x + 0.3 * size * noise, 1.3 * x, x + np.float32(0.3 * size), 0.7 * x - np.float32(0.3 * size))[index % 4])
+
+
+def _pictures(samples: Samples) -> bool:
+    return samples.x.dtype == np.uint8 and samples.x.ndim == 4 and samples.x.shape[-1] in (1, 3)
 
 
 def grids_of(model: Model, layout: Layout, batches: Sequence[Tensor]) -> dict[str, Grid]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from edgeadapt.exporters.methods.source import Norm, Source
 from edgeadapt.exporters.options import Options
 from edgeadapt.exporters.programs import Model, source_model
 from edgeadapt.exporters.quantise.calibrate import CLEAN, Judged, bound_to, errors_of, grids_of, looks_of, quantised, reaches_of, with_gradients
-from edgeadapt.exporters.quantise.layout import convolutions, layout, weight_of
+from edgeadapt.exporters.quantise.layout import Layout, convolutions, layout, weight_of
 from edgeadapt.exporters.quantise.matrices import matrices
 from edgeadapt.exporters.quantise.ranges import Grid, weight_codes
 from edgeadapt.exporters.quantise.rounding import Quantisation
@@ -48,6 +49,8 @@ BACK = 2
 """Clean and shifted batches that gradients are looked at on."""
 MEASURED = 8
 """Batches that statistics are measured on in both precisions."""
+ASSUMED = "every convolution that could be is taken to be in 8 bits; those that would suffer stay in float32 at export, which takes more"
+"""What a plan without data takes for granted."""
 AT_ONCE, SEEN = 8 * 3 * 224 * 224, 128 * 3 * 224 * 224
 """Numbers of a batch, and of all samples that are held out: an image of 224×224 has as many as fifty of 32×32, and takes as much time and memory."""
 
@@ -87,10 +90,15 @@ class Quantising:
     def __init__(self, data: Samples, options: Options, capture: Callable[[int], Captured], progress: Progress) -> None:
         self.data, self.options, self.capture, self.progress = data, options, capture, progress
         self.kept, self.held = data.split(options.holdout, options.seed)
-        size = int(np.prod(data.spec.shape))
-        self.batch = min(options.warmup_batch, len(self.kept), max(2, AT_ONCE // size))
-        self.most = min(MOST, max(FEWEST, SEEN // size))
+        self.batch = min(options.warmup_batch, len(self.kept), max(2, AT_ONCE // int(np.prod(data.spec.shape))))
+        self.most = most_samples(data)
         self.looks = looks_of(data, self.kept, self.batch, options.seed)
+
+    def like(self, options: Options) -> Quantising:
+        """The same for an export that differs in its numbers alone."""
+        other = copy.copy(self)
+        other.options = options
+        return other
 
     def choose(self, method: Method, statistics: str) -> Chosen:
         """Which layers, from the frozen model as the method normalises it.
@@ -106,12 +114,7 @@ class Quantising:
         model = Model(alone, {}, alone.backbone.source_statistics(), "live" if live else "source", "sgd")
         self.progress("8 bits", 0, 0, "looking at every layer")
         faint = self.looks[0].mean() + FAINT * (self.looks[0] - self.looks[0].mean())
-        places = layout(captured)
-        if not places.layers:
-            raise ExportError(
-                "8 bits are for convolutions over one or two axes with fixed weights, and this model has none that could be in them",
-                "leave quantize out; for bytes between the passes of a step alone, give saved=\"int8\" (--saved int8)",
-            )
+        places = places_of(captured)
         found = quantised(model, places, self.looks)
         errors = errors_of(model, places, found, self.looks[0])
         if live:
@@ -244,6 +247,26 @@ class Quantising:
                 value = value * (rounded[name] + 1e-6) / (plain[name] + 1e-6)
             values[name] = value
         return values
+
+
+def most_samples(data: Samples) -> int:
+    """Held-out samples to measure on, at most: fewer where they are large."""
+    return min(MOST, max(FEWEST, SEEN // int(np.prod(data.spec.shape))))
+
+
+def places_of(captured: Captured) -> Layout:
+    """Where numbers would be rounded if all that could be were in 8 bits.
+
+    Raises:
+        ExportError: the model has no convolution that could be.
+    """
+    places = layout(captured)
+    if not places.layers:
+        raise ExportError(
+            "8 bits are for convolutions over one or two axes with fixed weights, and this model has none that could be in them",
+            "leave quantize out; for bytes between the passes of a step alone, give saved=\"int8\" (--saved int8)",
+        )
+    return places
 
 
 def stand_in(captured: Captured, cuts: Sequence[str], floating: frozenset[str], gradients: bool) -> Quantisation:

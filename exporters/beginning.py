@@ -1,0 +1,46 @@
+"""A method over a model as the options have it: before anything is trained, and what of it is left to train on the device afterwards."""
+
+from __future__ import annotations
+
+from edgeadapt.errors import UsageError
+from edgeadapt.exporters.methods import Method
+from edgeadapt.exporters.options import Options
+from edgeadapt.exporters.programs import Model, held, last_parts
+
+SHIFTED = 1000.0
+"""Where a channel's mean² over its variance is above this on source data, the variance is computed around the source mean."""
+
+
+def mode_of(options: Options, method: Method) -> str:
+    """What normalisation statistics do: "live", "source", or "none" where there are none."""
+    if not {**method.backbone.source_statistics(), **method.own_statistics()}:
+        return "none"
+    return options.statistics or method.statistics
+
+
+def started(options: Options, method: Method) -> Model:
+    """The method before anything is trained."""
+    source = method.backbone.source_statistics()
+    shifted = frozenset(
+        name.removesuffix(".mean")
+        for name, mean in source.items()
+        if name.endswith(".mean") and float((mean**2 / (source[name.removesuffix(".mean") + ".variance"] + 1e-5)).max()) > SHIFTED
+    )
+    values, optimiser = {**source, **method.own_statistics()}, options.optimiser or method.optimiser
+    return Model(method, method.parameters(), values, mode_of(options, method), optimiser, options.exact, shifted, small=options.saves_codes)
+
+
+def left_to_train(options: Options, model: Model) -> Model:
+    """The model with what is not to be trained on the device fixed; parameters are held as the options say.
+
+    Raises:
+        UsageError: nothing is left to train.
+    """
+    model = held(model, options.tier, options.seed)
+    if options.train is None:
+        return model
+    left = last_parts(model, options.train)
+    if not left.parameters:
+        parts, name = model.method.parts, model.method.name
+        raise UsageError(f"the last {options.train} of {parts} parts have nothing that {name} trains", "train more of them")
+    return left
