@@ -6,7 +6,7 @@ what the model computes with, and writes what the optimiser's increments make of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -142,6 +142,11 @@ class _Part:
         """These blocks of a matrix of the whole pack."""
         return matrix.narrow(0, self.begin, self.end - self.begin)
 
+    def within(self, slabs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+        """What of some stretches of blocks is its own."""
+        found = [(max(begin, self.begin), min(end, self.end)) for begin, end in slabs]
+        return [(begin, end) for begin, end in found if begin < end]
+
     @property
     def range(self) -> float:
         """The units in a 256th of its range."""
@@ -205,9 +210,17 @@ class Packed:
         """All parameters of each pack, taken apart."""
         table: Tensors = {}
         for pack, parts in self.packs.items():
-            values = [part.form.value(state[part.name], state[f"{part.name}.unit"]) for part in parts]
-            table |= pack.scatter(values, [part.begin for part in parts])
+            table |= pack.scatter([self._values(pack, part, state) for part in parts], [part.begin for part in parts])
         return {name: table[name] for name in names}
+
+    @staticmethod
+    def _values(pack: Pack, part: _Part, state: Mapping[str, Tensor]) -> Tensor:
+        """What a part stands for, made a slab at a time: of a large tensor nothing else is to exist whole."""
+        found = []
+        for begin, end in part.within(pack.slabs()):
+            held, unit = (state[name].narrow(0, begin - part.begin, end - begin) for name in (part.name, f"{part.name}.unit"))
+            found.append(part.form.value(held, unit))
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def write(
         self, optimiser: str, gradients: Tensors, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], hyper: Mapping[str, Tensor]
@@ -227,16 +240,14 @@ class Packed:
             for begin, end in pack.slabs():
                 increments, moments = self._step(optimiser, pack, (begin, end), matrices[pack], state, tensors, hyper)
                 for part in parts:
-                    first, last = max(part.begin, begin), min(part.end, end)
-                    if first >= last:
-                        continue
-                    before, unit = (state[name].narrow(0, first - part.begin, last - first) for name in (part.name, f"{part.name}.unit"))
-                    steps = increments.narrow(0, first - begin, last - first) / unit
-                    rows = (last - first, pack.width, first - part.begin)
-                    noise = uniform(state[COUNTER], self.seed, part.stream, *rows) if part.form.by_chance else None
-                    pieces.setdefault(part.name, []).append(moved(part.form, before, steps, noise))
-                    squares.append((steps * steps).sum() * part.range**-2)
-                    largest.append(steps.abs().amax() * (1.0 / part.range))
+                    for first, last in part.within([(begin, end)]):
+                        before, unit = (state[name].narrow(0, first - part.begin, last - first) for name in (part.name, f"{part.name}.unit"))
+                        steps = increments.narrow(0, first - begin, last - first) / unit
+                        rows = (last - first, pack.width, first - part.begin)
+                        noise = uniform(state[COUNTER], self.seed, part.stream, *rows) if part.form.by_chance else None
+                        pieces.setdefault(part.name, []).append(moved(part.form, before, steps, noise))
+                        squares.append((steps * steps).sum() * part.range**-2)
+                        largest.append(steps.abs().amax() * (1.0 / part.range))
                 for name, value in moments.items():
                     sizes.append(value.abs().sum())
                     for key, held in self._held(optimiser, name, value, tensors).items():

@@ -17,6 +17,7 @@ from edgeadapt.exporters import selfcheck
 from edgeadapt.exporters.capture import Captured, capture
 from edgeadapt.exporters.compile import Compiled, PlacedWeights, compile_program
 from edgeadapt.exporters.export import export
+from edgeadapt.exporters.ir import Graph
 from edgeadapt.exporters.lowering import quantised as rules
 from edgeadapt.exporters.methods import METHODS, Setup
 from edgeadapt.exporters.programs import Model, build
@@ -51,8 +52,8 @@ def captured() -> Captured:
     return capture(calibrate(Wide(), (3, 8, 8), 0), (3, 8, 8), 6)
 
 
-def compiled(role: str, codes: bool = True, floating: frozenset[str] = frozenset()) -> Compiled:
-    method = METHODS["ecotta"](captured(), Setup(CLASSES, 1))
+def compiled(role: str, codes: bool = True, floating: frozenset[str] = frozenset(), kind: str = "ecotta") -> Compiled:
+    method = METHODS[kind](captured(), Setup(CLASSES, 1))
     values = {**method.backbone.source_statistics(), **method.own_statistics()}
     random = torch.Generator().manual_seed(0)
     x, y = torch.randn(6, 3, 8, 8, generator=random), torch.randint(CLASSES, (6,), generator=random)
@@ -104,6 +105,24 @@ def test_graphs_hold_codes_alone_and_compute_what_the_programs_do(role: str, mon
     plain = compiled(role, True, floating)
     assert {array.dtype for array in large(plain)} == {np.dtype(np.float32)}
     assert Plan(item.graph).peak < Plan(plain.graph).peak + 2 * 4 * WIDE * 250
+
+
+def test_gradients_in_float32_make_a_piece_of_a_convolutions_weight_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = compiled("adapt", kind="tent")
+    monkeypatch.setattr(rules, "ROWS", 5000)
+    item = compiled("adapt", kind="tent")
+    found = selfcheck.check([item])[0]
+    assert found.updates is not None
+    assert found.updates < selfcheck.UPDATES
+
+    def made(graph: Graph) -> list[int]:
+        """Numbers of the weights that transposed convolutions read."""
+        return [int(np.prod(graph.values[node.inputs[1]].shape)) for node in graph.nodes if node.op == "ConvTranspose"]
+
+    assert made(whole.graph) == [WIDE * 16 * 9]
+    assert len(made(item.graph)) == 3
+    assert max(made(item.graph)) <= 5000
+    assert sum(made(item.graph)) == WIDE * 16 * 9
 
 
 def test_an_export_stores_them_and_says_so(tmp_path: Path) -> None:

@@ -246,12 +246,14 @@ def test_a_large_tensor_is_updated_a_slab_at_a_time_to_the_same_bits(monkeypatch
     whole, slabs = Alone(tier, optimiser), Alone(tier, optimiser)
     (pack,) = whole.storage.packs  # type: ignore[attr-defined]
     for k in range(3):
-        metrics = whole.step(gradients(seed=k))
+        metrics, read = whole.step(gradients(seed=k)), whole.parameters()
         with monkeypatch.context() as patch:
             patch.setattr(packing, "AT_ONCE", pack.blocks * pack.width // 3)  # one slab has rows and vectors
             assert len(pack.slabs()) > 2
             assert any(begin < pack.divide < end for begin, end in pack.slabs())
             others = slabs.step(gradients(seed=k))
+            for name, value in slabs.parameters().items():
+                assert torch.equal(value, read[name]), name
         assert whole.state.keys() == slabs.state.keys()
         for name, value in whole.state.items():
             assert torch.equal(value, slabs.state[name]), name

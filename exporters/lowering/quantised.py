@@ -14,6 +14,19 @@ from edgeadapt.exporters.lowering.shapes import cut
 from edgeadapt.exporters.quantise.operators import CODES, LEVELS, MIDDLE, TINY
 
 CODE = np.dtype(np.uint8)
+ROWS = 2**18
+"""Numbers of a stored weight that are made into float32 at once, at most."""
+
+
+def _rows(graph: Graph, codes: Value) -> list[tuple[int, int, Value]]:
+    """Pieces of a stored weight, in float32, with the outputs that they begin and end at."""
+    count = -(-int(np.prod(codes.shape)) // ROWS)
+    ends = [codes.shape[0] * index // count for index in range(count + 1)]
+    one, nothing, found = graph.constant(1.0, np.float32), graph.constant(0, np.int8), []
+    for start, end in zip(ends, ends[1:]):
+        piece = cut(graph, codes, 0, start, end)
+        found.append((start, end, graph.op("DequantizeLinear", [piece, one, nothing], piece.shape, np.float32)))
+    return found
 
 
 @rule("to_codes")
@@ -87,7 +100,19 @@ def quantised_convolution(
 def dequantised_convolution_backward(
     graph: Graph, grad: Value, weight: Value, weight_scale: Value, size: Any, stride: Any, padding: Any, dilation: Any, groups: int
 ) -> Value:
-    """The gradient of the input, by a transposed convolution with the real weights, which exist for its time alone."""
+    """The gradient of the input, by a transposed convolution with the real weights, which exist for its time alone.
+
+    Of a large weight a piece of the output's channels is made at a time, and the results add up.
+    """
+    count = int(np.prod(weight.shape))
+    if groups == 1 and count > ROWS:
+        scaled = binary(graph, "Mul", grad, reshape(graph, weight_scale, (1, weight_scale.shape[0], *[1] * (grad.rank - 2))))
+        total: Value | None = None
+        for start, end, piece in _rows(graph, weight):
+            term = deconvolve(graph, cut(graph, scaled, 1, start, end), piece, None, stride, padding, dilation, groups, [int(n) for n in size])
+            total = term if total is None else graph.op("Add", [total, term], term.shape)
+        assert total is not None
+        return total
     real = to_values(graph, weight, weight_scale, graph.constant(np.zeros(weight_scale.shape, np.int8)), 0)
     return deconvolve(graph, grad, real, None, stride, padding, dilation, groups, [int(n) for n in size])
 
@@ -119,21 +144,6 @@ def quantised_convolution_backward(
     )
     scale = binary(graph, "Mul", step, reach)
     return to_values(graph, codes, scale, graph.constant(np.full(scale.shape, MIDDLE), CODE))
-
-
-ROWS = 2**18
-"""Numbers of a stored weight that are made into float32 at once, at most."""
-
-
-def _rows(graph: Graph, codes: Value) -> list[tuple[int, int, Value]]:
-    """Pieces of a stored weight, in float32, with the outputs that they begin and end at."""
-    count = -(-codes.shape[0] * codes.shape[1] // ROWS)
-    ends = [codes.shape[0] * index // count for index in range(count + 1)]
-    one, nothing, found = graph.constant(1.0, np.float32), graph.constant(0, np.int8), []
-    for start, end in zip(ends, ends[1:]):
-        piece = cut(graph, codes, 0, start, end)
-        found.append((start, end, graph.op("DequantizeLinear", [piece, one, nothing], piece.shape, np.float32)))
-    return found
 
 
 @rule("stored_linear")
