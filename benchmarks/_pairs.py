@@ -28,21 +28,23 @@ MOMENTS = ("momentum.", "first.", "second.", "step")
 
 
 @lru_cache(maxsize=1)
-def batches(count: int, batch: int, seed: int = 0) -> list[np.ndarray]:
-    """Noise, float32 (batch, 3, 32, 32), a little different in mean and deviation from one to the next.
+def batches(count: int, batch: int, seed: int = 0, shape: tuple[int, ...] = (3, 32, 32)) -> list[np.ndarray]:
+    """Noise, float32 (batch, *shape), a little different in mean and deviation from one to the next.
 
     Of a sine of large numbers, as numpy's random module would take 5 MB of the process that is measured.
     """
-    size, found = batch * 3 * 32 * 32, []
+    size, found = batch * int(np.prod(shape)), []
     for k in range(count):
         noise = np.sin(np.arange(1 + size * (k + count * seed), 1 + size * (k + 1 + count * seed)) ** 2 * 0.1).astype(np.float32)
-        found.append(noise.reshape(batch, 3, 32, 32) * np.float32(1.4 * (1 + 0.1 * k)) + np.float32(0.05 * k))
+        found.append(noise.reshape(batch, *shape) * np.float32(1.4 * (1 + 0.1 * k)) + np.float32(0.05 * k))
     return found
 
 
-def turns(run: Callable[[np.ndarray], np.ndarray], state: Callable[[], dict[str, np.ndarray]], batch: int) -> None:
+def turns(
+    run: Callable[[np.ndarray], np.ndarray], state: Callable[[], dict[str, np.ndarray]], batch: int, shape: Sequence[int] = (3, 32, 32)
+) -> None:
     """Serve runs over four batches in a circle; "finish PATH" saves the last logits and the state."""
-    given, last = batches(4, batch), [np.zeros(0)]
+    given, last = batches(4, batch, 0, tuple(shape)), [np.zeros(0)]
     position = [0]
 
     def turn() -> None:
@@ -57,7 +59,7 @@ def make_bundle(folder: Path, model: str, method: str, sizes: Sequence[int], par
 
     Weights are random. In 8 bits they are the pack's, and so are the samples, as which layers bear 8 bits hangs on them.
     """
-    from benchmarks._networks import NETWORKS, SHAPE, data_pack
+    from benchmarks._networks import EVERY, NETWORKS, data_pack
     from benchmarks.cifar_stream import source_samples
     from edgeadapt.bundle import Bundle, InputSpec
     from edgeadapt.exporters.data import Samples
@@ -68,16 +70,18 @@ def make_bundle(folder: Path, model: str, method: str, sizes: Sequence[int], par
     path, state = folder / f"{stem}.edgeadapt", folder / f"{stem}.npz"
     if path.exists() and state.exists():
         return path, state
-    network = NETWORKS[model]
-    if form:
+    network = EVERY[model]
+    if form and model in NETWORKS:
         pack = Pack(data_pack())
         net, data = network.trained(pack.folder), source_samples(pack, model, 1000, 0)
     else:
-        net, data = network.random(), Samples(np.concatenate(batches(8, 32)), np.arange(256) % 10, InputSpec(SHAPE))
+        x = np.concatenate(batches(8 if model in NETWORKS else 2, 32, 0, network.shape))
+        net, data = network.random(), Samples(x, np.arange(len(x)) % 10, InputSpec(network.shape))
     options: dict[str, Any] = {"method": method, "batches": tuple(sizes), "allow_drop": True, "threads": 1}
     options |= {} if method in ("source", "norm") else {"rate": 5e-3}  # a rate whose steps stand out from rounding, for the comparison
     options |= {"epochs": 0, "parts": parts} if method == "ecotta" else {}
-    export(net, path, shape=SHAPE, data=data, **options, **FORMS[form])
+    options |= {} if model in NETWORKS else {"warmup_batch": 8}
+    export(net, path, shape=network.shape, data=data, **options, **FORMS[form])
     np.savez(state, **Bundle.open(path).initial_state())
     return path, state
 
@@ -88,7 +92,10 @@ def settings_of(bundle: Path, state: Path, model: str, method: str, batch: int, 
 
     manifest = Bundle.open(bundle).manifest.to_json()
     wanted = {key: manifest[key] for key in ("method", "statistics", "hyper", "partition", "graphs")}
-    return {"model": model, "method": method, "batch": batch, "threads": threads, "bundle": str(bundle), "state": str(state), "manifest": wanted}
+    from benchmarks._networks import EVERY
+
+    told = {"model": model, "shape": EVERY[model].shape, "method": method, "batch": batch, "threads": threads}
+    return {**told, "bundle": str(bundle), "state": str(state), "manifest": wanted}
 
 
 def plain_side(model: Any, setting: dict[str, Any], role: str, **options: Any) -> Any:

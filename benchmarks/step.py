@@ -27,24 +27,24 @@ def torch_child(setting: dict[str, Any]) -> None:
     """PyTorch eager, without anything of edgeadapt in the process."""
     import torch
 
-    from benchmarks._networks import NETWORKS
+    from benchmarks._networks import EVERY
 
     torch.set_num_threads(setting["threads"])
     options = {"single": True} if setting["method"] == "ecotta" else {}
-    plain = plain_side(NETWORKS[setting["model"]].random(), setting, "adapt", **options)
+    plain = plain_side(EVERY[setting["model"]].random(), setting, "adapt", **options)
     now = lambda: {name: value.numpy() for name, value in plain.state().items()}  # noqa: E731
-    turns(lambda x: plain.adapt(torch.from_numpy(x)).numpy(), now, setting["batch"])
+    turns(lambda x: plain.adapt(torch.from_numpy(x)).numpy(), now, setting["batch"], setting["shape"])
 
 
 def bundle_child(setting: dict[str, Any]) -> None:
     """The bundle, without torch in the process."""
     from edgeadapt.runtime.adapter import Adapter
 
-    batches(4, setting["batch"])  # before the bundle is opened: what a program takes later is not planned for
+    batches(4, setting["batch"], 0, tuple(setting["shape"]))  # before the bundle is opened: what a program takes later is not planned for
     budget = setting.get("budget")
     chosen = {"roles": ("adapt",), "batches": [setting["batch"]]} if budget else {}
     adapter = Adapter.open(setting["bundle"], budget, setting["threads"], **chosen)
-    turns(adapter.adapt, lambda: dict(adapter.state), setting["batch"])
+    turns(adapter.adapt, lambda: dict(adapter.state), setting["batch"], setting["shape"])
 
 
 def prepare(bundle: Path, threads: int, wanted: bool) -> None:
@@ -56,7 +56,7 @@ def prepare(bundle: Path, threads: int, wanted: bool) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", default="wrn40-2", choices=("resnet20", "resnet56", "wrn40-2"))
+    parser.add_argument("--model", default="wrn40-2", choices=("resnet20", "resnet56", "wrn40-2", "resnet50"))
     parser.add_argument("--method", default="ecotta", choices=("tent", "ecotta", "side"))
     parser.add_argument("--batch", type=int, nargs="+", default=[64])
     parser.add_argument("--parts", type=int, default=4, help="parts of the model, each with a meta network")
