@@ -210,17 +210,9 @@ class Packed:
         """All parameters of each pack, taken apart."""
         table: Tensors = {}
         for pack, parts in self.packs.items():
-            table |= pack.scatter([self._values(pack, part, state) for part in parts], [part.begin for part in parts])
+            values = [part.form.value(state[part.name], state[f"{part.name}.unit"]) for part in parts]
+            table |= pack.scatter(values, [part.begin for part in parts])
         return {name: table[name] for name in names}
-
-    @staticmethod
-    def _values(pack: Pack, part: _Part, state: Mapping[str, Tensor]) -> Tensor:
-        """What a part stands for, made a slab at a time: of a large tensor nothing else is to exist whole."""
-        found = []
-        for begin, end in part.within(pack.slabs()):
-            held, unit = (state[name].narrow(0, begin - part.begin, end - begin) for name in (part.name, f"{part.name}.unit"))
-            found.append(part.form.value(held, unit))
-        return found[0] if len(found) == 1 else torch.cat(found)
 
     def write(
         self, optimiser: str, gradients: Tensors, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], hyper: Mapping[str, Tensor]

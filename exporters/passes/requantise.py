@@ -17,6 +17,8 @@ def cut_codes(graph: Graph) -> bool:
         axes = graph.constants.get(node.inputs[3]) if maker is not None and len(node.inputs) > 3 else None
         if maker is None or axes is None or axes.tolist() != [0] or node.outputs[0] in graph.outputs:
             return None
+        if maker.attributes.get("axis") == 0:  # each row has a scale of its own
+            return None
         return _of_codes(graph, node, maker)
 
     return graph.rewrite(sliced)
@@ -80,6 +82,26 @@ def skip_roundings(graph: Graph) -> bool:
         if node.attributes.get("axis") == maker.attributes.get("axis"):
             renamed[node.outputs[0]] = maker.inputs[0]
     return _replace(graph, renamed)
+
+
+def join_units(graph: Graph) -> bool:
+    """Whole numbers of a byte that are cast and multiplied by a unit a row are made into values at once, without a tensor between."""
+    makers = {out: node for node in graph.nodes for out in node.outputs if node.op == "Cast"}
+
+    def joined(node: Node) -> list[Node] | None:
+        maker = makers.get(node.inputs[0]) if node.op == "Mul" else None
+        if maker is None:
+            return None
+        held, unit, out = graph.values[maker.inputs[0]], graph.values[node.inputs[1]], graph.values[node.outputs[0]]
+        if held.dtype != np.int8 or out.dtype != np.float32 or held.shape != out.shape or unit.shape != (*held.shape[:1], 1):
+            return None
+        rows = graph.declare(graph.fresh("unit"), unit.shape[:1], np.float32)
+        flat = Node("Reshape", [unit.name, graph.ints(rows.shape).name], [rows.name], {}, node.module)
+        zeros = graph.constant(np.zeros(rows.shape, np.int8)).name
+        made = Node("DequantizeLinear", [held.name, rows.name, zeros], [out.name], {"axis": 0}, node.module)
+        return [graph.stands_for(node, flat), made]
+
+    return graph.rewrite(joined)
 
 
 def skip_bounds(graph: Graph) -> bool:

@@ -12,7 +12,7 @@ from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph, Node
 from edgeadapt.exporters.passes.gradients import mask_codes, scale_codes
 from edgeadapt.exporters.passes.pieces import map_in_pieces, reduce_in_pieces
-from edgeadapt.exporters.passes.requantise import compare_codes, cut_codes, make_late, pool_codes, skip_bounds, skip_roundings
+from edgeadapt.exporters.passes.requantise import compare_codes, cut_codes, join_units, make_late, pool_codes, skip_bounds, skip_roundings
 
 FOLD_BYTES = 65536
 BROADCASTING = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"}
@@ -163,6 +163,7 @@ PASSES: tuple[Callable[[Graph], bool], ...] = (
     skip_expansions,
     skip_bounds,
     skip_roundings,
+    join_units,
     compare_codes,
     pool_codes,
     cut_codes,
