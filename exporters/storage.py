@@ -224,7 +224,7 @@ class Packed:
         increment is not, or an increment is larger than its range: whole numbers cannot tell.
         """
         matrices = {pack: pack.gather(gradients) for pack in self.packs}
-        sizes = [gradient.abs().sum() for gradient in matrices.values()]
+        sizes = [matrix.narrow(0, begin, end - begin).abs().sum() for pack, matrix in matrices.items() for begin, end in pack.slabs()]
         hyper = {**hyper, "rate": hyper["rate"] * (_total(sizes) > 0.0).to(hyper["rate"].dtype)}
         pieces: dict[str, list[Tensor]] = {}
         squares, largest = [], []
