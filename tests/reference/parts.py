@@ -1,4 +1,4 @@
-"""The CIFAR ResNets and WideResNets taken apart by hand: stem, residual blocks, classifier."""
+"""The CIFAR ResNets and WideResNets and torchvision's ResNets taken apart by hand: stem, residual blocks, classifier."""
 
 from __future__ import annotations
 
@@ -34,12 +34,13 @@ class Split:
 def split(model: nn.Module) -> Split:
     """Take a model apart; its modules may already be LiveBatchNorm."""
     pre_activation = hasattr(model, "b1")
-    stages = [name for name in ("b1", "b2", "b3", "layer1", "layer2", "layer3") if hasattr(model, name)]
+    stages = [name for name in ("b1", "b2", "b3", "layer1", "layer2", "layer3", "layer4") if hasattr(model, name)]
     blocks = {f"{stage}.{name}": block for stage in stages for name, block in getattr(model, stage).named_children()}
     stem = [model.conv1] if pre_activation else [model.conv1, model.bn1, nn.ReLU()]
+    stem += [model.maxpool] if hasattr(model, "maxpool") else []
     before = [model.bn, nn.ReLU()] if pre_activation else []
     pool = nn.Sequential(*before, nn.AdaptiveAvgPool2d(1), nn.Flatten())
-    linear, kernel = (model.fc, 3) if pre_activation else (model.linear, 1)
+    linear, kernel = model.fc if hasattr(model, "fc") else model.linear, 3 if pre_activation else 1
     return Split(nn.Sequential(*stem), list(blocks.values()), list(blocks), pool, linear, kernel)
 
 
