@@ -76,6 +76,23 @@ def test_only_large_weights_are_stored_and_those_that_are_to_stay_are_not() -> N
     assert WIDE * CLASSES >= LARGE > WIDE * WIDE
 
 
+class Gated(Wide):
+    """Its classifier's bias depends on the input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gate = nn.Linear(WIDE, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.conv_norm(self.conv(self.norm(self.stem(x)).relu())).relu().mean((2, 3))
+        return torch.nn.functional.linear(x, self.head.weight, self.gate(x).mean(0))
+
+
+def test_a_bias_that_is_not_the_models_keeps_its_gradient() -> None:
+    found = capture(calibrate(Gated(), (3, 8, 8), 0), (3, 8, 8), 6)
+    assert [found.owner[node.args[1].name] for node in matrices(found)] == ["gate.weight"]  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(5, 32), (2, 3, 32)])
 def test_the_operator_and_its_gradient_are_those_of_the_rounded_weight(shape: tuple[int, ...], bias: bool) -> None:
@@ -101,6 +118,10 @@ def test_graphs_hold_codes_alone_and_compute_what_the_programs_do(role: str, mon
     assert {array.dtype for array in large(item)} == {np.dtype(np.int8)}
     real = [value for node in item.graph.nodes for value in (item.graph.values[out] for out in node.outputs) if value.dtype == np.float32]
     assert max(value.nbytes for value in real if value.shape[-1:] == (WIDE,)) == 4 * WIDE * 250
+    readers = item.graph.readers()
+    pieces = [node.outputs[0] for node in item.graph.nodes if node.op == "DequantizeLinear" and item.graph.values[node.inputs[0]].dtype == np.int8]
+    assert len(pieces) == (8 if role == "adapt" else 4)
+    assert all(len(readers[name]) == 1 for name in pieces)  # none lives from the forward pass to the backward one
     floating = frozenset(node.name for node in matrices(captured()))
     plain = compiled(role, True, floating)
     assert {array.dtype for array in large(plain)} == {np.dtype(np.float32)}

@@ -15,17 +15,22 @@ from edgeadapt.exporters.quantise.operators import CODES, LEVELS, MIDDLE, TINY
 
 CODE = np.dtype(np.uint8)
 ROWS = 2**18
-"""Numbers of a stored weight that are made into float32 at once, at most."""
+"""Numbers of a stored weight that are made into float32 at once, where `PIECES` at most do."""
+PIECES = 64
 
 
-def _rows(graph: Graph, codes: Value) -> list[tuple[int, int, Value]]:
-    """Pieces of a stored weight, in float32, with the outputs that they begin and end at."""
-    count = -(-int(np.prod(codes.shape)) // ROWS)
+def _rows(graph: Graph, codes: Value, back: bool = False) -> list[tuple[int, int, Value]]:
+    """Pieces of a stored weight, in float32, with the outputs that they begin and end at.
+
+    back: for a gradient. Its nodes are written otherwise, and mean the same: merged with the forward pass's, every piece would live between the two.
+    """
+    count = min(-(-int(np.prod(codes.shape)) // ROWS), PIECES, codes.shape[0])
     ends = [codes.shape[0] * index // count for index in range(count + 1)]
     one, nothing, found = graph.constant(1.0, np.float32), graph.constant(0, np.int8), []
     for start, end in zip(ends, ends[1:]):
-        piece = cut(graph, codes, 0, start, end)
-        found.append((start, end, graph.op("DequantizeLinear", [piece, one, nothing], piece.shape, np.float32)))
+        piece = cut(graph, codes, -codes.rank if back else 0, start, end)
+        how = {"axis": 0} if back else {}
+        found.append((start, end, graph.op("DequantizeLinear", [piece, one, nothing], piece.shape, np.float32, **how)))
     return found
 
 
@@ -108,7 +113,7 @@ def dequantised_convolution_backward(
     if groups == 1 and count > ROWS:
         scaled = binary(graph, "Mul", grad, reshape(graph, weight_scale, (1, weight_scale.shape[0], *[1] * (grad.rank - 2))))
         total: Value | None = None
-        for start, end, piece in _rows(graph, weight):
+        for start, end, piece in _rows(graph, weight, True):
             term = deconvolve(graph, cut(graph, scaled, 1, start, end), piece, None, stride, padding, dilation, groups, [int(n) for n in size])
             total = term if total is None else graph.op("Add", [total, term], term.shape)
         assert total is not None
@@ -163,7 +168,7 @@ def stored_linear_backward(graph: Graph, grad: Value, codes: Value, scale: Value
     """Products with a piece of the outputs at a time, which add up."""
     scaled = binary(graph, "Mul", reshape(graph, grad, (int(np.prod(grad.shape[:-1])), grad.shape[-1])), scale)
     total: Value | None = None
-    for start, end, piece in _rows(graph, codes):
+    for start, end, piece in _rows(graph, codes, True):
         given = cut(graph, scaled, 1, start, end)
         term = graph.op("MatMul", [given, piece], (scaled.shape[0], codes.shape[1]))
         total = term if total is None else graph.op("Add", [total, term], term.shape)

@@ -25,6 +25,9 @@ def matrices(captured: Captured) -> Iterator[fx.Node]:
         weight = node.args[1] if node.target is aten.linear.default else None
         if not isinstance(weight, fx.Node) or weight.name not in captured.owner or weight.meta["val"].numel() < LARGE:
             continue
+        bias = node.args[2] if len(node.args) > 2 else None
+        if isinstance(bias, fx.Node) and bias.name not in captured.owner:
+            continue  # its gradient would be lost
         if all(reader.target is aten.linear.default for reader in weight.users):
             yield node
 
