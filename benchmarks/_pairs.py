@@ -88,12 +88,11 @@ def make_bundle(folder: Path, model: str, method: str, sizes: Sequence[int], par
 
 def settings_of(bundle: Path, state: Path, model: str, method: str, batch: int, threads: int) -> dict[str, Any]:
     """What both processes are told, as plain JSON values."""
+    from benchmarks._networks import EVERY
     from edgeadapt.bundle import Bundle
 
     manifest = Bundle.open(bundle).manifest.to_json()
     wanted = {key: manifest[key] for key in ("method", "statistics", "hyper", "partition", "graphs")}
-    from benchmarks._networks import EVERY
-
     told = {"model": model, "shape": EVERY[model].shape, "method": method, "batch": batch, "threads": threads}
     return {**told, "bundle": str(bundle), "state": str(state), "manifest": wanted}
 

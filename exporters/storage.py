@@ -6,7 +6,7 @@ what the model computes with, and writes what the optimiser's increments make of
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -142,10 +142,9 @@ class _Part:
         """These blocks of a matrix of the whole pack."""
         return matrix.narrow(0, self.begin, self.end - self.begin)
 
-    def within(self, slabs: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
-        """What of some stretches of blocks is its own."""
-        found = [(max(begin, self.begin), min(end, self.end)) for begin, end in slabs]
-        return [(begin, end) for begin, end in found if begin < end]
+    def meets(self, begin: int, end: int) -> bool:
+        """Whether some of these blocks are its own."""
+        return begin < self.end and self.begin < end
 
     @property
     def range(self) -> float:
@@ -231,15 +230,15 @@ class Packed:
         for pack, parts in self.packs.items():
             for begin, end in pack.slabs():
                 increments, moments = self._step(optimiser, pack, (begin, end), matrices[pack], state, tensors, hyper)
-                for part in parts:
-                    for first, last in part.within([(begin, end)]):
-                        before, unit = (state[name].narrow(0, first - part.begin, last - first) for name in (part.name, f"{part.name}.unit"))
-                        steps = increments.narrow(0, first - begin, last - first) / unit
-                        rows = (last - first, pack.width, first - part.begin)
-                        noise = uniform(state[COUNTER], self.seed, part.stream, *rows) if part.form.by_chance else None
-                        pieces.setdefault(part.name, []).append(moved(part.form, before, steps, noise))
-                        squares.append((steps * steps).sum() * part.range**-2)
-                        largest.append(steps.abs().amax() * (1.0 / part.range))
+                for part in (part for part in parts if part.meets(begin, end)):
+                    first, last = max(part.begin, begin), min(part.end, end)
+                    before, unit = (state[name].narrow(0, first - part.begin, last - first) for name in (part.name, f"{part.name}.unit"))
+                    steps = increments.narrow(0, first - begin, last - first) / unit
+                    rows = (last - first, pack.width, first - part.begin)
+                    noise = uniform(state[COUNTER], self.seed, part.stream, *rows) if part.form.by_chance else None
+                    pieces.setdefault(part.name, []).append(moved(part.form, before, steps, noise))
+                    squares.append((steps * steps).sum() * part.range**-2)
+                    largest.append(steps.abs().amax() * (1.0 / part.range))
                 for name, value in moments.items():
                     sizes.append(value.abs().sum())
                     for key, held in self._held(optimiser, name, value, tensors).items():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,6 +34,12 @@ def _rows(graph: Graph, codes: Value, back: bool = False) -> list[tuple[int, int
         how = {"axis": 0} if back else {}
         found.append((start, end, graph.op("DequantizeLinear", [piece, one, nothing], piece.shape, np.float32, **how)))
     return found
+
+
+def _summed(graph: Graph, scaled: Value, codes: Value, product: Callable[[Value, Value], Value]) -> Value:
+    """The gradient behind a stored weight: the products of its pieces with their channels of the gradient before it, which add up."""
+    terms = (product(cut(graph, scaled, 1, start, end), piece) for start, end, piece in _rows(graph, codes, True))
+    return functools.reduce(lambda total, term: graph.op("Add", [total, term], term.shape), terms)
 
 
 @rule("to_codes")
@@ -112,12 +120,8 @@ def dequantised_convolution_backward(
     count = int(np.prod(weight.shape))
     if groups == 1 and count > ROWS:
         scaled = binary(graph, "Mul", grad, reshape(graph, weight_scale, (1, weight_scale.shape[0], *[1] * (grad.rank - 2))))
-        total: Value | None = None
-        for start, end, piece in _rows(graph, weight, True):
-            term = deconvolve(graph, cut(graph, scaled, 1, start, end), piece, None, stride, padding, dilation, groups, [int(n) for n in size])
-            total = term if total is None else graph.op("Add", [total, term], term.shape)
-        assert total is not None
-        return total
+        how = (None, stride, padding, dilation, groups, [int(n) for n in size])
+        return _summed(graph, scaled, weight, lambda given, piece: deconvolve(graph, given, piece, *how))
     real = to_values(graph, weight, weight_scale, graph.constant(np.zeros(weight_scale.shape, np.int8)), 0)
     return deconvolve(graph, grad, real, None, stride, padding, dilation, groups, [int(n) for n in size])
 
@@ -167,10 +171,5 @@ def stored_linear(graph: Graph, x: Value, codes: Value, scale: Value, bias: Valu
 def stored_linear_backward(graph: Graph, grad: Value, codes: Value, scale: Value) -> Value:
     """Products with a piece of the outputs at a time, which add up."""
     scaled = binary(graph, "Mul", reshape(graph, grad, (int(np.prod(grad.shape[:-1])), grad.shape[-1])), scale)
-    total: Value | None = None
-    for start, end, piece in _rows(graph, codes, True):
-        given = cut(graph, scaled, 1, start, end)
-        term = graph.op("MatMul", [given, piece], (scaled.shape[0], codes.shape[1]))
-        total = term if total is None else graph.op("Add", [total, term], term.shape)
-    assert total is not None
+    total = _summed(graph, scaled, codes, lambda given, piece: graph.op("MatMul", [given, piece], (scaled.shape[0], codes.shape[1])))
     return reshape(graph, total, (*grad.shape[:-1], codes.shape[1]))
