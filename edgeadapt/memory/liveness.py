@@ -6,20 +6,21 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from edgeadapt.memory.graph import GraphLike
-from edgeadapt.memory.rules import IN_PLACE, VIEWS, X86, Machine, blocks, rounded
+from edgeadapt.memory.rules import BEFORE, IN_PLACE, VIEWS, X86, Machine, blocks, rounded
 
 
 @dataclass(slots=True)
 class Event:
     """What one node does to memory: blocks it takes, scratch while it runs, blocks that are given back after it.
 
-    scratch: bytes in all; pieces: those of each block of it.
+    scratch: bytes in all; pieces: those of each block of it; before: whether it is taken before the outputs are.
     """
 
     taken: list[str] = field(default_factory=list)
     scratch: int = 0
     freed: list[str] = field(default_factory=list)
     pieces: tuple[int, ...] = ()
+    before: bool = False
 
 
 class Plan:
@@ -58,7 +59,8 @@ class Plan:
             return block.get(name, name)
 
         for index in self.order:
-            node, event = graph.nodes[index], Event()
+            node = graph.nodes[index]
+            event = Event(before=node.op in BEFORE)
             for position, out in enumerate(node.outputs):
                 if not out or out in outside:
                     continue

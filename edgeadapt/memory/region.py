@@ -73,10 +73,10 @@ class Region:
     def run(self, plan: Plan) -> bool:
         """Play one run through; whether there was room. What nobody read is given back at its end, as onnxruntime does."""
         for event in plan.events:
-            if not all(self.allocate(name, plan.sizes[name]) for name in event.taken):
-                return False
-            for index, size in enumerate(event.pieces):
-                if not self.allocate(f" {index}", size):
+            outputs = [(name, plan.sizes[name]) for name in event.taken]
+            scratch = [(f" {index}", size) for index, size in enumerate(event.pieces)]
+            for name, size in scratch + outputs if event.before else outputs + scratch:
+                if not self.allocate(name, size):
                     return False
             for index in range(len(event.pieces)):
                 self.free(f" {index}")

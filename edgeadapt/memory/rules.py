@@ -39,6 +39,9 @@ CONVOLUTIONS = frozenset({"Conv", "com.microsoft.FusedConv"})
 MOST_THREADS = 1024
 """Threads of one operator that are planned for and served with."""
 
+BEFORE = frozenset({"Where", "com.microsoft.QLinearWhere"})
+"""Operators that take their scratch before their outputs, so that these come to lie behind it; all others take it after."""
+
 SEGMENT = 65536
 """Bytes a thread that a convolution copies its windows through."""
 
@@ -144,8 +147,8 @@ def blocks(graph: GraphLike, node: NodeLike, machine: Machine = X86) -> tuple[in
     if node.op == "ConvTranspose":  # one image's columns
         weight, image = graph.values[node.inputs[1]].shape, graph.values[node.inputs[0]].shape
         return (rounded(4 * math.prod(weight[1:]) * math.prod(image[2:])),)
-    if node.op in ("Where", "com.microsoft.QLinearWhere"):  # either side, chosen and else empty
-        return (2 * rounded(graph.values[node.outputs[0]].nbytes),)
+    if node.op in BEFORE:  # either side, chosen and else empty
+        return (rounded(graph.values[node.outputs[0]].nbytes),) * 2
     if node.op in ("Softmax", "LogSoftmax"):  # over another axis than the last: turned there and back
         out = graph.values[node.outputs[0]]
         return () if int(node.attributes.get("axis", -1)) in (-1, len(out.shape) - 1) else (2 * rounded(out.nbytes),)
