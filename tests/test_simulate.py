@@ -65,7 +65,8 @@ def test_every_choice_is_beaten_by_none_and_the_best_is_of_the_role_with_the_lar
     found = memory.simulate(bundle, Bench(), budget=2**30)
     assert {choice.role for choice in found.choices} == {"predict", "adapt"}
     assert {(choice.role, choice.batch) for choice in found.choices} == {(r, b) for r in ("predict", "adapt") for b in (1, 4, 64)} - {("adapt", 1)}
-    assert [choice for choice in found.choices if choice.best] == [max((c for c in found.choices if c.role == "adapt"), key=lambda c: c.batch)]
+    adapting = [choice for choice in found.choices if choice.role == "adapt"]
+    assert [choice for choice in found.choices if choice.best] == [max(adapting, key=lambda choice: (choice.batch, not choice.singly))]
     for one in found.choices:
         for other in found.choices:
             if one is not other and one.role == other.role:
@@ -226,3 +227,17 @@ def test_what_is_measured_is_what_was_predicted(path, options, capsys) -> None:
 def test_a_child_that_fails_is_told_by_its_last_line(tmp_path) -> None:
     with pytest.raises(EdgeAdaptError, match="cannot be opened"):
         measure(tmp_path / "none.edgeadapt", Choice("predict", 1, "predict.b1", ("predict.b1",), True, 0, 0.0))
+
+
+def test_a_tight_budget_has_predictions_made_frame_by_frame(bundle) -> None:
+    found = memory.simulate(bundle, Bench())
+    assert not found.choice.singly
+    assert "predict.b64" in found.choice.graphs
+    alone = min((choice for choice in found.choices if (choice.role, choice.batch) == ("adapt", 64)), key=lambda choice: choice.total)
+    assert alone.singly
+    assert "predicting frame by frame" in alone.words
+    assert "predict.b64" not in alone.graphs
+    tight = memory.simulate(bundle, Bench(), batch=64, budget=alone.total)
+    assert tight.fits
+    assert tight.choice.singly
+    assert tight.ledger.total <= alone.total

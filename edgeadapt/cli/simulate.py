@@ -131,9 +131,11 @@ def _choices(found: Simulation) -> str:
         form = "prepared" if choice.prepared else "exported"
         prepacked = "prepacked" if choice.prepacking else "as stored"
         prepacked = "on the GPU" if found.provider == "cuda" else prepacked
+        predicts = "1" if choice.singly else str(choice.micro or choice.batch)
         piece, time = str(choice.micro or ""), (found.time(choice.seconds), found.time(choice.per_frame))
-        rows.append((choice.graph, choice.role, str(choice.batch), piece, form, prepacked, format_bytes(choice.total), *time, fits, mark))
-    header = ("graph", "role", "batch", "in pieces of", "form", "weights", "memory", "a step", "a frame", "budget" if found.budget else "", "")
+        rows.append((choice.graph, choice.role, str(choice.batch), predicts, piece, form, prepacked, format_bytes(choice.total), *time, fits, mark))
+    measures = ("memory", "a step", "a frame", "budget" if found.budget else "", "")
+    header = ("graph", "role", "batch", "predicts", "in pieces of", "form", "weights", *measures)
     body = table(header, rows, left=2, words=True)
     return f"configurations that no other beats in memory, time and batch; times are {found.times}\n{body}"
 

@@ -91,6 +91,7 @@ class Choice:
         best: the one to take among those that fit.
         prepared: whether the step runs as `edgeadapt prepare` made it.
         micro: frames of a piece, where the step is taken in pieces: each is a run of `graph`, and the last of `graphs` ends the step. 0: it is not.
+        singly: whether predictions are made frame by frame, for want of room for the graph that takes a whole batch.
     """
 
     role: str
@@ -104,6 +105,7 @@ class Choice:
     best: bool = False
     prepared: bool = False
     micro: int = 0
+    singly: bool = False
 
     @property
     def per_frame(self) -> float:
@@ -115,6 +117,7 @@ class Choice:
         """In words: "adapt at batch 16 (adapt.b16.lean, without prepacked weights)", "adapt at batch 16 (in pieces of 4)"."""
         form = [f"in pieces of {self.micro}"] if self.micro else [self.graph] if self.graph != f"{self.role}.b{self.batch}" else []
         extra = [*form, *(["prepared"] if self.prepared else []), *([] if self.prepacking else ["without prepacked weights"])]
+        extra += ["predicting frame by frame"] if self.singly else []
         return f"{self.role} at batch {self.batch}" + (f" ({', '.join(extra)})" if extra else "")
 
 
@@ -216,8 +219,8 @@ def _others(role: str) -> list[str]:
     return [other for other in ("adapt", "predict", "learn") if other != role]
 
 
-def _rank(choice: Choice) -> tuple[int, float]:
-    return choice.batch, -choice.seconds
+def _rank(choice: Choice) -> tuple[int, float, bool]:
+    return choice.batch, -choice.seconds, not choice.singly
 
 
 def simulate(
@@ -285,7 +288,8 @@ def _simulated(
     shown = [name for name in _roles(bundle) if name != "learn" or role == "learn"]
     pace = _pace(bundle, board, base)
     found = [_limited(choice, budget) for name in shown for choice in _choices(bundle, board, base, name, passed, pace)]
-    forms = sorted((choice for choice in found if choice.role == role and choice.batch == batch), key=lambda choice: (choice.seconds, choice.total))
+    forms = [choice for choice in found if choice.role == role and choice.batch == batch]
+    forms.sort(key=lambda choice: (choice.seconds, choice.singly, choice.total))
     asked = next((choice for choice in forms if choice.fits is not False), min(forms, key=lambda choice: choice.total))
     lines = ledger(bundle, replace(base, graphs=asked.graphs, prepacking=asked.prepacking, frames=asked.batch))
     steps = dict.fromkeys([asked.graph, *(name for name in asked.graphs if name != FIRST)])
@@ -332,17 +336,18 @@ def _choices(
     for form in (form for batch in reversed(manifest.planned(role)) for form in manifest.forms(role, batch)):
         if not set(passed).isdisjoint(form.graphs):
             continue
-        beside = f"predict.b{form.micro or form.batch}"
-        graphs = tuple(dict.fromkeys((FIRST, *([beside] if beside in manifest.graphs else []), *form.graphs)))
         times = [pace.get(name) or pace[""] * _seconds(bundle, board, base, name) for name in form.graphs]
         time = times[0] * (form.batch // form.micro if form.micro else 1) + sum(times[1:])
-        totals = [ledger(bundle, replace(base, graphs=graphs, prepacking=kept, frames=form.batch)).total for kept in (True, False)]
         made = ready is not None and form.graphs[0] in ready.graphs
-        first = Choice(role, form.batch, form.graphs[0], graphs, True, totals[0], time, prepared=made, micro=form.micro)
-        yield first
-        if totals[1] < (1 - WORTH) * totals[0]:
-            slower = UNPACKED_BYTES if _on_bytes(bundle, base, form.graphs) else UNPACKED
-            yield replace(first, prepacking=False, total=totals[1], seconds=time * slower)
+        slower = UNPACKED_BYTES if _on_bytes(bundle, base, form.graphs) else UNPACKED
+        beside = f"predict.b{form.micro or form.batch}"
+        for singly in (False, True) if beside in manifest.graphs and beside not in (FIRST, *form.graphs) else (False,):
+            graphs = tuple(dict.fromkeys((FIRST, *([beside] if beside in manifest.graphs and not singly else []), *form.graphs)))
+            totals = [ledger(bundle, replace(base, graphs=graphs, prepacking=kept, frames=form.batch)).total for kept in (True, False)]
+            first = Choice(role, form.batch, form.graphs[0], graphs, True, totals[0], time, prepared=made, micro=form.micro, singly=singly)
+            yield first
+            if totals[1] < (1 - WORTH) * totals[0]:
+                yield replace(first, prepacking=False, total=totals[1], seconds=time * slower)
 
 
 def _on_bytes(bundle: Bundle, base: Setup, names: Iterable[str]) -> bool:
@@ -383,7 +388,7 @@ def _front(found: Sequence[Choice], role: str) -> tuple[Choice, ...]:
     """Those that no other of their role beats, the best of those that fit marked."""
 
     def beats(one: Choice, other: Choice) -> bool:
-        mine, its = ((choice.total, choice.per_frame, -choice.batch) for choice in (one, other))
+        mine, its = ((choice.total, choice.per_frame, -choice.batch, choice.singly) for choice in (one, other))
         return one.role == other.role and mine != its and all(a <= b for a, b in zip(mine, its))
 
     kept = [choice for choice in found if not any(beats(other, choice) for other in found)]
