@@ -60,7 +60,7 @@ def seconds(graph: Graph, node: Node) -> float:
         operations = 2 * math.prod(values[node.outputs[0]].shape) * math.prod(values[node.inputs[1]].shape[1:])
     elif node.op == "ConvTranspose":
         operations = 2 * math.prod(values[node.inputs[0]].shape) * math.prod(values[node.inputs[1]].shape[1:])
-    elif node.op in ("MatMul", "Gemm"):
+    elif node.op in ("MatMul", "MatMulInteger", "Gemm"):
         operations = 2 * math.prod(values[node.outputs[0]].shape) * values[node.inputs[0]].shape[-1]
     elif node.op in ("Exp", "Log", "Erf", "Tanh", "Sigmoid", "Softmax", "LogSoftmax", "Pow", "Div"):
         operations = 8 * math.prod(values[node.outputs[0]].shape)
@@ -249,9 +249,9 @@ def _bits(state: _Graph, block: str, at: int) -> _Way | None:
         early, late, back = _as_bits(graph, value, graph.nodes[state.producer[block]].module)
         return _Choice(state.name(at), late, early, _after(state, block, at), {block: back})
 
-    # cast, product, cast; mask, cast: floats of 4 count, and bytes of 1 but for what is kept, an eighth
-    moved = (1 + 4) * count + (4 + 4 / 8) * count + (4 + 1) * count / 8 + (1 / 8 + 1) * count + 2 * count
-    return _Way(block, at, 2 * count * _OPERATIONS + (moved + 32 + 8) * _BYTES, state.plan.sizes[block] * 7 // 8, make)
+    # cast, product, cast; mask, cast: bytes, but for the products, which are 32 bits for eight truth values, and for what is kept, an eighth
+    moved = (1 + 1) * count + (1 + 4 / 8) * count + (4 + 1) * count / 8 + (1 / 8 + 1) * count + 2 * count
+    return _Way(block, at, 2 * count * _OPERATIONS + (moved + 8 + 8) * _BYTES, state.plan.sizes[block] * 7 // 8, make)
 
 
 def _as_bits(graph: Graph, value: Value, module: str) -> tuple[list[Node], list[Node], str]:
@@ -260,8 +260,9 @@ def _as_bits(graph: Graph, value: Value, module: str) -> tuple[list[Node], list[
     scratch = graph.beside()
     scratch.module = module
     rows = scratch.op("Reshape", [value, scratch.ints([8, count // 8])], (8, count // 8))
-    weights = scratch.constant(2.0 ** np.arange(8)[None], np.float32)
-    packed = scratch.op("MatMul", [weights, scratch.op("Cast", [rows], rows.shape, np.float32, to=np.dtype(np.float32))], (1, count // 8), np.float32)
+    weights = scratch.constant(2 ** np.arange(8)[None], np.uint8)
+    bits = scratch.op("Cast", [rows], rows.shape, np.int8, to=np.dtype(np.int8))
+    packed = scratch.op("MatMulInteger", [weights, bits], (1, count // 8), np.int32)
     kept = scratch.op("Cast", [packed], packed.shape, np.uint8, to=np.dtype(np.uint8))
     early, scratch.nodes = scratch.nodes, []
     masked = scratch.op("BitwiseAnd", [kept, scratch.constant(2 ** np.arange(8)[:, None], np.uint8)], rows.shape, np.uint8)
@@ -338,12 +339,33 @@ def rematerialise(graph: Graph, allowance: float, target: int = 0, work: int = W
     whole, left = total_seconds(graph), _Work(work)
     spent, peak = 0.0, Plan(graph).peak
     for _ in range(PASSES):
+        _masks_first(graph)
         spent += _lower(graph, allowance * whole - spent, target, left)
         graph.nodes = [graph.nodes[index] for index in order(graph, EFFORT)]
         before, peak = peak, Plan(graph).peak
         if peak >= before or peak <= target or left.left <= 0:
             break
     return spent / whole if whole else 0.0
+
+
+def _masks_first(graph: Graph) -> None:
+    """Moves what makes truth values to where it can first be made.
+
+    An order puts them off, as long as what they are made of is no larger; kept as bits, they would be far smaller.
+    """
+    moved: dict[str, list[Node]] = {}
+    makers = {out: index for index, node in enumerate(graph.nodes) for out in node.outputs}
+    gone: set[int] = set()
+    for index, node in enumerate(graph.nodes):
+        before = max((makers.get(name, -1) for name in node.inputs), default=-1)
+        if graph.values[node.outputs[0]].dtype == np.bool_ and 0 <= before < index - 1 and node.op not in VIEWS and before not in gone:
+            moved.setdefault(graph.nodes[before].outputs[0], []).append(node)
+            gone.add(index)
+    nodes: list[Node] = []
+    for index, node in enumerate(graph.nodes):
+        if index not in gone:
+            nodes += [node, *moved.get(node.outputs[0], ())]
+    graph.nodes = nodes
 
 
 def _lower(graph: Graph, seconds_left: float, target: int, work: _Work) -> float:
