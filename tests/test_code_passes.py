@@ -12,9 +12,9 @@ from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph, Value
 from edgeadapt.exporters.passes import pieces
-from edgeadapt.exporters.passes.gradients import mask_codes, scale_codes
+from edgeadapt.exporters.passes.gradients import largest_code, mask_codes, scale_codes
 from edgeadapt.exporters.passes.order import order
-from edgeadapt.exporters.passes.pieces import map_in_pieces, reduce_in_pieces
+from edgeadapt.exporters.passes.pieces import in_pieces
 from edgeadapt.exporters.passes.requantise import make_late
 from edgeadapt.exporters.passes.simplify import drop_unread
 
@@ -124,10 +124,8 @@ def test_large_tensors_are_made_a_piece_at_a_time(monkeypatch: pytest.MonkeyPatc
     graph.output("y", graph.op("Identity", [moving(graph, graph.input("codes", shape, np.uint8))], shape))
     feeds = feeds_of(graph)
     (before,) = run(graph, feeds)
-    assert reduce_in_pieces(graph)
+    assert in_pieces(graph)
     assert drop_unread(graph)
-    assert map_in_pieces(graph)
-    drop_unread(graph)
     whole = [value for node in graph.nodes for value in (graph.values[out] for out in node.outputs) if value.shape == shape]
     assert {value.dtype for value in whole} == {U8}  # nothing else exists whole
     assert sum(node.op == "Concat" for node in graph.nodes) == 3
@@ -149,8 +147,7 @@ def test_pieces_are_as_equal_as_can_be_and_not_many() -> None:
 def test_small_tensors_and_open_chains_are_left() -> None:
     graph = Graph("g")
     graph.output("y", moving(graph, graph.input("codes", SHAPE, np.uint8)))
-    assert not reduce_in_pieces(graph)
-    assert not map_in_pieces(graph)
+    assert not in_pieces(graph)
 
 
 def test_a_chain_that_others_read_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,7 +156,7 @@ def test_a_chain_that_others_read_is_left(monkeypatch: pytest.MonkeyPatch) -> No
     made = graph.op("Relu", [values(graph, graph.input("codes", SHAPE, np.uint8))], SHAPE)
     graph.output("y", graph.op("QuantizeLinear", [made, graph.constant(0.01, np.float32), graph.constant(0, U8)], SHAPE, np.uint8))
     graph.output("z", graph.op("Exp", [made], SHAPE))
-    assert not map_in_pieces(graph)
+    assert not in_pieces(graph)
 
 
 def step() -> Graph:
@@ -203,3 +200,83 @@ def test_a_graph_without_a_mark_has_no_backward_pass() -> None:
     assert not graph.late(graph.nodes[0])
     assert order(graph) == [0]
     assert not make_late(graph)
+
+
+def blocks(graph: Graph, open_end: bool) -> None:
+    """A gradient that goes through two blocks, as codes through one branch and in float32 through the other, and is reduced on its way."""
+    shape = (8, *SHAPE[1:])
+    grid = graph.constant(np.full(4, 0.03, np.float32)), graph.constant(np.full(4, 128), U8)
+    gradient = graph.op("Exp", [graph.input("x", shape)], shape)
+    mask = graph.op("Cast", [graph.input("mask", shape, np.bool_)], shape, np.float32, to=np.dtype(np.float32))
+    for index in range(2):
+        gradient = graph.op("Add", [gradient, values(graph, graph.input(f"codes{index}", shape, np.uint8))], shape)
+        gradient = graph.op("Mul", [gradient, mask], shape)
+        graph.output(f"codes_of{index}", graph.op("Identity", [graph.op("QuantizeLinear", [gradient, *grid], shape, np.uint8, axis=1)], shape))
+        most = graph.op("ReduceMax", [gradient, graph.ints((0, 2, 3))], (4,), keepdims=0)
+        total = graph.op("ReduceSum", [graph.op("Mul", [gradient, mask], shape), graph.ints((0, 2, 3))], (4,), keepdims=0)
+        graph.output(f"sum{index}", graph.op("Mul", [most, total], (4,)))
+    if open_end:
+        graph.output("y", graph.op("Exp", [gradient], shape))
+
+
+@pytest.mark.parametrize("open_end", [False, True], ids=["ends in codes", "ends in float32"])
+def test_a_gradient_stays_in_pieces_between_blocks(monkeypatch: pytest.MonkeyPatch, open_end: bool) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 4 * int(np.prod(SHAPE)) // 4)
+    graph = Graph("g")
+    blocks(graph, open_end)
+    feeds = feeds_of(graph)
+    before = dict(zip(graph.outputs, run(graph, feeds), strict=True))
+    assert in_pieces(graph)
+    drop_unread(graph)
+    whole = [node.op for node in graph.nodes for out in node.outputs if graph.values[out].shape == SHAPE and graph.values[out].dtype == np.float32]
+    assert whole == (["Exp", "Concat", "Exp"] if open_end else ["Exp"])
+    assert ops(graph).count("Add") == 8
+    for name, after in zip(graph.outputs, run(graph, feeds), strict=True):
+        if name.startswith("sum"):
+            assert np.abs(after - before[name]).max() <= 1e-5 * np.abs(before[name]).max()
+        else:
+            assert np.array_equal(after, before[name])
+
+
+@pytest.mark.parametrize("reason", ["float32 alone", "read by the other pass", "each sample's own"])
+def test_what_would_not_be_less_is_not_cut(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 64)
+    graph = Graph("g")
+    x = graph.op("Exp", [graph.input("x", SHAPE)], SHAPE)
+    y = values(graph, graph.input("codes", SHAPE, np.uint8)) if reason == "read by the other pass" else x
+    other = graph.op("ReduceMax", [x, graph.ints((1, 2, 3))], (8, 1, 1, 1), keepdims=1) if reason == "each sample's own" else x
+    made = graph.op("Add", [y, other], SHAPE)
+    if reason == "read by the other pass":
+        graph.end_forward()
+    graph.output("y", graph.op("Exp", [graph.op("Relu", [made], SHAPE)], SHAPE))
+    assert not in_pieces(graph)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("each", [False, True], ids=["one scale", "a scale for each channel"])
+def test_the_largest_magnitude_is_that_of_a_code(each: bool, sign: int) -> None:
+    graph = Graph("g")
+    codes = graph.input("codes", SHAPE, np.uint8)
+    scale = graph.op("Neg", [graph.input("scale", (4,) if each else ())], (4,) if each else ())
+    zero = graph.constant(np.full(scale.shape, 128), U8)
+    made = graph.op("DequantizeLinear", [codes, scale, zero], SHAPE, np.float32, axis=1)
+    axes = graph.ints((0, 2, 3))
+    lowest = graph.op("ReduceMin", [made, axes], (4,), keepdims=0)
+    graph.output("y", graph.op("Max", [graph.op("ReduceMax", [made, axes], (4,), keepdims=0), graph.op("Neg", [lowest], (4,))], (4,)))
+    feeds = feeds_of(graph)
+    feeds["scale"] = np.asarray(sign * np.abs(feeds["scale"]), np.float32)
+    (before,) = run(graph, feeds)
+    assert largest_code(graph)
+    drop_unread(graph)
+    assert {graph.values[name].dtype for node in graph.nodes if node.op.startswith("Reduce") for name in node.inputs[:1]} == {U8}
+    assert np.array_equal(run(graph, feeds)[0], before)
+
+
+def test_the_largest_of_two_tensors_or_of_each_sample_stays() -> None:
+    graph = Graph("g")
+    first, second = (values(graph, graph.input(name, SHAPE, np.uint8)) for name in ("a", "b"))
+    for made, other, axes in ((first, second, (0, 2, 3)), (first, first, (1, 2, 3))):
+        size = (SHAPE[1],) if 0 in axes else (SHAPE[0],)
+        lowest = graph.op("Neg", [graph.op("ReduceMin", [other, graph.ints(axes)], size, keepdims=0)], size)
+        graph.output(f"y{len(graph.outputs)}", graph.op("Max", [graph.op("ReduceMax", [made, graph.ints(axes)], size, keepdims=0), lowest], size))
+    assert not largest_code(graph)

@@ -131,18 +131,20 @@ def quantised_convolution_backward(
     graph: Graph, grad: Value, turned: Value, weight_scale: Value, reach: Value, padding: Any, dilation: Any, groups: int
 ) -> Value:
     """Codes in, codes out, with the step of this gradient; see the operator."""
-    channels = (1, weight_scale.shape[0], *[1] * (grad.rank - 2))
-    scaled = binary(graph, "Mul", grad, reshape(graph, weight_scale, channels))
-    ends = [reduce(graph, op, scaled, None, False) for op in ("ReduceMax", "ReduceMin")]
-    most = binary(graph, "Max", binary(graph, "Max", ends[0], graph.op("Neg", [ends[1]], ())), TINY)
+    axes = [axis for axis in range(grad.rank) if axis != 1]
+    highest, lowest = (reduce(graph, op, grad, axes, False) for op in ("ReduceMax", "ReduceMin"))
+    largest = binary(graph, "Max", highest, graph.op("Neg", [lowest], lowest.shape))
+    most = binary(graph, "Max", reduce(graph, "ReduceMax", binary(graph, "Mul", largest, weight_scale), None, False), TINY)
     step = binary(graph, "Div", most, float(LEVELS))
+    grid = binary(graph, "Div", step, weight_scale)
+    given = to_codes(graph, grad, grid, graph.constant(np.full(grid.shape, MIDDLE), CODE))
     kernel, middle = turned.shape[2:], graph.constant(MIDDLE, CODE)
     size = [n + 2 * p - d * (k - 1) for n, p, d, k in zip(grad.shape[2:], padding, dilation, kernel, strict=True)]
     one = graph.constant(1.0, grad.dtype)
     weight_step = graph.op("Reciprocal", [reach], reach.shape)
     codes = graph.op(
         "QLinearConv",
-        [to_codes(graph, scaled, step, middle), one, middle, turned, weight_step, graph.constant(0, np.int8), one, middle],
+        [given, one, middle, turned, weight_step, graph.constant(0, np.int8), one, middle],
         (grad.shape[0], turned.shape[0], *size),
         CODE,
         kernel_shape=list(kernel),

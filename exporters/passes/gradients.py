@@ -79,3 +79,45 @@ def _scaled(graph: Graph, node: Node, makers: dict[str, Node], reshapes: dict[st
         if maker.attributes.get("axis", 1) == 1:
             return maker, flat, zero.flat[0]
     return None
+
+
+def largest_code(graph: Graph) -> bool:
+    """The largest magnitude of values made from codes is that of the largest code or of the smallest, whatever the sign of their scale."""
+    makers = {node.outputs[0]: node for node in graph.nodes if node.op == "DequantizeLinear" and node.inputs[0] not in graph.constants}
+    producers = {out: node for node in graph.nodes for out in node.outputs}
+
+    def found(node: Node) -> list[Node] | None:
+        ends = _ends(node, producers) if node.op == "Max" else None
+        maker = makers.get(ends[0].inputs[0]) if ends is not None else None
+        if ends is None or maker is None or not _of_channels(graph, ends[0], maker):
+            return None
+        made: list[Node] = []
+        magnitudes = []
+        for end in ends:
+            value = graph.values[end.outputs[0]]
+            code = graph.declare(graph.fresh("code"), value.shape, graph.values[maker.inputs[0]].dtype)
+            end_value, magnitude = (graph.declare(graph.fresh("end"), value.shape, value.dtype) for _ in range(2))
+            made.append(Node(end.op, [maker.inputs[0], *end.inputs[1:]], [code.name], dict(end.attributes), end.module))
+            made.append(Node("DequantizeLinear", [code.name, *maker.inputs[1:]], [end_value.name], {"axis": 0}, end.module))
+            made.append(Node("Abs", [end_value.name], [magnitude.name], {}, end.module))
+            magnitudes.append(magnitude.name)
+        return [*(graph.stands_for(node, item) for item in made), Node("Max", magnitudes, node.outputs, {}, node.module)]
+
+    return graph.rewrite(found)
+
+
+def _ends(node: Node, producers: dict[str, Node]) -> tuple[Node, Node] | None:
+    """The two reductions of one tensor in Max(ReduceMax(x), Neg(ReduceMin(x)))."""
+    highest, negated = (producers.get(name) for name in node.inputs[:2])
+    lowest = producers.get(negated.inputs[0]) if negated is not None and negated.op == "Neg" else None
+    if highest is None or lowest is None or (highest.op, lowest.op) != ("ReduceMax", "ReduceMin"):
+        return None
+    return (highest, lowest) if highest.inputs == lowest.inputs and highest.attributes == lowest.attributes else None
+
+
+def _of_channels(graph: Graph, reduction: Node, maker: Node) -> bool:
+    """Whether one number a channel is left, as many as the grid has scales."""
+    shape, out = graph.values[reduction.inputs[0]].shape, graph.values[reduction.outputs[0]].shape
+    axes = graph.constants.get(reduction.inputs[1]) if len(reduction.inputs) > 1 else None
+    every = axes is not None and sorted(axes.tolist()) == [axis for axis in range(len(shape)) if axis != 1]
+    return every and out == (shape[1],) and graph.values[maker.inputs[1]].shape in ((), out) and maker.attributes.get("axis", 1) == 1

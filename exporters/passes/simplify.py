@@ -10,8 +10,9 @@ import numpy as np
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph, Node
-from edgeadapt.exporters.passes.gradients import mask_codes, scale_codes
-from edgeadapt.exporters.passes.pieces import map_in_pieces, reduce_in_pieces
+from edgeadapt.exporters.passes.gradients import largest_code, mask_codes, scale_codes
+from edgeadapt.exporters.passes.moments import absorb_moments, join_products
+from edgeadapt.exporters.passes.pieces import in_pieces
 from edgeadapt.exporters.passes.requantise import compare_codes, cut_codes, join_units, make_late, pool_codes, skip_bounds, skip_roundings
 
 FOLD_BYTES = 65536
@@ -156,6 +157,7 @@ def shrink_scalings(graph: Graph) -> bool:
 
 PASSES: tuple[Callable[[Graph], bool], ...] = (
     drop_unread,
+    absorb_moments,  # before anything of it is folded, so that constant statistics give the bits of those that move
     fold_constants,
     join_views,
     absorb_transposes,
@@ -169,6 +171,7 @@ PASSES: tuple[Callable[[Graph], bool], ...] = (
     cut_codes,
     mask_codes,
     scale_codes,
+    largest_code,
     merge_equal,
     drop_unread,
 )
@@ -181,9 +184,7 @@ def simplify(graph: Graph) -> None:
         changed = False
         for step in PASSES:
             changed = step(graph) or changed
-    if reduce_in_pieces(graph):
-        drop_unread(graph)
-        merge_equal(graph)
-    if map_in_pieces(graph):
+    join_products(graph)
+    if in_pieces(graph):
         drop_unread(graph)
     make_late(graph)

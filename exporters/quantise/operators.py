@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edgeadapt.exporters.operators import per_channel
+from edgeadapt.exporters.operators import channel_axes, per_channel
 
 CODES = 255
 """The largest code."""
@@ -222,7 +222,8 @@ def quantised_convolution_backward(
 ) -> Tensor:
     """The gradient of the input of a convolution of stride 1, in 8 bits: a convolution with the weight turned round, as QLinearConv.
 
-        g    = grad·weight_scale, rounded to codes around 128 with the step s = max|g| / 127 of this very gradient
+        g    = grad·weight_scale, rounded to codes around 128 with the step s = max|g| / 127 of this very gradient;
+               code(g) = round(grad / (s / weight_scale)) + 128
         code = saturate(round(Σ turned·(code(g) − 128) / reach) + 128)
         dx   = (code − 128)·s·reach
 
@@ -233,9 +234,9 @@ def quantised_convolution_backward(
         reach: (C_in,): how many units of the sum a code counts for; the ratio of the result's range to that of g, which was measured at export.
         padding: of this convolution: what the window spans, less what the forward one pads.
     """
-    scaled = grad * per_channel(weight_scale, grad.dim())
-    step = torch.maximum(scaled.amax(), -scaled.amin()).clamp(min=TINY) / LEVELS
-    codes = (torch.round(scaled / step) + MIDDLE).clamp(0, CODES)
+    axes = channel_axes(grad)
+    step = (torch.maximum(grad.amax(axes), -grad.amin(axes)) * weight_scale).amax().clamp(min=TINY) / LEVELS
+    codes = (torch.round(grad / per_channel(step / weight_scale, grad.dim())) + MIDDLE).clamp(0, CODES)
     total = _convolve(codes - MIDDLE, turned.to(grad.dtype), [1] * len(padding), padding, dilation, groups)
     out = (torch.round(total * per_channel(1.0 / reach, grad.dim())) + MIDDLE).clamp(0, CODES)
     return (out - MIDDLE) * per_channel(step * reach, grad.dim())
