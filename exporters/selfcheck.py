@@ -7,8 +7,9 @@ that PyTorch's own update in single precision is a few hundredths from the one i
 is measured, and twice as much is allowed, but never more than a tenth.
 
 Where the frozen model is computed in 8 bits, the last bit of a float32 number may decide a code, and codes decide others: both give values that are
-as right, some codes apart. So there too the distance between single and double precision is measured, and `SPREAD` times as much is allowed: for
-updates without a bound, as those of a model that is too unstable for 8 bits may be all rounding. The export then says that they were not checked.
+as right, some codes apart. So there too the distance between single and double precision is measured, and `SPREAD` times as much is allowed: logits,
+statistics and metrics by that of the logits, each update by its own, each tensor of whole numbers by how many of them double precision rounds
+otherwise. Updates have no bound, as those of a model that is too unstable for 8 bits may be all rounding: the bundle says which were not checked.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ LOGITS, UPDATES, STATISTICS, METRICS = 1e-3, 2e-2, 1e-3, 1e-3
 ROOM, UNCERTAIN = 2.0, 0.1
 """How often an update over tolerance may be off by what single precision is from double, and the most it may be off in any case."""
 SPREAD, SPREAD_MOST = 4.0, 0.5
-"""How often anything may be off by what single precision is from double, where codes of 8 bits hang on the last bit, and the most that logits,
+"""How often a thing may be off by what single precision is from double, where codes of 8 bits hang on the last bit, and the most that logits,
 statistics and metrics may be off then. A graph that is wrong is off by about 1: where updates may be off by more than this, they are not checked."""
 CODE, CODE_UPDATES = 1e-2, 5e-2
 """What logits, statistics and metrics, and updates, may be off by in any case where there are codes: a few that lie on an edge are as much, and which
@@ -64,11 +65,11 @@ class Difference:
 
     logits: largest difference over the largest logit; updates: the worst tensor's ‖Δ‖/‖update‖, weighted by the gradient's size under Adam;
     statistics: the worst layer's largest difference over its largest mean or deviation; metrics: the worst scalar's difference over its size or 1;
-    worst: the update that is furthest off; limit: what it may differ by, more than `UPDATES` where single precision leaves it uncertain; loose: what
-    anything may differ by where codes of 8 bits do; unchecked: whether single precision leaves some update so uncertain that a wrong graph could not
-    be told from a right one.
-    Where the state holds whole numbers, updates count what is beyond one of their steps; flips: the share of those that are one step apart, and
-    flips_limit, what it may be; step: the update metric at the initial state.
+    worst: the update that is furthest beyond what it may differ by, which is limit, more than `UPDATES` where single precision leaves it uncertain;
+    loose: what logits, statistics and metrics may differ by where codes of 8 bits do; unchecked: updates that single precision leaves so uncertain
+    that a wrong graph could not be told from a right one.
+    Where the state holds whole numbers, updates count what is beyond one of their steps; flips: the share of those that are one step apart in the
+    tensor `flipped`, the one furthest beyond what it may be, which is flips_limit; step: the update metric at the initial state.
     """
 
     graph: str
@@ -82,7 +83,8 @@ class Difference:
     step: float | None = None
     loose: float = 0.0
     flips_limit: float = FLIPS
-    unchecked: bool = False
+    flipped: str = ""
+    unchecked: tuple[str, ...] = ()
 
     def plain(self) -> dict[str, Any]:
         """As the manifest holds it."""
@@ -94,8 +96,9 @@ class Difference:
             "metrics": self.metrics,
             "worst": self.worst,
             **({"limit": self.loose} if self.loose else {}),
-            **({} if self.flips is None else {"flips": self.flips}),
+            **({} if self.flips is None else {"flips": self.flips, "flips_limit": self.flips_limit}),
             **({} if self.step is None else {"step": self.step}),
+            **({"unchecked": list(self.unchecked)} if self.unchecked else {}),
         }
 
     def or_worse(self, other: Difference) -> Difference:
@@ -107,8 +110,8 @@ class Difference:
         worst = self if (self.updates or 0.0) / self.limit >= (other.updates or 0.0) / other.limit else other
         statistics, metrics = larger(self.statistics, other.statistics), larger(self.metrics, other.metrics)
         flipped = self if (self.flips or 0.0) / self.flips_limit >= (other.flips or 0.0) / other.flips_limit else other
-        loose, unchecked = max(self.loose, other.loose), self.unchecked or other.unchecked
-        limits = (worst.limit, flipped.flips, self.step, loose, flipped.flips_limit, unchecked)
+        loose, unchecked = max(self.loose, other.loose), tuple(dict.fromkeys(self.unchecked + other.unchecked))
+        limits = (worst.limit, flipped.flips, self.step, loose, flipped.flips_limit, flipped.flipped, unchecked)
         return Difference(self.graph, max(self.logits, other.logits), worst.updates, statistics, metrics, worst.worst, *limits)
 
 
@@ -217,8 +220,9 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
 
     ours = _seen(program, example, got)
     updates = {name: apart(name, ours) for name in trained}
-    limits, loose, flips_limit = dict.fromkeys(trained, UPDATES), 0.0, FLIPS
     stored = [name for name in trained if after[name][1].any()]
+    flips = {name: _flips(after[name], ours[name]) for name in stored}
+    limits, loose, flips_limits = dict.fromkeys(trained, UPDATES), 0.0, dict.fromkeys(stored, FLIPS)
     over = [name for name in trained if updates[name] > UPDATES]
     rounded = program.model.method.backbone.captured.quantisation is not None
     if (over or rounded) and (exact := _in_double(program, example)):
@@ -227,7 +231,7 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
         limits |= {name: min(max(CODE_UPDATES if rounded else UPDATES, room * apart(name, double)), most) for name in over}
         if rounded:
             loose = min(max(CODE, SPREAD * _farthest(exact["logits"], want["logits"])), SPREAD_MOST)
-            flips_limit = max(FLIPS, FLIPS_ROOM * max((_flips(after[name], double[name]) for name in stored), default=0.0))
+            flips_limits = {name: max(FLIPS, FLIPS_ROOM * _flips(after[name], double[name])) for name in stored}
     statistics = []
     for name in (name for name in compiled.writes if kinds[name] == "statistic"):
         deviation = np.sqrt(np.abs(want[f"new.{name.rpartition('.')[0]}.variance"]).max())
@@ -238,6 +242,7 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
     ]
     finite = all(np.isfinite(value).all() for value in got.values())
     worst = max(trained, key=lambda name: updates[name] / limits[name], default="")
+    flipped = max(stored, key=lambda name: flips[name] / flips_limits[name], default="")
     return Difference(
         program.name,
         logits if finite else float("inf"),
@@ -246,11 +251,12 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
         max(metrics, default=None),
         worst,
         limits.get(worst, UPDATES),
-        max((_flips(after[name], ours[name]) for name in stored), default=None),
+        flips.get(flipped),
         float(got[f"metric.{GUARD}"]) if GUARD in compiled.metrics else None,
         loose,
-        flips_limit,
-        any(limit > SPREAD_MOST for limit in limits.values()),
+        flips_limits.get(flipped, FLIPS),
+        flipped,
+        tuple(name for name, limit in limits.items() if limit > SPREAD_MOST),
     )
 
 
@@ -315,17 +321,16 @@ def refuse(found: Difference) -> None:
         ExportError: one is.
     """
     limits = (
-        ("logits", found.logits, LOGITS),
-        ("updates", found.updates, found.limit),
-        ("statistics", found.statistics, STATISTICS),
-        ("metrics", found.metrics, METRICS),
-        ("roundings", found.flips, found.flips_limit),
+        ("logits", found.logits, max(LOGITS, found.loose), ""),
+        ("updates", found.updates, found.limit, found.worst),
+        ("statistics", found.statistics, max(STATISTICS, found.loose), ""),
+        ("metrics", found.metrics, max(METRICS, found.loose), ""),
+        ("roundings", found.flips, found.flips_limit, found.flipped),
     )
-    for what, value, limit in limits:
-        limit = max(limit, found.loose)
+    for what, value, limit, worst in limits:
         if value is not None and not value <= limit:
             raise ExportError(
                 f"self-check of {found.graph}: {what} differ from PyTorch by {value:.1e} (relative), more than {limit:.0e}"
-                + (f", worst in {found.worst}" if what == "updates" else ""),
+                + (f", worst in {worst}" if worst else ""),
                 "the model may be numerically unstable on these samples; if it is not, please report it with the model",
             )
