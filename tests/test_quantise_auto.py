@@ -17,12 +17,14 @@ from edgeadapt.bundle import Bundle, InputSpec, Manifest
 from edgeadapt.cli.inspect import summary
 from edgeadapt.cli.main import main
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError, ExportError, InputError, UsageError
+from edgeadapt.exporters import export as export_module
 from edgeadapt.exporters import schedules, training
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import ExportReport, export, plan_export, plan_numbers
 from edgeadapt.exporters.options import Options
 from edgeadapt.exporters.quantise import auto, choose
 from edgeadapt.exporters.quantise.auto import Precision, precisions
+from edgeadapt.exporters.quantise.calibrate import shifted
 from edgeadapt.exporters.quantise.measure import SEVERITY, Stream, as_good
 from edgeadapt.memory import simulate
 from edgeadapt.runtime.adapter import Adapter
@@ -182,6 +184,20 @@ def test_the_stream_is_in_no_order_of_classes_and_the_same_for_all() -> None:
     assert Stream.of(sensor, np.arange(8), np.zeros(8), 0).shifts == ("noisy", "louder", "offset", "fainter")
 
 
+def test_what_is_measured_is_shifted_further_than_what_ranges_are_taken_of() -> None:
+    random = np.random.default_rng(0)
+    sensor = Samples(random.standard_normal((8, 6, 10)).astype(np.float32), None, InputSpec((6, 10)))
+    for samples in (sensor, Samples(IMAGES[:8], None, InputSpec(SHAPE))):
+        stream, clean = Stream.of(samples, np.arange(8), np.zeros(8), 0), samples.tensor(np.arange(8))
+        order = np.random.default_rng(0).permutation(8)
+        for index, frames in enumerate(stream.frames[:-1]):
+            near, far = (value - clean[order] for value in (shifted(samples, order, index, 0), frames))
+            assert not np.allclose(near, far, atol=1e-2)
+            assert samples is not sensor or 1.5 * np.abs(near).mean() < np.abs(far).mean()
+            if stream.shifts[index] in ("noisy", "speckle_noise"):
+                assert abs(np.corrcoef(near.ravel(), far.ravel())[0, 1]) < 0.2, "other noise"
+
+
 @pytest.mark.parametrize(("method", "more"), [("norm", {}), ("tent", {"updates": "compact", "saved": "int8", "optimiser": "sgd", "rate": 0.02})])
 def test_what_was_measured_is_what_the_device_does(tmp_path: Path, method: str, more: dict[str, Any]) -> None:
     """The written bundle, given the same frames by its own adapter, is wrong where the table says."""
@@ -319,10 +335,61 @@ def test_a_model_without_convolutions_still_has_what_a_step_keeps() -> None:
             plan_export(model, **given)
 
 
-def test_nothing_fits_and_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*given: Any, **named: Any) -> Any:
-        raise AssertionError("the training began")
+NOTHING = "quantize = 'auto' has nothing left to choose: frozen model in int8, gradients in int8, saved in int8, updates compact"
 
+
+def test_where_nothing_is_left_to_vary_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"method": "tent", "gradient": "int8", "updates": "compact"}
+    with pytest.raises(UsageError, match=NOTHING) as caught:
+        exported(None, WIDE, **given)
+    assert caught.value.hint
+    with pytest.raises(UsageError, match=NOTHING):
+        plan_numbers(network(), shape=SHAPE, board=BOARD, budget=WIDE, **given)
+    model = calibrate(Plain(), SHAPE)
+    with pytest.raises(ExportError, match="this model has none that could be in them"):
+        exported(None, WIDE, model, method="tent", saved="float", updates="reference")
+    monkeypatch.setattr(choose, "LIMIT", 0.0)
+    for given in ({"method": "norm"}, {"method": "tent", "saved": "float", "updates": "reference"}):
+        with pytest.raises(ExportError, match="no layer of the model does well enough in 8 bits"):
+            exported(None, WIDE, **given)
+    report = exported(None, WIDE, method="tent", updates="reference")
+    assert [(row["quantize"], row["saved"]) for row in rows(report)] == [("none", "float"), ("none", "int8")], "8 bits would be float32 again"
+
+
+def test_that_no_sample_is_held_out_is_found_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto.Auto, "_enter", never)
+    with pytest.raises(InputError, match="no sample is held out"):
+        exported(None, WIDE, method="norm", data=Samples(IMAGES[:2], np.array([0, 1]), InputSpec(SHAPE)))
+
+
+@pytest.mark.parametrize("where", ["warm", "stepping"])
+def test_a_candidate_that_is_refused_is_left_out_and_tells_why(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    job = export_module._Export
+    real, refused = getattr(job, where), {"int8"}
+
+    def refusing(self: Any, *given: Any) -> Any:
+        if self.options.saved in refused:
+            raise ExportError(f"bytes between the passes\nfail at {where}", "none")
+        return real(self, *given)
+
+    monkeypatch.setattr(job, where, refusing)
+    given: dict[str, Any] = {"method": "side", "train": 1, "updates": "reference", "gradient": "float"}
+    report = exported(None, WIDE, **given)
+    for row in rows(report):
+        fails = row["saved"] == "int8"
+        assert (row["why"], row["errors"] == [], row["fits"]) == (f"bytes between the passes fail at {where}" if fails else "", fails, True)
+    assert chosen(report)["saved"] == "float"
+    assert Manifest.from_json(report.manifest).choice is not None
+    refused.add("float")
+    with pytest.raises(ExportError, match=f"fail at {where}"):
+        exported(None, WIDE, **given)
+
+
+def never(*given: Any, **named: Any) -> Any:
+    raise AssertionError("the work began")
+
+
+def test_nothing_fits_and_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training.Training, "warm", never)
     with pytest.raises(BudgetError, match="nothing that was asked for fits the budget of 50 MiB on a bench; the nearest is ") as caught:
         exported(tmp_path / "net.edgeadapt", 50 * 2**20, method="norm")
