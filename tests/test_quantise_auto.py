@@ -435,6 +435,19 @@ def test_bundles_without_a_choice_are_read_as_before(told: dict[str, Any]) -> No
     assert "choice" not in Manifest.from_json(older).to_json()
 
 
+FLOAT = {"gradient": "float", "saved": "float", "updates": "reference"}
+
+
+def mine(choice: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(row for row in choice["rows"] if row["chosen"])
+    return found
+
+
+def other(choice: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(row for row in choice["rows"] if not row["chosen"])
+    return found
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -446,11 +459,24 @@ def test_bundles_without_a_choice_are_read_as_before(told: dict[str, Any]) -> No
         (lambda choice: choice["rows"][1].update(errors=[0.5]), r"rows\[1\]\.errors: expected 4, one a shift"),
         (lambda choice: choice["rows"][1].update(errors=[0.5, 0.5, 0.5, 1.5]), r"rows\[1\]\.errors\[3\]: expected a share"),
         (lambda choice: choice["rows"][1].update(clean=None), r"rows\[1\]\.clean: expected a number exactly where"),
-        (lambda choice: [row.update(fits=False) for row in choice["rows"]], r"\.chosen: expected false, where it does not fit"),
+        (lambda choice: mine(choice).update(fits=False), r"\.chosen: expected false, where it does not fit"),
         (lambda choice: [row.update(seconds=-1.0) for row in choice["rows"]], r"rows\[0\]\.seconds"),
         (lambda choice: [row.update(chosen=not row["chosen"]) for row in choice["rows"]], "the chosen row to say what quantisation says"),
-        (lambda choice: [row.update(updates="tiny") for row in choice["rows"]], "the chosen row to hold parameters as the method's options say"),
+        (lambda choice: [row.update({**FLOAT, "updates": "tiny"}) for row in choice["rows"]], "to hold parameters as the method's options say"),
         (lambda choice: [row.update(batch=77) for row in choice["rows"]], "the chosen row to be for one of the batches"),
+        (lambda choice: choice.update(samples=0), r"choice\.samples"),
+        (lambda choice: choice["shifts"].__setitem__(1, choice["shifts"][0]), r"choice\.shifts: expected every name once"),
+        (lambda choice: choice["rows"].insert(0, {**choice["rows"][0], "chosen": False}), "expected numbers that differ"),
+        (lambda choice: other(choice).update(errors=[], clean=None), r"\.why: expected a reason exactly where"),
+        (lambda choice: other(choice).update(why="it cost too much"), r"\.why: expected a reason exactly where"),
+        (lambda choice: other(choice).update(fits=False), r"\.why: expected a reason exactly where"),
+        (lambda choice: other(choice).update(fits=False, errors=[], clean=None, why="it does not fit"), r"\.why: expected a reason exactly where"),
+        (lambda choice: mine(choice).update(why="it does not fit"), r"\.why: expected a reason exactly where"),
+        (lambda choice: choice.update(budget=other(choice)["total"] - 1), r"\.fits: expected false, where \d+ bytes are more than the budget"),
+        (lambda choice: other(choice).update(saved="int8"), r"\.gradient: expected none of gradient, saved and updates to be none, or all"),
+        (lambda choice: other(choice).update(FLOAT), r"rows: expected a step in each row or in none, got both"),
+        (lambda choice: choice["rows"][0].update({**FLOAT, "gradient": "int8"}), r"rows\[0\]\.gradient: expected float or none"),
+        (lambda choice: other(choice).update(parts=2, trained=3), r"\.trained: expected at most the 2 parts"),
     ],
 )
 def test_a_choice_that_contradicts_itself_is_refused(told: dict[str, Any], change: Any, match: str) -> None:
@@ -458,6 +484,33 @@ def test_a_choice_that_contradicts_itself_is_refused(told: dict[str, Any], chang
     change(broken["choice"])
     with pytest.raises(BundleError, match=match):
         Manifest.from_json(broken)
+
+
+def test_a_row_that_fits_no_longer_with_every_graph_is_one_that_is_written(told: dict[str, Any]) -> None:
+    """It was measured, and then did not fit."""
+    content = json.loads(json.dumps(told))
+    other(content["choice"]).update(fits=False, why="with every graph it does not fit", total=content["choice"]["budget"] + 1)
+    assert Manifest.from_json(content).to_json() == content
+
+
+def test_the_chosen_row_says_of_gradients_and_what_is_kept_what_the_rest_says(told: dict[str, Any]) -> None:
+    """But gradients that no convolution lets pass in 8 bits are float32."""
+    for chosen, had, right in (
+        (("int8", "int8"), ("int8", "int8"), True),
+        (("int8", "int8"), ("float", "int8"), True),
+        (("float", "int8"), ("int8", "int8"), False),
+        (("int8", "float"), ("float", "int8"), False),
+    ):
+        content = json.loads(json.dumps(told))
+        codes = {"form": "int8", "held_out": 0, "labelled": False, "float_accuracy": None, "accuracy": None, "layers": []}
+        content["quantisation"] = {**codes, "gradient": had[0], "saved": had[1]}
+        row = mine(content["choice"])
+        content["choice"]["rows"] = [{**row, **FLOAT, "quantize": "int8", "gradient": chosen[0], "saved": chosen[1]}]
+        if right:
+            Manifest.from_json(content)
+            continue
+        with pytest.raises(BundleError, match="the chosen row to say what quantisation says"):
+            Manifest.from_json(content)
 
 
 # ------------------------------------------------------------------------------------------------ from the shell

@@ -74,6 +74,10 @@ def _agree_choice(manifest: Manifest, rows: Node) -> None:
         raise rows.wrong("the chosen row to say what quantisation says", found.quantize)
     if found.updates not in ("none", manifest.method.options.get("updates", "reference")):
         raise rows.wrong("the chosen row to hold parameters as the method's options say", found.updates)
+    if codes is not None:
+        told, had = (found.gradient, found.saved), (codes.gradient, codes.saved)
+        if told != had and (told, had[0]) != (("int8", codes.saved), "float"):  # float32 where no convolution lets gradients pass in 8 bits
+            raise rows.wrong("the chosen row to say what quantisation says", " ".join(told))
     if found.batch not in manifest.batches:
         raise rows.wrong(f"the chosen row to be for one of the batches {list(manifest.batches)}", str(found.batch))
 
