@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeadapt.exporters.stretches import stretches
+
 WIDEST, NARROWEST = 256, 8
 SCALES = 8
 """Bytes a block for what its elements share: the parameters' unit and the moment's scale."""
@@ -65,9 +67,7 @@ class Pack:
 
     def slabs(self) -> list[tuple[int, int]]:
         """Blocks that an update works on at once, as equal as can be: where each slab begins and ends."""
-        count = -(-self.blocks * self.width // AT_ONCE)
-        ends = [self.blocks * index // count for index in range(count + 1)]
-        return list(zip(ends, ends[1:]))
+        return stretches(self.blocks, self.blocks * self.width, AT_ONCE)
 
     def gather(self, values: Mapping[str, Tensor]) -> Tensor:
         """The matrix of the named tensors; rows are filled up with zeros."""
