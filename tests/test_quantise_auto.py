@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from edgeadapt.exporters.quantise.measure import SEVERITY, Stream, as_good
 from edgeadapt.memory import simulate
 from edgeadapt.runtime.adapter import Adapter
 from tests.test_simulate import Bench
+from tests.workplace import workplace
 from tests.zoo.calibrate import calibrate
 from tests.zoo.data import gratings, to_float
 
@@ -518,14 +518,8 @@ def test_the_chosen_row_says_of_gradients_and_what_is_kept_what_the_rest_says(to
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    samples = data(network())
-    np.savez(tmp_path / "train.npz", x=samples.x, y=samples.y)
-    text = "from tests.test_quantise_auto import Plain as plain\nfrom tests.test_quantise_auto import network as tiny\n"
-    (tmp_path / "auto_models.py").write_text(text, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "auto_models", raising=False)
-    return tmp_path
+    samples, text = data(network()), "from tests.test_quantise_auto import Plain as plain\nfrom tests.test_quantise_auto import network as tiny\n"
+    return workplace(tmp_path, monkeypatch, "auto_models", text, samples.x, samples.y)
 
 
 def shell(*words: str, model: str = "tiny") -> int:
