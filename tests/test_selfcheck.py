@@ -221,6 +221,43 @@ def test_what_is_rounded_otherwise_is_counted_tensor_by_tensor(monkeypatch: pyte
         selfcheck.check([item])
 
 
+def test_what_noise_in_the_inputs_does_is_allowed_for_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A code more or less may be rare, and double precision not show it. What noise does not do to an update stays refused."""
+    item, names = with_codes(), ("meta.1.conv.weight", "momentum.meta.1.conv.weight")
+    scaled(item.graph, f"new.{names[1]}", 1.3)
+    item, real = written(item), selfcheck._noisy
+
+    def once(program: Any, example: Any) -> Any:
+        first, *more = real(program, example)
+        moved = {f"new.{name}": first[f"new.{name}"] * 1.4 - 0.4 * example[f"state.{name}"].numpy() for name in names}
+        return [{**first, **moved}, *more]
+
+    monkeypatch.setattr(selfcheck, "_noisy", once)
+    found = selfcheck.check([item])[0]
+    assert found.unchecked == names
+    monkeypatch.undo()
+    with pytest.raises(ExportError, match="updates differ from PyTorch"):
+        selfcheck.check([item])
+
+
+@pytest.mark.parametrize("codes", [True, False])
+def test_single_elements_of_an_update_may_turn_where_there_are_codes(codes: bool) -> None:
+    """Of a tensor of 144 elements four may, and eight may not."""
+    item = with_codes() if codes else compiled("ecotta")
+    example = next(selfcheck.examples(item))
+    got = {name: value.detach().numpy() for name, value in item.program({name: value.clone() for name, value in example.items()}).items()}
+    name = max((name for name in item.writes if name.endswith("meta.1.conv.weight")), key=len)
+    refused = []
+    for count in (0, 4, 8):
+        turned = got[f"new.{name}"].copy()
+        turned.flat[np.argsort(-np.abs(turned - example[f"state.{name}"].numpy()), axis=None)[:count]] *= -1.0
+        try:
+            selfcheck.refuse(selfcheck.compare_at(item, example, {**got, f"new.{name}": turned}))
+        except ExportError:
+            refused.append(count)
+    assert refused == ([8] if codes else [4, 8])
+
+
 class Ranks(nn.Module):
     """Maps, then a row of them, then maps again."""
 
