@@ -223,8 +223,11 @@ def spec_for(
         if given is None:
             values.append(None)
             continue
-        given = (given,) if isinstance(given, (int, float)) else given
-        several = tuple(float(value) for value in given) * (shape[0] if len(given) == 1 else 1)
+        try:
+            several = tuple(np.asarray(given, np.float64).reshape(-1).tolist())
+        except (TypeError, ValueError):
+            raise UsageError(f"--{name} {given!r} is no list of numbers", "give one for each channel, or one for all") from None
+        several *= shape[0] if len(several) == 1 else 1
         if len(several) != shape[0]:
             raise UsageError(f"--{name} has {len(several)} numbers for {shape[0]} channels", "give one for each channel, or one for all")
         if not all(least <= value <= most for value in several):

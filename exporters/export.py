@@ -245,8 +245,8 @@ class _Export:
             other.chosen, other.quantising = self.chosen, None if self.quantising is None else self.quantising.like(options)
         return other
 
-    def choose_layers(self) -> None:
-        """Which layers are in 8 bits; without data, as for a list, only whether any could be.
+    def choose_layers(self) -> bool:
+        """Which layers are in 8 bits, and whether any is; without data, as for a list, only that some could be.
 
         Raises:
             ExportError: none could be.
@@ -254,9 +254,10 @@ class _Export:
         method = self.method(self.options)
         if self.data is None:
             places_of(method.backbone.captured)
-            return
+            return True
         self.quantising = Quantising(self.data, self.options, self.capture, self.progress)
         self.chosen = self.quantising.choose(method, mode_of(self.options, method))
+        return any(row.choice == "int8" for row in self.chosen.rows)
 
     def plan(self, place: Place, depth: Depth = "whole", settled: Candidate | None = None) -> Plan:
         """What of it fits; its options are then those of what was chosen. settled: what is to be, with nothing left to choose."""

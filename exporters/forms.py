@@ -32,6 +32,7 @@ class ParameterForm(ABC):
         low, high: the ends of its range.
         counts: units that stand for a row's largest magnitude, times `HEADROOM`.
         by_chance: whether increments are rounded by chance.
+        steps: units in one of the numbers of `coarse`.
     """
 
     dtype: torch.dtype
@@ -39,10 +40,15 @@ class ParameterForm(ABC):
     high: int
     counts: int
     by_chance: bool = False
+    steps: float = 1.0
 
     @abstractmethod
     def value(self, stored: Tensor, unit: Tensor) -> Tensor:
         """What the model computes with."""
+
+    @abstractmethod
+    def coarse(self, stored: Tensor) -> Tensor:
+        """The whole numbers that this is in, to the bit: value = coarse · (unit · steps)."""
 
 
 class Whole(ParameterForm):
@@ -51,6 +57,10 @@ class Whole(ParameterForm):
     def value(self, stored: Tensor, unit: Tensor) -> Tensor:
         """The number itself."""
         return stored.to(unit.dtype) * unit
+
+    def coarse(self, stored: Tensor) -> Tensor:
+        """As they are stored."""
+        return stored
 
 
 class Split(ParameterForm):
@@ -61,12 +71,19 @@ class Split(ParameterForm):
 
     def value(self, stored: Tensor, unit: Tensor) -> Tensor:
         """The number that the upper byte says."""
-        upper = (stored.to(unit.dtype) * (1 / 256) + 0.5).floor()
-        return upper.clamp(-128.0, 127.0) * (unit * 256.0)
+        return self._upper(stored, unit.dtype) * (unit * self.steps)
+
+    def coarse(self, stored: Tensor) -> Tensor:
+        """The upper byte, int8."""
+        return self._upper(stored, torch.float32).to(torch.int8)
+
+    @staticmethod
+    def _upper(stored: Tensor, dtype: torch.dtype) -> Tensor:
+        return (stored.to(dtype) * (1 / 256) + 0.5).floor().clamp(-128.0, 127.0)
 
 
 PARAMETERS: dict[str, ParameterForm] = {
-    "split16": Split(torch.int16, -32768, 32767, 127 * 256),
+    "split16": Split(torch.int16, -32768, 32767, 127 * 256, steps=256.0),
     "whole16": Whole(torch.int16, -32768, 32767, 32767),
     "chance8": Whole(torch.int8, -128, 127, 127, by_chance=True),
 }

@@ -14,6 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeadapt.exporters.stretches import stretches
+
 WIDEST, NARROWEST = 256, 8
 SCALES = 8
 """Bytes a block for what its elements share: the parameters' unit and the moment's scale."""
@@ -63,11 +65,21 @@ class Pack:
         """Of the tensors, without what rows are filled up with."""
         return sum(place.rows * place.length for place in self.places)
 
+    @property
+    def alone(self) -> Place | None:
+        """Its only tensor, where that is larger than what is worked on at once; such a one shares its matrix with no other."""
+        return self.places[0] if len(self.places) == 1 and self.elements > AT_ONCE else None
+
     def slabs(self) -> list[tuple[int, int]]:
         """Blocks that an update works on at once, as equal as can be: where each slab begins and ends."""
-        count = -(-self.blocks * self.width // AT_ONCE)
-        ends = [self.blocks * index // count for index in range(count + 1)]
-        return list(zip(ends, ends[1:]))
+        return stretches(self.blocks, self.blocks * self.width, AT_ONCE)
+
+    def reads(self, rows: int) -> list[tuple[int, int]]:
+        """Rows that are made into what the model computes with at once, of `rows` that hold its elements.
+
+        Half of what an update works on: equal pieces would be merged with those of the update, and live in float32 until then.
+        """
+        return stretches(rows, self.elements, AT_ONCE // 2)
 
     def gather(self, values: Mapping[str, Tensor]) -> Tensor:
         """The matrix of the named tensors; rows are filled up with zeros."""

@@ -17,7 +17,7 @@ from edgeadapt.bundle.roles import GUARD
 from edgeadapt.exporters.forms import MOMENTS, PARAMETERS, ParameterForm, moved, stored, unit_of
 from edgeadapt.exporters.noise import uniform
 from edgeadapt.exporters.optimisers import OPTIMISERS
-from edgeadapt.exporters.packing import Pack, packs_of, rows_of
+from edgeadapt.exporters.packing import Pack, Place, packs_of, rows_of
 
 Tensors = dict[str, Tensor]
 State = dict[str, tuple[str, Tensor]]
@@ -209,9 +209,27 @@ class Packed:
         """All parameters of each pack, taken apart."""
         table: Tensors = {}
         for pack, parts in self.packs.items():
+            if place := pack.alone:
+                table[place.name] = self._large(place, pack, parts[0], state)
+                continue
             values = [part.form.value(state[part.name], state[f"{part.name}.unit"]) for part in parts]
             table |= pack.scatter(values, [part.begin for part in parts])
         return {name: table[name] for name in names}
+
+    @staticmethod
+    def _large(place: Place, pack: Pack, part: _Part, state: Mapping[str, Tensor]) -> Tensor:
+        """A large parameter as the model computes with it. It is cut and rounded as whole numbers, a stretch at a time: in float32 it exists once."""
+        held, unit = state[part.name], state[f"{part.name}.unit"]
+        filled = place.length < place.blocks * pack.width
+        if filled:
+            held, unit = held.reshape(place.rows, -1), unit.reshape(place.rows, -1).narrow(1, 0, 1)  # the blocks of a row have one unit
+        rows = int(held.shape[0])
+        found = []
+        for begin, end in pack.reads(rows) if part.form.steps > 1.0 else [(0, rows)]:
+            piece = held if end - begin == rows else held.narrow(0, begin, end - begin)
+            found.append(part.form.coarse(piece.narrow(1, 0, place.length) if filled else piece))
+        whole = found[0] if len(found) == 1 else torch.cat(found)
+        return (whole.to(unit.dtype) * (unit * part.form.steps)).reshape(place.shape)
 
     def write(
         self, optimiser: str, gradients: Tensors, state: Mapping[str, Tensor], tensors: Mapping[str, Tensor], hyper: Mapping[str, Tensor]

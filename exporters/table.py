@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from edgeadapt.bundle import StateSpec
+from edgeadapt.bundle.checked import unchecked_lines
 from edgeadapt.bundle.choice import read_choice
 from edgeadapt.bundle.quantised import Quantised, read_quantised
 from edgeadapt.bundle.reading import Node
@@ -50,8 +51,7 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
             (name, str(graph["nodes"]), format_bytes(graph["peak_bytes"]), *(_relative(v) for v in (found.logits, found.updates, found.statistics)))
         )
     lines += ["", *columns(rows, right=(1, 2, 3, 4, 5)), "(self-check: largest relative difference from PyTorch)"]
-    if unsure := [item.graph for item in differences if item.unchecked]:
-        lines.append(f"(updates of {', '.join(unsure)} hang on rounding in PyTorch too, by as much as they move, so they could not be checked)")
+    lines += [f"({line}, by as much as it moves)" for line in unchecked_lines(manifest["selfcheck"])]
     lines += [f"left out: {name}: {' '.join(reason.split())}" for name, reason in _left_out(manifest)]
     warmup = manifest["warmup"]
     if warmup:

@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -19,6 +18,7 @@ from edgeadapt.cli import export as command
 from edgeadapt.cli.main import main
 from edgeadapt.errors import ExportError
 from edgeadapt.exporters.data import Samples
+from tests.workplace import workplace
 from tests.zoo.data import blobs
 from tests.zoo.named import resnet_cifar
 
@@ -37,13 +37,7 @@ def broken():
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A current directory with a model and data."""
-    x, y = blobs(96, 16)
-    np.savez(tmp_path / "train.npz", x=x, y=y)
-    (tmp_path / "user_models.py").write_text(MODELS, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "user_models", raising=False)
-    return tmp_path
+    return workplace(tmp_path, monkeypatch, "user_models", MODELS, *blobs(96, 16))
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ import pytest
 
 import edgeadapt
 from edgeadapt.bundle import Bundle, Task
+from edgeadapt.bundle.checked import unchecked_lines, unchecked_of
 from edgeadapt.cli import inspect, main
 from edgeadapt.errors import BudgetError, UsageError
 from tests.toybundle import Toy
@@ -31,6 +32,18 @@ def path(toy, tmp_path_factory) -> Path:
     check = {"adapt.b4": {"logits": 1.25e-6}}
     warmup = {"epochs": 3, "losses": [0.5] * 20}
     return toy.write(tmp_path_factory.mktemp("toy") / "toy.edgeadapt", selfcheck=check, warmup=warmup)
+
+
+def test_what_the_self_check_could_not_check_is_told(toy, tmp_path, capsys):
+    """A line for graphs that share it; the names stand in the JSON."""
+    check = {"adapt.b4": {"unchecked": ["norm.gamma"]}, "learn.b4": {"unchecked": ["norm.gamma"]}, "predict.b4": {"logits": 0.0}, "left": "x"}
+    path = toy.write(tmp_path / "toy.edgeadapt", selfcheck=check)
+    assert main.main(["inspect", str(path)]) == 0
+    told = [line for line in capsys.readouterr().out.splitlines() if "not checked" in line]
+    assert told == ["  not checked in adapt.b4, learn.b4: the update of norm.gamma, which hangs on rounding in PyTorch too"]
+    assert unchecked_of(Bundle.open(path).manifest.selfcheck) == {"adapt.b4": ("norm.gamma",), "learn.b4": ("norm.gamma",)}
+    many = unchecked_lines({"a": {"unchecked": list("pqrs")}, "b": {"unchecked": list("pqrst")}})
+    assert ["the update of p, q, r and 1 more tensor," in many[0], "p, q, r and 2 more tensors," in many[1]] == [True, True]
 
 
 def test_the_summary_has_everything(path, capsys):

@@ -15,7 +15,7 @@ from edgeadapt.exporters.passes import pieces
 from edgeadapt.exporters.passes.gradients import largest_code, mask_codes, scale_codes
 from edgeadapt.exporters.passes.order import order
 from edgeadapt.exporters.passes.pieces import in_pieces
-from edgeadapt.exporters.passes.requantise import make_late
+from edgeadapt.exporters.passes.requantise import join_units, make_late
 from edgeadapt.exporters.passes.simplify import drop_unread
 
 SHAPE = (8, 4, 6, 6)
@@ -59,6 +59,23 @@ def test_a_mask_acts_on_codes() -> None:
     assert np.array_equal(run(graph, feeds)[0], before[0])  # but for the sign of zeros
     assert (before[0] == 0).any()
     assert (before[0] != 0).any()
+
+
+@pytest.mark.parametrize(("shape", "unit"), [((4, 6), (4, 1)), ((4, 4, 6), (4, 1)), ((4, 6), (1, 1)), ((4, 6), (1, 6))])
+def test_bytes_times_a_unit_a_row_are_made_into_values_at_once_where_they_are_a_matrix(shape: tuple[int, ...], unit: tuple[int, ...]) -> None:
+    """Of three axes a unit of two lies along the second one, and the result has the same shape."""
+    graph = Graph("g")
+    held, units = graph.input("held", shape, np.int8), graph.input("unit", unit, np.float32)
+    cast = graph.op("Cast", [held], shape, np.float32, to=np.dtype(np.float32))
+    graph.output("y", graph.op("Mul", [cast, units], shape))
+    feeds = {"held": np.arange(np.prod(shape), dtype=np.int8).reshape(shape), "unit": np.linspace(0.5, 2.0, int(np.prod(unit)), dtype=np.float32)}
+    feeds["unit"] = feeds["unit"].reshape(unit)
+    before = run(graph, feeds)
+    joined = shape[:-1] == unit[:1]
+    assert join_units(graph) is joined
+    drop_unread(graph)
+    assert ops(graph) == (["Reshape", "DequantizeLinear"] if joined else ["Cast", "Mul"])
+    assert np.array_equal(run(graph, feeds)[0], before[0])
 
 
 @pytest.mark.parametrize("reason", ["two readers", "a broadcast mask", "a zero for each channel"])

@@ -526,6 +526,12 @@ def test_the_input_as_a_user_says_it() -> None:
     assert spec_for((3, 32, 32)) == InputSpec((3, 32, 32))
     assert spec_for((3, 32, 32), 0.5, 0.25) == InputSpec((3, 32, 32), None, (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
     assert spec_for((3, 32, 32), [0.5], [0.1, 0.2, 0.3], True) == InputSpec((3, 32, 32), (32, 32), (0.5, 0.5, 0.5), (0.1, 0.2, 0.3))
+    for half in (np.float32(0.5), np.float64(0.5), np.array(0.5), np.array([0.5], np.float32), [np.float32(0.5)] * 3, 0.5):
+        found = spec_for((3, 32, 32), half)
+        assert found == InputSpec((3, 32, 32), None, (0.5, 0.5, 0.5))
+        assert found.mean is not None
+        assert {type(value) for value in found.mean} == {float}, "as the manifest holds it"
+    assert spec_for((3, 32, 32), 1).mean == (1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize(
@@ -538,6 +544,9 @@ def test_the_input_as_a_user_says_it() -> None:
         (((3, 8, 8), None, [58.4]), "--std 58.4"),
         (((3, 8, 8), None, [0.0]), "--std 0"),
         (((3, 8, 8), [float("nan")]), "--mean nan"),
+        (((3, 8, 8), "half"), "--mean 'half' is no list of numbers"),
+        (((3, 8, 8), [[0.5], [0.5, 0.5]]), "is no list of numbers"),
+        (((3, 8, 8), []), "--mean has 0 numbers for 3 channels"),
     ],
 )
 def test_wrong_inputs(arguments: Any, says: str) -> None:

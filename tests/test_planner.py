@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -27,6 +26,7 @@ from edgeadapt.exporters.ir import Graph
 from edgeadapt.exporters.planner import Candidate, Plan, Wishes, preference
 from edgeadapt.memory import simulate
 from tests.test_simulate import Bench
+from tests.workplace import workplace
 from tests.zoo.calibrate import calibrate
 from tests.zoo.data import blobs
 from tests.zoo.named import resnet_cifar
@@ -366,14 +366,7 @@ def test_a_board_without_a_budget_is_refused(given: dict[str, Any]) -> None:
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    x, y = blobs(64, 16)
-    np.savez(tmp_path / "train.npz", x=x, y=y)
-    text = "from tests.test_planner import network as tiny\n"
-    (tmp_path / "planned_models.py").write_text(text, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "planned_models", raising=False)
-    return tmp_path
+    return workplace(tmp_path, monkeypatch, "planned_models", "from tests.test_planner import network as tiny\n", *blobs(64, 16))
 
 
 def shell(*words: str) -> int:

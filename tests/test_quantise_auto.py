@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,16 +16,19 @@ from edgeadapt.bundle import Bundle, InputSpec, Manifest
 from edgeadapt.cli.inspect import summary
 from edgeadapt.cli.main import main
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError, ExportError, InputError, UsageError
+from edgeadapt.exporters import export as export_module
 from edgeadapt.exporters import schedules, training
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import ExportReport, export, plan_export, plan_numbers
 from edgeadapt.exporters.options import Options
 from edgeadapt.exporters.quantise import auto, choose
 from edgeadapt.exporters.quantise.auto import Precision, precisions
+from edgeadapt.exporters.quantise.calibrate import shifted
 from edgeadapt.exporters.quantise.measure import SEVERITY, Stream, as_good
 from edgeadapt.memory import simulate
 from edgeadapt.runtime.adapter import Adapter
 from tests.test_simulate import Bench
+from tests.workplace import workplace
 from tests.zoo.calibrate import calibrate
 from tests.zoo.data import gratings, to_float
 
@@ -182,6 +184,20 @@ def test_the_stream_is_in_no_order_of_classes_and_the_same_for_all() -> None:
     assert Stream.of(sensor, np.arange(8), np.zeros(8), 0).shifts == ("noisy", "louder", "offset", "fainter")
 
 
+def test_what_is_measured_is_shifted_further_than_what_ranges_are_taken_of() -> None:
+    random = np.random.default_rng(0)
+    sensor = Samples(random.standard_normal((8, 6, 10)).astype(np.float32), None, InputSpec((6, 10)))
+    for samples in (sensor, Samples(IMAGES[:8], None, InputSpec(SHAPE))):
+        stream, clean = Stream.of(samples, np.arange(8), np.zeros(8), 0), samples.tensor(np.arange(8))
+        order = np.random.default_rng(0).permutation(8)
+        for index, frames in enumerate(stream.frames[:-1]):
+            near, far = (value - clean[order] for value in (shifted(samples, order, index, 0), frames))
+            assert not np.allclose(near, far, atol=1e-2)
+            assert samples is not sensor or 1.5 * np.abs(near).mean() < np.abs(far).mean()
+            if stream.shifts[index] in ("noisy", "speckle_noise"):
+                assert abs(np.corrcoef(near.ravel(), far.ravel())[0, 1]) < 0.2, "other noise"
+
+
 @pytest.mark.parametrize(("method", "more"), [("norm", {}), ("tent", {"updates": "compact", "saved": "int8", "optimiser": "sgd", "rate": 0.02})])
 def test_what_was_measured_is_what_the_device_does(tmp_path: Path, method: str, more: dict[str, Any]) -> None:
     """The written bundle, given the same frames by its own adapter, is wrong where the table says."""
@@ -319,10 +335,61 @@ def test_a_model_without_convolutions_still_has_what_a_step_keeps() -> None:
             plan_export(model, **given)
 
 
-def test_nothing_fits_and_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def never(*given: Any, **named: Any) -> Any:
-        raise AssertionError("the training began")
+NOTHING = "quantize = 'auto' has nothing left to choose: frozen model in int8, gradients in int8, saved in int8, updates compact"
 
+
+def test_where_nothing_is_left_to_vary_it_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {"method": "tent", "gradient": "int8", "updates": "compact"}
+    with pytest.raises(UsageError, match=NOTHING) as caught:
+        exported(None, WIDE, **given)
+    assert caught.value.hint
+    with pytest.raises(UsageError, match=NOTHING):
+        plan_numbers(network(), shape=SHAPE, board=BOARD, budget=WIDE, **given)
+    model = calibrate(Plain(), SHAPE)
+    with pytest.raises(ExportError, match="this model has none that could be in them"):
+        exported(None, WIDE, model, method="tent", saved="float", updates="reference")
+    monkeypatch.setattr(choose, "LIMIT", 0.0)
+    for given in ({"method": "norm"}, {"method": "tent", "saved": "float", "updates": "reference"}):
+        with pytest.raises(ExportError, match="no layer of the model does well enough in 8 bits"):
+            exported(None, WIDE, **given)
+    report = exported(None, WIDE, method="tent", updates="reference")
+    assert [(row["quantize"], row["saved"]) for row in rows(report)] == [("none", "float"), ("none", "int8")], "8 bits would be float32 again"
+
+
+def test_that_no_sample_is_held_out_is_found_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(auto.Auto, "_enter", never)
+    with pytest.raises(InputError, match="no sample is held out"):
+        exported(None, WIDE, method="norm", data=Samples(IMAGES[:2], np.array([0, 1]), InputSpec(SHAPE)))
+
+
+@pytest.mark.parametrize("where", ["warm", "stepping"])
+def test_a_candidate_that_is_refused_is_left_out_and_tells_why(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    job = export_module._Export
+    real, refused = getattr(job, where), {"int8"}
+
+    def refusing(self: Any, *given: Any) -> Any:
+        if self.options.saved in refused:
+            raise ExportError(f"bytes between the passes\nfail at {where}", "none")
+        return real(self, *given)
+
+    monkeypatch.setattr(job, where, refusing)
+    given: dict[str, Any] = {"method": "side", "train": 1, "updates": "reference", "gradient": "float"}
+    report = exported(None, WIDE, **given)
+    for row in rows(report):
+        fails = row["saved"] == "int8"
+        assert (row["why"], row["errors"] == [], row["fits"]) == (f"bytes between the passes fail at {where}" if fails else "", fails, True)
+    assert chosen(report)["saved"] == "float"
+    assert Manifest.from_json(report.manifest).choice is not None
+    refused.add("float")
+    with pytest.raises(ExportError, match=f"fail at {where}"):
+        exported(None, WIDE, **given)
+
+
+def never(*given: Any, **named: Any) -> Any:
+    raise AssertionError("the work began")
+
+
+def test_nothing_fits_and_nothing_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training.Training, "warm", never)
     with pytest.raises(BudgetError, match="nothing that was asked for fits the budget of 50 MiB on a bench; the nearest is ") as caught:
         exported(tmp_path / "net.edgeadapt", 50 * 2**20, method="norm")
@@ -368,6 +435,19 @@ def test_bundles_without_a_choice_are_read_as_before(told: dict[str, Any]) -> No
     assert "choice" not in Manifest.from_json(older).to_json()
 
 
+FLOAT = {"gradient": "float", "saved": "float", "updates": "reference"}
+
+
+def mine(choice: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(row for row in choice["rows"] if row["chosen"])
+    return found
+
+
+def other(choice: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(row for row in choice["rows"] if not row["chosen"])
+    return found
+
+
 @pytest.mark.parametrize(
     ("change", "match"),
     [
@@ -379,11 +459,24 @@ def test_bundles_without_a_choice_are_read_as_before(told: dict[str, Any]) -> No
         (lambda choice: choice["rows"][1].update(errors=[0.5]), r"rows\[1\]\.errors: expected 4, one a shift"),
         (lambda choice: choice["rows"][1].update(errors=[0.5, 0.5, 0.5, 1.5]), r"rows\[1\]\.errors\[3\]: expected a share"),
         (lambda choice: choice["rows"][1].update(clean=None), r"rows\[1\]\.clean: expected a number exactly where"),
-        (lambda choice: [row.update(fits=False) for row in choice["rows"]], r"\.chosen: expected false, where it does not fit"),
+        (lambda choice: mine(choice).update(fits=False), r"\.chosen: expected false, where it does not fit"),
         (lambda choice: [row.update(seconds=-1.0) for row in choice["rows"]], r"rows\[0\]\.seconds"),
         (lambda choice: [row.update(chosen=not row["chosen"]) for row in choice["rows"]], "the chosen row to say what quantisation says"),
-        (lambda choice: [row.update(updates="tiny") for row in choice["rows"]], "the chosen row to hold parameters as the method's options say"),
+        (lambda choice: [row.update({**FLOAT, "updates": "tiny"}) for row in choice["rows"]], "to hold parameters as the method's options say"),
         (lambda choice: [row.update(batch=77) for row in choice["rows"]], "the chosen row to be for one of the batches"),
+        (lambda choice: choice.update(samples=0), r"choice\.samples"),
+        (lambda choice: choice["shifts"].__setitem__(1, choice["shifts"][0]), r"choice\.shifts: expected every name once"),
+        (lambda choice: choice["rows"].insert(0, {**choice["rows"][0], "chosen": False}), "expected numbers that differ"),
+        (lambda choice: other(choice).update(errors=[], clean=None), r"\.why: expected a reason exactly where"),
+        (lambda choice: other(choice).update(why="it cost too much"), r"\.why: expected a reason exactly where"),
+        (lambda choice: other(choice).update(fits=False), r"\.why: expected a reason exactly where"),
+        (lambda choice: other(choice).update(fits=False, errors=[], clean=None, why="it does not fit"), r"\.why: expected a reason exactly where"),
+        (lambda choice: mine(choice).update(why="it does not fit"), r"\.why: expected a reason exactly where"),
+        (lambda choice: choice.update(budget=other(choice)["total"] - 1), r"\.fits: expected false, where \d+ bytes are more than the budget"),
+        (lambda choice: other(choice).update(saved="int8"), r"\.gradient: expected none of gradient, saved and updates to be none, or all"),
+        (lambda choice: other(choice).update(FLOAT), r"rows: expected a step in each row or in none, got both"),
+        (lambda choice: choice["rows"][0].update({**FLOAT, "gradient": "int8"}), r"rows\[0\]\.gradient: expected float or none"),
+        (lambda choice: other(choice).update(parts=2, trained=3), r"\.trained: expected at most the 2 parts"),
     ],
 )
 def test_a_choice_that_contradicts_itself_is_refused(told: dict[str, Any], change: Any, match: str) -> None:
@@ -393,19 +486,40 @@ def test_a_choice_that_contradicts_itself_is_refused(told: dict[str, Any], chang
         Manifest.from_json(broken)
 
 
+def test_a_row_that_fits_no_longer_with_every_graph_is_one_that_is_written(told: dict[str, Any]) -> None:
+    """It was measured, and then did not fit."""
+    content = json.loads(json.dumps(told))
+    other(content["choice"]).update(fits=False, why="with every graph it does not fit", total=content["choice"]["budget"] + 1)
+    assert Manifest.from_json(content).to_json() == content
+
+
+def test_the_chosen_row_says_of_gradients_and_what_is_kept_what_the_rest_says(told: dict[str, Any]) -> None:
+    """But gradients that no convolution lets pass in 8 bits are float32."""
+    for chosen, had, right in (
+        (("int8", "int8"), ("int8", "int8"), True),
+        (("int8", "int8"), ("float", "int8"), True),
+        (("float", "int8"), ("int8", "int8"), False),
+        (("int8", "float"), ("float", "int8"), False),
+    ):
+        content = json.loads(json.dumps(told))
+        codes = {"form": "int8", "held_out": 0, "labelled": False, "float_accuracy": None, "accuracy": None, "layers": []}
+        content["quantisation"] = {**codes, "gradient": had[0], "saved": had[1]}
+        row = mine(content["choice"])
+        content["choice"]["rows"] = [{**row, **FLOAT, "quantize": "int8", "gradient": chosen[0], "saved": chosen[1]}]
+        if right:
+            Manifest.from_json(content)
+            continue
+        with pytest.raises(BundleError, match="the chosen row to say what quantisation says"):
+            Manifest.from_json(content)
+
+
 # ------------------------------------------------------------------------------------------------ from the shell
 
 
 @pytest.fixture
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    samples = data(network())
-    np.savez(tmp_path / "train.npz", x=samples.x, y=samples.y)
-    text = "from tests.test_quantise_auto import Plain as plain\nfrom tests.test_quantise_auto import network as tiny\n"
-    (tmp_path / "auto_models.py").write_text(text, encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))
-    monkeypatch.delitem(sys.modules, "auto_models", raising=False)
-    return tmp_path
+    samples, text = data(network()), "from tests.test_quantise_auto import Plain as plain\nfrom tests.test_quantise_auto import network as tiny\n"
+    return workplace(tmp_path, monkeypatch, "auto_models", text, samples.x, samples.y)
 
 
 def shell(*words: str, model: str = "tiny") -> int:

@@ -13,6 +13,7 @@ from torch import nn
 
 import edgeadapt
 from edgeadapt.bundle import Bundle, InputSpec
+from edgeadapt.cli.inspect import summary
 from edgeadapt.errors import EdgeAdaptError, ExportError, UsageError
 from edgeadapt.exporters import selfcheck
 from edgeadapt.exporters.data import Samples
@@ -232,6 +233,25 @@ def test_what_cannot_be_is_said_plainly(options: dict[str, Any], kind: type[Edge
     with pytest.raises(kind, match=match) as caught:
         export(network(), None, shape=SHAPE, **{"method": "norm", "batches": (BATCH,), **options})
     assert caught.value.hint
+
+
+def test_what_could_not_be_checked_stands_in_the_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = selfcheck._in_double
+
+    def uncertain(program: Any, example: Any) -> Any:
+        found = exact(program, example)
+        return found and {name: 2 * value if name.startswith("new.momentum.") else value for name, value in found.items()}
+
+    monkeypatch.setattr(selfcheck, "_in_double", uncertain)
+    monkeypatch.setattr(selfcheck, "UPDATES", 1e-12)
+    path = tmp_path / "m.edgeadapt"
+    report = exported(path, "side", optimiser="sgd")
+    names = report.manifest["selfcheck"]["adapt.b4"]["unchecked"]
+    assert names
+    assert all(name.startswith("momentum.") for name in names)
+    line = f"the update of {', '.join(names[:3])}"
+    for text in (report.table(), summary(Bundle.open(path))):
+        assert [line in told for told in text.splitlines() if "not checked in adapt.b4" in told] == [True]
 
 
 def test_stored_numbers_may_round_otherwise_as_far_as_double_precision_does_and_only_where_codes_do(monkeypatch: pytest.MonkeyPatch) -> None:

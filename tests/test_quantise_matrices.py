@@ -23,7 +23,7 @@ from edgeadapt.exporters.methods import METHODS, Setup
 from edgeadapt.exporters.programs import Model, build
 from edgeadapt.exporters.quantise.calibrate import bound_to, quantised
 from edgeadapt.exporters.quantise.layout import layout
-from edgeadapt.exporters.quantise.matrices import LARGE, matrices, stored_linear
+from edgeadapt.exporters.quantise.matrices import LARGE, error_of, matrices, stored_linear
 from edgeadapt.exporters.quantise.ranges import weight_codes
 from edgeadapt.memory import Plan
 from tests.zoo.calibrate import calibrate
@@ -94,7 +94,7 @@ def test_a_bias_that_is_not_the_models_keeps_its_gradient() -> None:
 
 
 @pytest.mark.parametrize("bias", [True, False])
-@pytest.mark.parametrize("shape", [(5, 32), (2, 3, 32)])
+@pytest.mark.parametrize("shape", [(5, 32), (2, 3, 32), (32,)])
 def test_the_operator_and_its_gradient_are_those_of_the_rounded_weight(shape: tuple[int, ...], bias: bool) -> None:
     random = torch.Generator().manual_seed(0)
     weight, shift = torch.randn(20, 32, generator=random), torch.randn(20, generator=random) if bias else None
@@ -107,6 +107,17 @@ def test_the_operator_and_its_gradient_are_those_of_the_rounded_weight(shape: tu
     given = torch.randn(got.shape, generator=random)
     (ours,), (theirs,) = torch.autograd.grad(got, x, given), torch.autograd.grad(want, x, given)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(5, 32), (2, 3, 32), (1, 32), (32,)])
+def test_what_a_stored_weight_gets_wrong_is_measured_of_rows_and_of_a_single_one(shape: tuple[int, ...]) -> None:
+    random = torch.Generator().manual_seed(0)
+    weight, x = torch.randn(20, 32, generator=random), torch.randn(*shape, generator=random)
+    codes, scale = weight_codes(weight)
+    error = error_of(x, codes, scale, None, torch.nn.functional.linear(x, weight))
+    assert 1e-6 < error < 1e-3
+    coarse = torch.round(codes / 32).to(torch.int8)
+    assert error_of(x, coarse, 32 * scale, None, torch.nn.functional.linear(x, weight)) > 1e-3
 
 
 @pytest.mark.parametrize("role", ["predict", "adapt"])

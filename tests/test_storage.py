@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from functools import cache
 
@@ -267,6 +268,54 @@ def test_what_an_update_makes_is_no_larger_than_a_slab(monkeypatch: pytest.Monke
     assert {node.op for node in large} == {"Concat"}
     kinds = [graph.values[node.outputs[0]].dtype for node in large]
     assert kinds.count(np.dtype(np.float32)) == 1  # gradients
+
+
+@pytest.mark.parametrize("shape", [(40, 100), (64, 8, 3, 3), (3, 1037), (4001,)])
+@pytest.mark.parametrize("tier", TIERS)
+def test_a_large_parameter_is_read_a_stretch_at_a_time_to_the_same_bits(monkeypatch: pytest.MonkeyPatch, tier: str, shape: tuple[int, ...]) -> None:
+    """Rows that are filled up and others, a vector, and every number that can be stored."""
+    given = {"a": draw(*shape)}
+    storage = Packed(TIERS[tier], given, 0)
+    state = {name: value for name, (_, value) in storage.state(given, "sgd", True).items()}
+    held = next(name for name in state if name in ("parameters.rows", "parameters.vectors"))
+    ends = torch.iinfo(state[held].dtype)
+    random = torch.randint(ends.min, ends.max + 1, state[held].shape, generator=torch.Generator().manual_seed(0))
+    random.view(-1)[:6] = torch.tensor([ends.min, ends.max, 0, 127, min(128, ends.max), -128])
+    for value in (state[held], random.to(state[held].dtype)):
+        plain = storage.read(given, {**state, held: value}, {})["a"]
+        with monkeypatch.context() as patch:
+            patch.setattr(packing, "AT_ONCE", 1024)
+            (pack,) = storage.packs
+            assert pack.alone is not None
+            assert len(pack.reads(pack.blocks)) > 3
+            found = storage.read(given, {**state, held: value}, {})["a"]
+        assert found.shape == shape
+        assert torch.equal(found, plain)
+
+
+@pytest.mark.parametrize("role", ["predict", "adapt"])
+@pytest.mark.parametrize("tier", TIERS)
+def test_of_a_large_parameter_there_is_one_float32_while_it_is_read(monkeypatch: pytest.MonkeyPatch, tier: str, role: str) -> None:
+    """And no stretch of it is kept for the update."""
+    monkeypatch.setattr(packing, "MOST", 256)
+    monkeypatch.setattr(packing, "AT_ONCE", 256)
+    item = compile_program(program("ecotta", tier, "sgd", role), PlacedWeights())[0]
+    assert (selfcheck.check([item])[0].flips or 0.0) < 0.02
+    graph, storage = item.graph, held(plain("ecotta", "sgd"), TIERS[tier], 0).storage
+    large = {math.prod(place.shape) for pack in storage.packs if (place := pack.alone)}  # type: ignore[attr-defined]
+    assert large
+    made = [node for node in graph.nodes if node.op == "DequantizeLinear"]
+    assert {math.prod(graph.values[node.outputs[0]].shape) for node in made} >= large
+    if role == "predict":
+        shapes = {graph.values[node.outputs[0]].shape for node in made}
+        assert {node.op for node in graph.nodes if (value := graph.values[node.outputs[0]]).shape in shapes and value.dtype == np.float32} == {
+            "DequantizeLinear"
+        }
+    readers = graph.readers()
+    sliced = {out for node in graph.nodes if node.op == "Slice" for out in node.outputs if graph.values[out].dtype == np.int16}
+    casts = [node.outputs[0] for node in graph.nodes if node.op == "Cast" and node.inputs[0] in sliced]
+    assert bool(casts) is (tier == "compact")
+    assert all(len(readers[name]) == 1 for name in casts)
 
 
 def test_parameters_of_a_byte_are_made_into_values_at_once() -> None:

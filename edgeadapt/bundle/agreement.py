@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
+from edgeadapt.bundle.checked import UNCHECKED, unchecked_of
 from edgeadapt.bundle.reading import Node
 from edgeadapt.bundle.roles import GUARD, ROLES, SUMS, UPDATE
 
@@ -54,6 +55,8 @@ def agree(manifest: Manifest, root: Node) -> None:
         if graph.role in ("source", "predict"):
             check(lambda value: kinds[value] == "statistic", graph.writes, node.child("writes"), f"only statistics, in a {graph.role} graph")
     _agree_pieces(manifest, root)
+    for name, tensors in unchecked_of(manifest.selfcheck).items():
+        check(kinds.__contains__, tensors, root.child("selfcheck").child(name).child(UNCHECKED), "names that stand in state")
     if manifest.choice is not None:
         _agree_choice(manifest, root.child("choice").child("rows"))
     if "predict.b1" not in manifest.graphs:
@@ -71,6 +74,10 @@ def _agree_choice(manifest: Manifest, rows: Node) -> None:
         raise rows.wrong("the chosen row to say what quantisation says", found.quantize)
     if found.updates not in ("none", manifest.method.options.get("updates", "reference")):
         raise rows.wrong("the chosen row to hold parameters as the method's options say", found.updates)
+    if codes is not None:
+        told, had = (found.gradient, found.saved), (codes.gradient, codes.saved)
+        if told != had and (told, had[0]) != (("int8", codes.saved), "float"):  # float32 where no convolution lets gradients pass in 8 bits
+            raise rows.wrong("the chosen row to say what quantisation says", " ".join(told))
     if found.batch not in manifest.batches:
         raise rows.wrong(f"the chosen row to be for one of the batches {list(manifest.batches)}", str(found.batch))
 

@@ -45,6 +45,11 @@ class Tried:
     why: str = ""
 
     @property
+    def numbers(self) -> tuple[str, str, str, str]:
+        """What it is held and computed in: quantize, gradient, saved, updates. No two rows of a choice have the same."""
+        return self.quantize, self.gradient, self.saved, self.updates
+
+    @property
     def error(self) -> float | None:
         """The mean over the shifts; None where it was not measured."""
         return sum(self.errors) / len(self.errors) if self.errors else None
@@ -111,13 +116,20 @@ def read_choice(node: Node) -> Choice:
     shifts = node.child("shifts").items(Node.text)
     if not shifts:
         raise node.child("shifts").wrong("one at least", "none")
-    rows = node.child("rows").items(lambda row: _tried(row, shifts))
+    if len(set(shifts)) < len(shifts):
+        raise node.child("shifts").wrong("every name once", "a name twice")
+    budget = node.child("budget").integer(1)
+    rows = node.child("rows").items(lambda row: _tried(row, shifts, budget))
+    if len({row.numbers for row in rows}) < len(rows):
+        raise node.child("rows").wrong("numbers that differ", "the same numbers twice")
+    if len({row.gradient == "none" for row in rows}) > 1:
+        raise node.child("rows").wrong("a step in each row or in none", "both")
     if (count := sum(row.chosen for row in rows)) != 1:
         raise node.child("rows").wrong("one that is chosen", str(count))
     return Choice(
         node.child("board").text(),
         node.child("threads").integer(1),
-        node.child("budget").integer(1),
+        budget,
         node.child("labelled").truth(),
         node.child("samples").integer(1),
         shifts,
@@ -125,7 +137,7 @@ def read_choice(node: Node) -> Choice:
     )
 
 
-def _tried(node: Node, shifts: Sequence[str]) -> Tried:
+def _tried(node: Node, shifts: Sequence[str], budget: int) -> Tried:
     node.keys({field.name for field in dataclasses.fields(Tried)})
     parts, trained = (node.child(key).maybe(lambda found: found.integer(1)) for key in ("parts", "trained"))
     row = Tried(
@@ -152,6 +164,16 @@ def _tried(node: Node, shifts: Sequence[str]) -> Tried:
         raise node.child("seconds").wrong("a number of at least 0", str(row.seconds))
     if row.chosen and not (row.fits and row.errors):
         raise node.child("chosen").wrong("false, where it does not fit or was not measured", "true")
+    if bool(row.why) is not (row.fits is not bool(row.errors)):
+        raise node.child("why").wrong("a reason exactly where it fits and was not measured, or was measured and does not fit", repr(row.why[:80]))
+    if row.fits and row.total > budget:
+        raise node.child("fits").wrong(f"false, where {row.total} bytes are more than the budget of {budget}", "true")
+    if len({value == "none" for value in (row.gradient, row.saved, row.updates)}) > 1:
+        raise node.child("gradient").wrong("none of gradient, saved and updates to be none, or all", " ".join(row.numbers[1:]))
+    if row.quantize == "none" and row.gradient == "int8":
+        raise node.child("gradient").wrong("float or none, where the frozen model is float32", "int8")
+    if row.parts is not None and row.trained is not None and row.trained > row.parts:
+        raise node.child("trained").wrong(f"at most the {row.parts} parts", str(row.trained))
     return row
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from edgeadapt.bundle.agreement import agree
+from edgeadapt.bundle.checked import read_selfcheck
 from edgeadapt.bundle.choice import Choice, read_choice
 from edgeadapt.bundle.quantised import Quantised, read_quantised
 from edgeadapt.bundle.reading import Node, parse
@@ -196,7 +197,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Manifest:
-    """All of manifest.json. `members` is filled by the writer; `source`, `warmup`, `selfcheck` and `method.options` are free JSON."""
+    """All of manifest.json. `members` is filled by the writer; `source`, `warmup`, `method.options` and, save `unchecked`, `selfcheck` are free."""
 
     producer: str
     model: ModelInfo
@@ -308,7 +309,7 @@ def _manifest(root: Node) -> Manifest:
         ir_version=root.child("ir_version").integer(1),
         source=root.child("source").free() if root.has("source") else None,
         warmup=root.child("warmup").maybe(Node.free),
-        selfcheck=root.child("selfcheck").free(),
+        selfcheck=read_selfcheck(root.child("selfcheck")),
         members=root.child("members").mapping(_member, r"[ -~]{1,200}"),
         sums=root.child("sums").items(_sum) if root.has("sums") else (),
         quantisation=read_quantised(root.child("quantisation")) if root.has("quantisation") else None,

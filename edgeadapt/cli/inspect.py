@@ -47,6 +47,7 @@ def as_json(bundle: Bundle) -> dict[str, Any]:
 
 def summary(bundle: Bundle) -> str:
     """The bundle in words and tables."""
+    from edgeadapt.bundle.checked import unchecked_lines
     from edgeadapt.bundle.updates import updates_of
     from edgeadapt.units import format_bytes, format_shape
 
@@ -96,7 +97,9 @@ def summary(bundle: Bundle) -> str:
     parts.append(_titled("graphs", table(("graph", "role", "batch", "nodes", "peak", "file", "own defaults"), graphs, left=2, words=True)))
     for title, values in (("warm-up", manifest.warmup), ("self-check", manifest.selfcheck), ("source", manifest.source)):
         if values:
-            parts.append(_titled(title, "\n".join(f"  {name:<40} {value}" for name, value in flat(values))))
+            told = [f"  {name:<40} {value}" for name, value in flat(values)]
+            told += [f"  {line}" for line in (unchecked_lines(values) if title == "self-check" else ())]
+            parts.append(_titled(title, "\n".join(told)))
     members = [(name, format_bytes(size), f"{size:,}") for name, size in sizes.items() if not name.startswith("graphs/")]
     members.append((f"graphs/ ({len(graphs)})", *_both(sum(size for name, size in sizes.items() if name.startswith("graphs/")))))
     parts.append(_titled("members", table(("member", "size", "bytes"), members, left=1)))

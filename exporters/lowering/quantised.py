@@ -14,6 +14,7 @@ from edgeadapt.exporters.lowering.convolution import deconvolve
 from edgeadapt.exporters.lowering.registry import BOOL, reduce, reshape, rule
 from edgeadapt.exporters.lowering.shapes import cut
 from edgeadapt.exporters.quantise.operators import CODES, LEVELS, MIDDLE, TINY
+from edgeadapt.exporters.stretches import stretches
 
 CODE = np.dtype(np.uint8)
 ROWS = 2**18
@@ -26,10 +27,8 @@ def _rows(graph: Graph, codes: Value, back: bool = False) -> list[tuple[int, int
 
     back: for a gradient. Its nodes are written otherwise, and mean the same: merged with the forward pass's, every piece would live between the two.
     """
-    count = min(-(-int(np.prod(codes.shape)) // ROWS), PIECES, codes.shape[0])
-    ends = [codes.shape[0] * index // count for index in range(count + 1)]
     one, nothing, found = graph.constant(1.0, np.float32), graph.constant(0, np.int8), []
-    for start, end in zip(ends, ends[1:]):
+    for start, end in stretches(codes.shape[0], int(np.prod(codes.shape)), ROWS, PIECES):
         piece = cut(graph, codes, -codes.rank if back else 0, start, end)
         how = {"axis": 0} if back else {}
         found.append((start, end, graph.op("DequantizeLinear", [piece, one, nothing], piece.shape, np.float32, **how)))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from edgeadapt.exporters.ir import Graph, Node, Value
+from edgeadapt.exporters.stretches import stretches
 
 PIECE = 2**21
 """Bytes of float32 made at once, at most. Smaller pieces are little faster, and each costs nodes, of which a session holds some 4.5 KB each."""
@@ -30,9 +31,8 @@ REDUCTIONS = {"ReduceMean", "ReduceSum", "ReduceMax", "ReduceMin"}
 
 def batch_pieces(value: Value) -> list[int]:
     """Samples in each of the pieces that a tensor's batch is cut into, as equal as can be; one piece: it is not cut."""
-    batch, size = value.shape[0], value.nbytes if value.dtype == np.float32 else 4 * value.nbytes
-    count = max(1, min(-(-size // PIECE), batch, MOST))
-    return [batch * (index + 1) // count - batch * index // count for index in range(count)]
+    size = value.nbytes if value.dtype == np.float32 else 4 * value.nbytes
+    return [end - begin for begin, end in stretches(value.shape[0], size, PIECE, MOST)]
 
 
 def in_pieces(graph: Graph) -> bool:

@@ -93,7 +93,7 @@ def join_units(graph: Graph) -> bool:
         if maker is None:
             return None
         held, unit, out = graph.values[maker.inputs[0]], graph.values[node.inputs[1]], graph.values[node.outputs[0]]
-        if held.dtype != np.int8 or out.dtype != np.float32 or held.shape != out.shape or unit.shape != (*held.shape[:1], 1):
+        if held.dtype != np.int8 or out.dtype != np.float32 or held.rank != 2 or held.shape != out.shape or unit.shape != (held.shape[0], 1):
             return None
         rows = graph.declare(graph.fresh("unit"), unit.shape[:1], np.float32)
         flat = Node("Reshape", [unit.name, graph.ints(rows.shape).name], [rows.name], {}, node.module)

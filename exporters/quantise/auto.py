@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 from edgeadapt.bundle.choice import Choice, Tried
-from edgeadapt.errors import BudgetError, ExportError
+from edgeadapt.errors import BudgetError, ExportError, UsageError
 from edgeadapt.exporters.compile import Compiled
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.methods import METHODS
 from edgeadapt.exporters.options import REFERENCE, Options
 from edgeadapt.exporters.planner import Candidate, Depth, Place, Plan, Row
 from edgeadapt.exporters.programs import Model
-from edgeadapt.exporters.quantise.measure import Errors, Stream, as_good, errors_of
+from edgeadapt.exporters.quantise.measure import Errors, Stream, as_good, check_held, errors_of
 from edgeadapt.exporters.storage import TIERS
 from edgeadapt.exporters.training import Warmed
 from edgeadapt.progress import Progress
@@ -93,8 +93,8 @@ class Job(Protocol):
         """An export of the same with other numbers, the same layers in 8 bits."""
         ...
 
-    def choose_layers(self) -> None:
-        """Which layers could be in 8 bits."""
+    def choose_layers(self) -> bool:
+        """Which layers could be in 8 bits, and whether any is."""
         ...
 
     def plan(self, place: Place, depth: Depth = "whole", settled: Candidate | None = None) -> Plan:
@@ -197,9 +197,15 @@ class Auto(Generic[J]):
         """Plan, train, measure, choose.
 
         Raises:
+            InputError: no sample is held out to measure on.
+            UsageError: nothing is left to choose.
             BudgetError: nothing fits, and nothing was trained.
-            ExportError: no candidate could be made ready; what the first was refused for.
+            ExportError: nothing can be in 8 bits, and nothing else is left to choose; or no candidate could be made ready: what the first was
+                refused for.
         """
+        options, data = self.job.options, self.job.data
+        assert data is not None
+        check_held(data.split(options.holdout, options.seed)[1])
         self._enter()
         fitting = [entry for entry in self.entries if entry.fits]
         if not fitting:
@@ -225,12 +231,20 @@ class Auto(Generic[J]):
     def _enter(self) -> None:
         """All candidates, and what each could be within the budget."""
         found, refusal = precisions(self.job.options, self.job.given), None
+        if len(found) == 1:
+            raise UsageError(
+                f"quantize = 'auto' has nothing left to choose: {found[0].words}",
+                "name quantize too, or leave one of gradient, saved and updates to it",
+            )
         try:
-            self.job.choose_layers()
-        except ExportError as error:  # nothing of the model can be in 8 bits: what a step keeps still can
-            refusal, found = error, [precision for precision in found if precision.quantize == "none"]
-        if refusal is not None and (not found or not METHODS[self.job.options.method].trains):
-            raise refusal
+            if not self.job.choose_layers():
+                refusal = ExportError("no layer of the model does well enough in 8 bits, and nothing else is left to choose", "leave quantize out")
+        except ExportError as error:
+            refusal = error
+        if refusal is not None:  # nothing of the model is in 8 bits: what a step keeps still can be
+            found = [precision for precision in found if precision.quantize == "none"]
+            if len(found) < 2:
+                raise refusal
         for done, precision in enumerate(found):
             self.progress("candidates", done, len(found), precision.words)
             entry = _Entry(precision, self.job.like(precision.options(self.job.options)))
@@ -239,27 +253,43 @@ class Auto(Generic[J]):
         self.progress("candidates", len(found), len(found))
 
     def _measure(self, fitting: Sequence[_Entry[J]]) -> tuple[Stream, int]:
-        """Train what has to be, once for each number of parts; then have each candidate adapt."""
-        warmed: dict[object, Warmed | None] = {}
-        for entry in fitting:
-            if entry.key not in warmed:
-                warmed[entry.key] = entry.job.warm()
+        """Train what has to be, once for each number of parts; then have each candidate adapt. One that is refused is left out, and says why."""
+        warmed, refusals = self._warm(fitting)
+        if not warmed:
+            raise next(iter(refusals.values()))
         first = next(iter(warmed.values()))
         assert self.job.data is not None
-        assert first is not None
         stream = Stream.of(self.job.data, first.held, first.truth, self.job.options.seed)
-        count, refusal = stream.counted([max(entry.job.options.batches) for entry in fitting]), None
+        count, refusal = stream.counted([max(entry.job.options.batches) for entry in fitting if entry.key in warmed]), None
         for done, entry in enumerate(fitting):
             try:
+                if entry.key in refusals:
+                    raise refusals[entry.key]
                 entry.ready = entry.job.ready(warmed[entry.key])
-            except ExportError as error:  # too much accuracy is lost by it; others may do
-                entry.why, refusal = error.message, refusal or error
-                continue
-            compiled = entry.job.stepping(entry.ready)
-            entry.errors = errors_of(compiled, stream, count, self.job.options.threads, self._told(done, len(fitting), entry.precision))
+                compiled = entry.job.stepping(entry.ready)
+                entry.errors = errors_of(compiled, stream, count, self.job.options.threads, self._told(done, len(fitting), entry.precision))
+            except ExportError as error:  # too much accuracy is lost by it, say; others may do
+                entry.why, refusal = " ".join(error.message.split()), refusal or error
         if refusal is not None and all(entry.errors is None for entry in fitting):
             raise refusal
         return stream, count
+
+    @staticmethod
+    def _warm(fitting: Sequence[_Entry[J]]) -> tuple[dict[object, Warmed], dict[object, ExportError]]:
+        """Trainings by what they depend on, and what others were refused for."""
+        warmed: dict[object, Warmed] = {}
+        refusals: dict[object, ExportError] = {}
+        for entry in fitting:
+            if entry.key in warmed or entry.key in refusals:
+                continue
+            try:
+                found = entry.job.warm()
+            except ExportError as error:
+                refusals[entry.key] = error
+                continue
+            assert found is not None
+            warmed[entry.key] = found
+        return warmed, refusals
 
     def _told(self, done: int, total: int, precision: Precision) -> Callable[[int, int], None]:
         return lambda part, parts: self.progress("measuring", done * parts + part, total * parts, precision.words)

@@ -52,13 +52,14 @@ def shifts_of(samples: Samples) -> tuple[str, ...]:
 
 
 def shifted(samples: Samples, rows: Any, index: int, seed: int, severity: int = SEVERITY) -> Any:
-    """The samples `rows` under the shift `index` of `shifts_of`, as the model takes them. severity: of a corruption; other shifts have but one."""
+    """The samples `rows` under the shift `index` of `shifts_of`, as the model takes them. severity: 1 to 5; another one also has other noise."""
     if _pictures(samples):
         return prepare(corrupt(np.ascontiguousarray(samples.x[rows]), EXTRA[index], severity, seed), samples.spec)
     x = samples.tensor(rows)
-    size = float(np.std(x)) or 1.0
-    noise = np.random.default_rng([seed, index]).standard_normal(x.shape).astype(np.float32)
-    return np.ascontiguousarray((x + 0.3 * size * noise, 1.3 * x, x + np.float32(0.3 * size), 0.7 * x - np.float32(0.3 * size))[index % 4])
+    share = severity / 10
+    far = np.float32(share * (float(np.std(x)) or 1.0))
+    noise = np.random.default_rng([seed, index, severity]).standard_normal(x.shape).astype(np.float32)
+    return np.ascontiguousarray((x + far * noise, np.float32(1 + share) * x, x + far, np.float32(1 - share) * x - far)[index % 4])
 
 
 def _pictures(samples: Samples) -> bool:

@@ -77,7 +77,8 @@ stored_linear.register_autograd(_through, setup_context=_remember)
 
 
 def error_of(x: Tensor, codes: Tensor, scale: Tensor, bias: Tensor | None, wanted: Tensor) -> float:
-    """Mean square of what the result is off, against that of the wanted one without the outputs' means."""
+    """Mean square of what the result is off, against that of the wanted one without the outputs' means; of a single row, without its mean."""
     apart = (stored_linear(x, codes, scale, bias) - wanted).square().mean()
-    varying = (wanted - wanted.flatten(0, -2).mean(0)).square().mean()
+    rows = wanted.reshape(-1, wanted.shape[-1])
+    varying = (rows - (rows.mean(0) if len(rows) > 1 else rows.mean())).square().mean()
     return float(apart / varying.clamp(min=1e-12))

@@ -54,8 +54,7 @@ class Stream:
         Raises:
             InputError: none were held out.
         """
-        if not len(held):
-            raise InputError("no sample is held out, and how well numbers do is measured on such", "give more samples, or a larger --holdout")
+        check_held(held)
         order = np.random.default_rng(seed).permutation(len(held))[: most_samples(data)]
         rows, shifts = held[order], shifts_of(data)
         moved = (shifted(data, rows, index, seed, SEVERITY) for index in range(len(shifts)))
@@ -65,6 +64,19 @@ class Stream:
         """Samples that every candidate predicts in whole batches; all of them where there are too few for one."""
         count = len(self.truth)
         return min(count if batch > count else count // batch * batch for batch in batches)
+
+
+def check_held(held: Array) -> None:
+    """See that there is something to measure on.
+
+    Args:
+        held: indices of the samples that are held out.
+
+    Raises:
+        InputError: none are.
+    """
+    if not len(held):
+        raise InputError("no sample is held out, and how well numbers do is measured on such", "give more samples, or a larger --holdout")
 
 
 def errors_of(compiled: Compiled, stream: Stream, count: int, threads: int, told: Callable[[int, int], None]) -> Errors:
