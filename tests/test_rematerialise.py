@@ -241,3 +241,39 @@ def test_the_result_is_the_same_each_time() -> None:
         rematerialise(graph, 10.0)
         orders.append([(node.op, node.inputs, node.outputs) for node in graph.nodes])
     assert orders[0] == orders[1]
+
+
+def layers(count: int = 6, size: int = 2**16) -> Graph:
+    """A forward pass in codes whose masks are made at its end, and a backward one that reads them."""
+    graph = Graph("layers")
+    grid = graph.constant(0.05, FLOAT), graph.constant(0, np.uint8)
+    y = graph.input("x", (size,))
+    codes = []
+    for _ in range(count):
+        codes.append(graph.op("QuantizeLinear", [graph.op("Exp", [graph.op("Neg", [y], y.shape)], y.shape), *grid], y.shape, np.uint8))
+        y = graph.op("DequantizeLinear", [codes[-1], *grid], y.shape, FLOAT)
+    masks = [graph.op("Greater", [item, graph.constant(10 + index, np.uint8)], y.shape, np.bool_) for index, item in enumerate(codes)]
+    graph.end_forward()
+    for mask in reversed(masks):
+        y = graph.op("Where", [mask, graph.op("Sin", [y], y.shape), graph.constant(0.5, FLOAT)], y.shape, FLOAT)
+    graph.output("y", y)
+    return graph
+
+
+def test_masks_are_made_as_soon_as_they_can_be_but_for_those_of_the_backward_pass() -> None:
+    from edgeadapt.exporters.passes import rematerialise as module
+
+    graph = layers()
+    late = graph.op("Greater", [graph.values["x"], graph.constant(0.0, FLOAT)], graph.values["x"].shape, np.bool_)
+    graph.output("positive", graph.op("Cast", [late], late.shape, FLOAT, to=np.dtype(FLOAT)))
+    before, places = run(graph), [index for index, op in enumerate(operators(graph)) if op == "QuantizeLinear"]
+    module._masks_first(graph)
+    after = operators(graph)
+    assert [index for index, op in enumerate(after) if op == "Greater"][:-1] == [place + 1 + index for index, place in enumerate(places)]
+    assert after[-2:] == ["Greater", "Cast"]
+    assert same(run(graph), before)
+    peak = Plan(graph).peak
+    rematerialise(graph, 100.0)
+    assert operators(graph).count("MatMulInteger") >= 4
+    assert Plan(graph).peak < peak - 3 * 2**16
+    assert same(run(graph), before)

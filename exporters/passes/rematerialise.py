@@ -358,7 +358,9 @@ def _masks_first(graph: Graph) -> None:
     gone: set[int] = set()
     for index, node in enumerate(graph.nodes):
         before = max((makers.get(name, -1) for name in node.inputs), default=-1)
-        if graph.values[node.outputs[0]].dtype == np.bool_ and 0 <= before < index - 1 and node.op not in VIEWS and before not in gone:
+        if graph.values[node.outputs[0]].dtype != np.bool_ or node.op in VIEWS or graph.late(node):
+            continue  # what is made in the backward pass is not kept for it
+        if 0 <= before < index - 1 and before not in gone:
             moved.setdefault(graph.nodes[before].outputs[0], []).append(node)
             gone.add(index)
     nodes: list[Node] = []
