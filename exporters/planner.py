@@ -111,6 +111,7 @@ class Row:
         depth: how it was compiled: "whole" is to the byte. Where that was not needed, a longer search may save some per cent of the tensors, leaner
             variants and pieces more, and the names in graphs that were left out take some ten KiB.
         chosen: the one that is taken.
+        singly: whether it predicts frame by frame, for want of room for the graph that takes a whole batch.
     """
 
     parts: int | None
@@ -124,6 +125,7 @@ class Row:
     depth: Depth
     micro: int = 0
     chosen: bool = False
+    singly: bool = False
 
     @property
     def per_frame(self) -> float:
@@ -134,7 +136,8 @@ class Row:
     def words(self) -> str:
         """In words: "4 parts, the last 2 trained, batch 16 (adapt.b16.lean)", "batch 16 (in pieces of 4)"."""
         which = "" if self.trained is None else f", {'all' if self.trained == self.parts else f'the last {self.trained}'} trained"
-        extra = ", ".join([f"in pieces of {self.micro}" if self.micro else self.graph, *([] if self.prepacking else ["without prepacked weights"])])
+        ways = {"without prepacked weights": not self.prepacking, "predicting frame by frame": self.singly}
+        extra = ", ".join([f"in pieces of {self.micro}" if self.micro else self.graph, *(way for way, so in ways.items() if so)])
         parts = f"{format_count(self.parts, 'part')}{which}, " if self.parts else ""
         return f"{parts}batch {self.batch} ({extra})"
 
@@ -212,8 +215,8 @@ class Plan:
 def plan(drafts: Drafts, place: Place, wishes: Wishes, progress: Progress = quiet, listing: bool = False, depth: Depth = "whole") -> Plan:
     """Find what to export within a budget.
 
-    Candidates are taken in the order of `preference`. Each is first compiled in a hurry; if the prediction fits that a step has beside it, of as many
-    frames as it takes at once, its step is compiled in full; if that fits, all of the bundle is, and what then fits is taken.
+    Candidates are taken in the order of `preference`. Each is first compiled in a hurry; if predicting as many frames as a step takes at once fits,
+    which a step does too, its step is compiled in full; if that fits, all of the bundle is, and what then fits is taken.
 
     Args:
         drafts: who makes the bundles.
@@ -385,10 +388,10 @@ class _Search:
         """The forms of a step that no other beats, and the one that would be loaded."""
         found = simulate(bundle, self.place.board, None, batch, self.place.budget, self.place.threads)
         others = (choice for choice in found.choices if choice.role == found.choice.role and choice.batch == batch)
-        return list({(choice.graph, choice.micro, choice.prepacking): choice for choice in (*others, found.choice)}.values())
+        return list({(choice.graph, choice.micro, choice.prepacking, choice.singly): choice for choice in (*others, found.choice)}.values())
 
     def _predicting(self, candidate: Candidate, bundle: Bundle, budget: int) -> None:
-        """Whether a step can fit at all: it has prediction beside it, of as many frames as it takes at once."""
+        """Whether a step can fit at all: it takes what predicting as many frames at once does, and more."""
         for beside in [1] if self._in_pieces else candidate.batches:
             needed = simulate(bundle, self.place.board, "predict", beside, budget, self.place.threads).ledger.total
             if needed > budget:
@@ -403,7 +406,7 @@ def _total(row: Row) -> int:
 
 def _row(candidate: Candidate, choice: Choice, depth: Depth) -> Row:
     its = (choice.batch, choice.graph, choice.prepacking, choice.total, choice.seconds, choice.fits)
-    return Row(candidate.parts, candidate.trained, *its, depth, choice.micro)
+    return Row(candidate.parts, candidate.trained, *its, depth, choice.micro, singly=choice.singly)
 
 
 def _note(candidate: Candidate) -> str:

@@ -18,7 +18,6 @@ ALLOWANCES = {"lean": 0.05, "least": 100.0}
 WORTH = 0.9
 """A variant is kept if its peak is at most this share of the one before it."""
 
-
 EFFORTS = (1.0, 3.0)
 """The orders that a leaner variant is tried in, by how much work each is worth. What is in use at the peak is no measure of the gaps between it."""
 

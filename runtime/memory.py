@@ -148,7 +148,7 @@ class Needs:
     def on_bytes(self, name: str) -> bool:
         """Whether a graph has operators that multiply by 8-bit weights: what it takes then depends on the processor, and on copies of these."""
         ready = self._prepared.get(name)
-        return not quantised.WEIGHTS.keys().isdisjoint(self.bundle.operators(name)) if ready is None else ready.bytes
+        return not quantised.ON_BYTES.isdisjoint(self.bundle.operators(name)) if ready is None else ready.bytes
 
     def _places(self, graph: Graph, name: str, prepacking: bool) -> tuple[int, int]:
         return footprint.places(graph.external, name in self._prepared, quantised.released(graph) if prepacking else ())

@@ -260,7 +260,7 @@ def test_what_would_not_be_less_is_not_cut(monkeypatch: pytest.MonkeyPatch, reas
     monkeypatch.setattr(pieces, "PIECE", 64)
     graph = Graph("g")
     x = graph.op("Exp", [graph.input("x", SHAPE)], SHAPE)
-    y = values(graph, graph.input("codes", SHAPE, np.uint8)) if reason == "read by the other pass" else x
+    y = x if reason == "float32 alone" else values(graph, graph.input("codes", SHAPE, np.uint8))
     other = graph.op("ReduceMax", [x, graph.ints((1, 2, 3))], (8, 1, 1, 1), keepdims=1) if reason == "each sample's own" else x
     made = graph.op("Add", [y, other], SHAPE)
     if reason == "read by the other pass":
@@ -297,3 +297,23 @@ def test_the_largest_of_two_tensors_or_of_each_sample_stays() -> None:
         lowest = graph.op("Neg", [graph.op("ReduceMin", [other, graph.ints(axes)], size, keepdims=0)], size)
         graph.output(f"y{len(graph.outputs)}", graph.op("Max", [graph.op("ReduceMax", [made, graph.ints(axes)], size, keepdims=0), lowest], size))
     assert not largest_code(graph)
+
+
+@pytest.mark.parametrize("kind", ["the same for all samples", "a constant with samples"])
+def test_what_has_no_samples_of_its_own_is_not_cut_with_the_batch(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    monkeypatch.setattr(pieces, "PIECE", 64)
+    graph = Graph("g")
+    made = values(graph, graph.input("codes", SHAPE, np.uint8))
+    if kind == "the same for all samples":
+        other = graph.op("Exp", [graph.input("table", SHAPE[1:])], SHAPE[1:])
+    else:
+        other = graph.constant(np.ones(SHAPE, np.float32))
+    total = graph.op("Relu", [graph.op("Add", [made, other], SHAPE)], SHAPE)
+    codes = graph.op("QuantizeLinear", [total, graph.constant(0.05, np.float32), graph.constant(0, U8)], SHAPE, np.uint8)
+    graph.output("y", graph.op("Identity", [codes], SHAPE))
+    feeds = feeds_of(graph)
+    before = run(graph, feeds)
+    in_pieces(graph)
+    drop_unread(graph)
+    assert np.array_equal(run(graph, feeds)[0], before[0])
+    assert "Slice" not in ops(graph) or not any(node.inputs[0] == other.name for node in graph.nodes if node.op == "Slice")

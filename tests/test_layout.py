@@ -9,7 +9,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from edgeadapt.memory import Machine, Plan, fits, footprint, read
+from edgeadapt.memory import Machine, Plan, fits, footprint, quantised, read
 from edgeadapt.runtime import region, session
 from edgeadapt.runtime.memory import INEXACT
 from tests.test_quantised import MICROSOFT, model
@@ -106,3 +106,32 @@ def runs(data: bytes, size: int, beside: int, frames: dict[str, Any]) -> bool:
                 raise
             return False
     return True
+
+
+@pytest.mark.parametrize("count", [8, 120, 8 * 4099])
+def test_truth_values_become_bits_and_come_back(count: int) -> None:
+    """As leaner steps keep masks: eight stretches of one, a bit each. No copies are kept, so such a graph is not one on bytes."""
+    truths = np.random.default_rng(count).random(count) < 0.5
+    given = {
+        "rows": np.array([8, count // 8], np.int64),
+        "powers": (2 ** np.arange(8)[None]).astype(np.uint8),
+        "each": (2 ** np.arange(8)[:, None]).astype(np.uint8),
+        "flat": np.array([count], np.int64),
+    }
+    nodes = [
+        node("Greater", ["x", "none"], ["truths"]),
+        node("Reshape", ["truths", "rows"], ["shaped"]),
+        node("Cast", ["shaped"], ["signed"], to=3),
+        node("MatMulInteger", ["powers", "signed"], ["sums"]),
+        node("Cast", ["sums"], ["bits"], to=2),
+        node("BitwiseAnd", ["bits", "each"], ["masked"]),
+        node("Cast", ["masked"], ["again"], to=9),
+        node("Reshape", ["again", "flat"], ["flattened"]),
+        node("Cast", ["flattened"], ["y"], to=1),
+    ]
+    data = model(nodes, {"x": (1, [count])}, NONE | given, ["y"])
+    assert not quantised.present(data)
+    assert "MatMulInteger" not in quantised.ON_BYTES
+    found = onnxruntime.InferenceSession(data, session.options(1), providers=["CPUExecutionProvider"])
+    (y,) = found.run(None, {"x": truths.astype(np.float32)})
+    assert np.array_equal(y, truths.astype(np.float32))

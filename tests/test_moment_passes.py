@@ -60,6 +60,18 @@ def test_what_others_read_of_a_scale_stays() -> None:
     assert sorted(ops(graph)) == ["Add", "BatchNormalization", "Div", "Neg", "Sqrt"]
 
 
+def test_an_epsilon_of_zero_is_absorbed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "EPSILON", 0.0)
+    graph = Graph("g")
+    normalised(graph)
+    raised = graph.op("Neg", [graph.input("raw", VECTOR)], VECTOR)  # a weight that is made, as of stored whole numbers
+    for node in graph.nodes:
+        node.inputs = [raised.name if name == "weight" else name for name in node.inputs]
+    graph.nodes.insert(0, graph.nodes.pop())
+    assert absorb_moments(graph)
+    assert not absorb_moments(graph)
+
+
 @pytest.mark.parametrize("wrong", ["an epsilon that varies", "no root", "another factor", "a mean"])
 def test_what_only_looks_like_a_normalisation_is_left(wrong: str) -> None:
     graph = Graph("g")

@@ -277,3 +277,21 @@ def test_masks_are_made_as_soon_as_they_can_be_but_for_those_of_the_backward_pas
     assert operators(graph).count("MatMulInteger") >= 4
     assert Plan(graph).peak < peak - 3 * 2**16
     assert same(run(graph), before)
+
+
+@pytest.mark.parametrize("sizes", [[200, 100], [100, 200]])
+def test_of_several_orders_the_one_with_the_smallest_region_is_taken(monkeypatch: pytest.MonkeyPatch, sizes: list[int]) -> None:
+    from edgeadapt.exporters import schedules
+
+    graph = Graph("g")
+    x = graph.input("x", (64,))
+    graph.output("y", graph.op("Add", [graph.op("Exp", [x], x.shape), graph.op("Sin", [x], x.shape)], x.shape))
+    found = [[0, 1, 2], [1, 0, 2]]
+    monkeypatch.setattr(schedules, "order", lambda _, effort: found[schedules.EFFORTS.index(effort)])
+    left = list(sizes)
+    monkeypatch.setattr(schedules, "smallest", lambda _: left.pop(0))
+    nodes = list(graph.nodes)
+    plan = schedules.laid_out(graph)
+    best = sizes.index(min(sizes))
+    assert operators(graph) == [nodes[index].op for index in found[best]]
+    assert plan.peak == Plan(graph).peak

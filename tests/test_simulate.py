@@ -241,3 +241,12 @@ def test_a_tight_budget_has_predictions_made_frame_by_frame(bundle) -> None:
     assert tight.fits
     assert tight.choice.singly
     assert tight.ledger.total <= alone.total
+
+
+def test_what_is_predicted_at_once_is_what_the_loaded_graphs_take() -> None:
+    def choice(*graphs: str) -> Choice:
+        return Choice("adapt", 16, graphs[-1], graphs, True, 0, 0.0, micro=4)
+
+    assert choice("predict.b1", "adapt-sums.b4", "adapt-update").predicts == 1
+    assert choice("predict.b1", "predict.b4", "adapt-sums.b4", "adapt-update").predicts == 4
+    assert choice("predict.b1", "predict.b16", "adapt.b16.lean").predicts == 16

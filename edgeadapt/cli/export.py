@@ -269,8 +269,9 @@ def _candidates(found: Plan) -> str:
         times = (format_seconds(row.seconds), format_seconds(row.per_frame))
         fits, total = {None: "", True: "fits", False: "no"}[row.fits], format_bytes(row.total)
         graph = f"in pieces of {row.micro}" if row.micro else row.graph
-        rows.append((*cut, str(row.batch), graph, weights, total, *times, fits, "chosen" if row.chosen else ""))
-    header = ("parts", "trained", "batch", "graph", "weights", "memory", "a step", "a frame", "budget" if found.budget else "", "")
+        predicts = "frame by frame" if row.singly else ""
+        rows.append((*cut, str(row.batch), graph, weights, predicts, total, *times, fits, "chosen" if row.chosen else ""))
+    header = ("parts", "trained", "batch", "graph", "weights", "predicts", "memory", "a step", "a frame", "budget" if found.budget else "", "")
     where = f"{found.board}, {format_count(found.threads, 'thread')}"
     lines = [
         f"on {where}: what no other beats in memory, time, batch, parts and trained parts; times are {found.rates_known} and rough",

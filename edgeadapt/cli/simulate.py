@@ -131,9 +131,9 @@ def _choices(found: Simulation) -> str:
         form = "prepared" if choice.prepared else "exported"
         prepacked = "prepacked" if choice.prepacking else "as stored"
         prepacked = "on the GPU" if found.provider == "cuda" else prepacked
-        predicts = "1" if choice.singly else str(choice.micro or choice.batch)
         piece, time = str(choice.micro or ""), (found.time(choice.seconds), found.time(choice.per_frame))
-        rows.append((choice.graph, choice.role, str(choice.batch), predicts, piece, form, prepacked, format_bytes(choice.total), *time, fits, mark))
+        frames = (str(choice.batch), str(choice.predicts), piece)
+        rows.append((choice.graph, choice.role, *frames, form, prepacked, format_bytes(choice.total), *time, fits, mark))
     measures = ("memory", "a step", "a frame", "budget" if found.budget else "", "")
     header = ("graph", "role", "batch", "predicts", "in pieces of", "form", "weights", *measures)
     body = table(header, rows, left=2, words=True)

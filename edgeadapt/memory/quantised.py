@@ -36,11 +36,16 @@ PANEL = 16
 """Columns of a packed matrix of bytes are filled up to a multiple of this, and the sum of each stands beside them as 32 bits."""
 
 
-_MARKS = (b"QLinear", b"QGemm", b"MatMulInteger", b"DynamicQuantize")
+_MARKS = (b"QLinear", b"QGemm", b"MatMulIntegerToFloat", b"DynamicQuantize")
+ON_BYTES = frozenset(WEIGHTS) - {"MatMulInteger"}
+"""Those of which an exported graph has constant weights. `MatMulInteger` makes bits of truth values there: none of its inputs has a copy."""
 
 
 def present(data: bytes) -> bool:
-    """Whether a serialised graph has operators that keep copies of 8-bit weights, or seems to: what it takes then depends on the machine."""
+    """Whether a serialised graph has operators that keep copies of 8-bit weights, or seems to: what it takes then depends on the machine.
+
+    Of those `ON_BYTES`, and of what onnxruntime makes of them.
+    """
     return any(mark in data for mark in _MARKS)
 
 

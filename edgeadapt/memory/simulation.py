@@ -113,6 +113,11 @@ class Choice:
         return self.seconds / self.batch
 
     @property
+    def predicts(self) -> int:
+        """Frames that are predicted at once, at most."""
+        return max((int(name.rpartition(".b")[2]) for name in self.graphs if name.startswith("predict.b")), default=1)
+
+    @property
     def words(self) -> str:
         """In words: "adapt at batch 16 (adapt.b16.lean, without prepacked weights)", "adapt at batch 16 (in pieces of 4)"."""
         form = [f"in pieces of {self.micro}"] if self.micro else [self.graph] if self.graph != f"{self.role}.b{self.batch}" else []

@@ -45,9 +45,8 @@ def _choices(found: Simulation) -> Section:
         fits = {None: "", True: "fits", False: "does not fit"}[choice.fits] + (", best" if choice.best else "")
         packed = "prepacked" if choice.prepacking else "as stored"
         packed += ", prepared" if choice.prepared else ""
-        predicts = "1" if choice.singly else str(choice.micro or choice.batch)
         piece, time = str(choice.micro or ""), (found.time(choice.seconds), found.time(choice.per_frame))
-        rows.append((choice.graph, choice.role, str(choice.batch), predicts, piece, packed, format_bytes(choice.total), *time, fits))
+        rows.append((choice.graph, choice.role, str(choice.batch), str(choice.predicts), piece, packed, format_bytes(choice.total), *time, fits))
     header = ("graph of a step", "role", "batch", "predicts", "in pieces of", "weights", "memory", "a step", "a frame", "")
     text = (
         f"Those that no other configuration of the bundle beats in memory, time a frame and batch at once. Times are {found.times}."

@@ -108,7 +108,9 @@ def largest_code(graph: Graph) -> bool:
 
 def _ends(node: Node, producers: dict[str, Node]) -> tuple[Node, Node] | None:
     """The two reductions of one tensor in Max(ReduceMax(x), Neg(ReduceMin(x)))."""
-    highest, negated = (producers.get(name) for name in node.inputs[:2])
+    if len(node.inputs) != 2:
+        return None
+    highest, negated = (producers.get(name) for name in node.inputs)
     lowest = producers.get(negated.inputs[0]) if negated is not None and negated.op == "Neg" else None
     if highest is None or lowest is None or (highest.op, lowest.op) != ("ReduceMax", "ReduceMin"):
         return None

@@ -1,8 +1,9 @@
 """Large float32 tensors beside codes are made a piece of the batch at a time.
 
 What treats each sample by itself (elementwise operators, codes made into values and back) is cut into pieces together with what joins it: its tensors
-exist as pieces, each of which is let go of once it was read, and never whole. So a gradient that is added to between two blocks stays in pieces, and
-only codes exist whole. Results are the same to the last bit, but for sums over the batch, which add up in another order.
+exist as pieces, each of which is let go of once it was read, and not whole. So a gradient that is added to between two blocks stays in pieces, and
+only codes exist whole, and what something else reads as float32. Results are the same to the last bit, but
+for sums over the batch, which add up in another order.
 """
 
 from __future__ import annotations
@@ -101,9 +102,14 @@ class _Joined:
         name = node.outputs[0]
         if node.op not in LOCAL or not self.large(name) or name in graph.outputs or node.attributes.get("axis", 1) != 1:
             return False
-        shape = graph.values[name].shape
-        others = [graph.values[other].shape for other in node.inputs if other and graph.values[other].shape != shape]
-        return all(len(other) < len(shape) or other[0] == 1 for other in others)
+        return all(self._fits(other, graph.values[name].shape) for other in node.inputs if other)
+
+    def _fits(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Whether an input has samples of its own for each of the output's, or is the same for all."""
+        given = self.graph.values[name].shape
+        if given == shape:
+            return name not in self.graph.constants
+        return not self.large(name) and (len(given) < len(shape) or given[0] == 1)
 
     def _stays(self, node: Node, readers: list[Node]) -> bool:
         """Whether what a node makes can be held in pieces: all that read it are cut as well, in the same pass."""
