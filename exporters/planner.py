@@ -360,7 +360,7 @@ class _Search:
     def best(self, candidate: Candidate) -> Row:
         """What an adapter would load of a candidate that fits, at its largest batch: the quickest that fits."""
         rows = [row for row in self._known(candidate) if row.batch == max(candidate.batches)]
-        return min((row for row in rows if row.fits), key=lambda row: (row.seconds, row.total))
+        return min((row for row in rows if row.fits), key=lambda row: (row.seconds, row.singly, row.total))
 
     def _fits(self, candidate: Candidate) -> bool:
         if self._far and max(candidate.batches) >= self._far:

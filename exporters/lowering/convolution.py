@@ -7,6 +7,7 @@ product of the shifted input with the output gradient (2 to 8 times faster than 
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -112,7 +113,7 @@ def weight_gradient(
     """Gradient (C_out, C_in / groups, …) of a convolution's weight, given the output's gradient and the input.
 
     For each tap of the kernel the input is shifted and multiplied with the gradient. Large batches are taken in pieces that add up, so that what
-    is padded, shifted and turned stays small.
+    is padded, shifted and turned stays small. Of a kernel of one tap the product is the weight's own, and need not be turned.
     """
     batch, c_out, c_in, kernel, out = grad.shape[0], grad.shape[1], x.shape[1], list(shape[2:]), grad.shape[2:]
     positions, sizes = int(np.prod(out)), zip(padding, out, stride, dilation, kernel, x.shape[2:], strict=True)
@@ -120,12 +121,13 @@ def weight_gradient(
     largest = max(x.nbytes, grad.nbytes)
     pieces = next(count for count in range(1, batch + 1) if batch % count == 0 and (largest // count <= PIECE or count == batch))
     depthwise, rows, columns, piece = c_in == groups, c_in // groups, c_out // groups, batch // pieces
+    single = not depthwise and math.prod(kernel) == 1
     total: Value | None = None
     for start in range(0, batch, piece):
         padded = pad(graph, cut(graph, x, 0, start, start + piece), around)
         part = cut(graph, grad, 0, start, start + piece)
         left = reshape(graph, part, (piece, groups, columns, positions)) if depthwise else reshape(graph, part, (piece * groups, columns, positions))
-        if not depthwise:
+        if not (depthwise or single):
             left = transpose(graph, left, [0, 2, 1])  # once, shared by all taps
         taps = []
         for tap in itertools.product(*map(range, kernel)):
@@ -134,12 +136,14 @@ def weight_gradient(
                 right = reshape(graph, window, (piece, groups, 1, positions))
                 taps.append(reshape(graph, reduce_sum(graph, graph.op("Mul", [left, right], left.shape), [0, 3]), (1, groups, 1, columns)))
                 continue
-            product = graph.op("MatMul", [reshape(graph, window, (piece * groups, rows, positions)), left], (piece * groups, rows, columns))
-            taps.append(reduce(graph, "ReduceSum", reshape(graph, product, (piece, groups, rows, columns)), [0], True))
-        stacked = cat(graph, taps, 0)  # (taps, groups, C_in / groups, C_out / groups)
+            right = reshape(graph, window, (piece * groups, rows, positions))
+            pair, matrix = ([left, transpose(graph, right, [0, 2, 1])], (columns, rows)) if single else ([right, left], (rows, columns))
+            product = graph.op("MatMul", pair, (piece * groups, *matrix))
+            taps.append(reduce(graph, "ReduceSum", reshape(graph, product, (piece, groups, *matrix)), [0], True))
+        stacked = cat(graph, taps, 0)  # (taps, groups, C_in / groups, C_out / groups), the last two exchanged for one tap
         total = stacked if total is None else binary(graph, "Add", total, stacked)
     assert total is not None
-    return reshape(graph, transpose(graph, total, [1, 3, 2, 0]), shape)
+    return reshape(graph, total if single else transpose(graph, total, [1, 3, 2, 0]), shape)
 
 
 def _window(graph: Graph, padded: Value, tap: Sequence[int], out: Sequence[int], stride: Sequence[int], dilation: Sequence[int]) -> Value:
