@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph, Value
-from edgeadapt.exporters.passes import pieces
+from edgeadapt.exporters.passes import pieces, products
 from edgeadapt.exporters.passes.gradients import largest_code, mask_codes, scale_codes
 from edgeadapt.exporters.passes.order import order
 from edgeadapt.exporters.passes.pieces import in_pieces
+from edgeadapt.exporters.passes.products import cut_products
 from edgeadapt.exporters.passes.requantise import join_units, make_late
 from edgeadapt.exporters.passes.simplify import drop_unread
 
@@ -317,3 +318,41 @@ def test_what_has_no_samples_of_its_own_is_not_cut_with_the_batch(monkeypatch: p
     drop_unread(graph)
     assert np.array_equal(run(graph, feeds)[0], before[0])
     assert "Slice" not in ops(graph) or not any(node.inputs[0] == other.name for node in graph.nodes if node.op == "Slice")
+
+
+@pytest.mark.parametrize("form", ["by rows of blocks", "with a batch of one"])
+def test_a_large_product_is_made_in_the_stretches_it_is_read_in(monkeypatch: pytest.MonkeyPatch, form: str) -> None:
+    monkeypatch.setattr(products, "LARGE", 64)
+    graph = sliced_product(*((1,) if form == "with a batch of one" else ()))
+    feeds = feeds_of(graph)
+    before = run(graph, feeds)
+    assert cut_products(graph)
+    drop_unread(graph)
+    assert ops(graph).count("MatMul") == 3
+    assert max(graph.values[node.outputs[0]].nbytes for node in graph.nodes) < 12 * 8 * 4  # the whole one is gone
+    for one, other in zip(run(graph, feeds), before, strict=True):
+        assert np.abs(one - other).max() <= 1e-6 * np.abs(other).max()
+
+
+@pytest.mark.parametrize("reason", ["half a row", "another reader", "many of a batch", "small"])
+def test_a_product_that_is_wanted_whole_stays(monkeypatch: pytest.MonkeyPatch, reason: str) -> None:
+    monkeypatch.setattr(products, "LARGE", 2**20 if reason == "small" else 64)
+    stretches = {"block": 4, "at": 3} if reason == "half a row" else {}
+    graph = sliced_product(*((2,) if reason == "many of a batch" else ()), **stretches)
+    if reason == "another reader":
+        name = next(node.outputs[0] for node in graph.nodes if node.op == "MatMul")
+        graph.output("all", graph.op("Exp", [graph.values[name]], graph.values[name].shape))
+    assert not cut_products(graph)
+
+
+def sliced_product(*batch: int, block: int = 2, at: int = 8) -> Graph:
+    """A product of 12 rows and 8 columns, seen as rows of so many numbers, and read in three stretches."""
+    graph = Graph("g")
+    left, right = graph.input("left", (*batch, 12, 5)), graph.input("right", (*batch, 5, 8))
+    rows = 12 * 8 * int(np.prod(batch)) // block
+    product = graph.op("Reshape", [graph.op("MatMul", [left, right], (*batch, 12, 8)), graph.ints((rows, block))], (rows, block))
+    for index, (begin, end) in enumerate(zip((0, at, 2 * at), (at, 2 * at, rows), strict=True)):
+        bounds = [graph.ints([number]) for number in (begin, end, 0, 1)]
+        part = graph.op("Slice", [product, *bounds], (end - begin, block))
+        graph.output(f"y{index}", graph.op("Abs", [part], part.shape))
+    return graph

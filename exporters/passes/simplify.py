@@ -13,6 +13,7 @@ from edgeadapt.exporters.ir import Graph, Node
 from edgeadapt.exporters.passes.gradients import largest_code, mask_codes, scale_codes
 from edgeadapt.exporters.passes.moments import absorb_moments, join_products
 from edgeadapt.exporters.passes.pieces import in_pieces
+from edgeadapt.exporters.passes.products import cut_products
 from edgeadapt.exporters.passes.requantise import compare_codes, cut_codes, join_units, make_late, pool_codes, skip_bounds, skip_roundings
 
 FOLD_BYTES = 65536
@@ -185,6 +186,9 @@ def simplify(graph: Graph) -> None:
         for step in PASSES:
             changed = step(graph) or changed
     join_products(graph)
+    if cut_products(graph):
+        drop_unread(graph)
+        join_views(graph)
     if in_pieces(graph):
         drop_unread(graph)
     make_late(graph)
