@@ -24,7 +24,7 @@ State = dict[str, tuple[str, Tensor]]
 """Name → (kind, initial value)."""
 
 COUNTER = "counter"
-_SMALL_ROW, _START_VECTOR = 0.1, 1.0
+_SMALL_ROW, _SMALL_RANGE, _START_VECTOR = 0.1, 0.01, 1.0
 _STEM, _PREFIX = "parameters", "storage."
 
 
@@ -348,11 +348,11 @@ def _largest(value: Tensor) -> Tensor:
     """What the range of each row is made for: its largest magnitude, and no less than a tenth of the tensor's, or a row near zero could not grow.
 
     What is zero all over, as what is added to a model that is not to be changed yet, gets the range of new weights, one over the root of the inputs;
-    a vector that of a normalisation's scale.
+    a vector that of a normalisation's scale. What a warm-up hardly moved from zero gets a hundredth of that: any step would leave its range.
     """
     rows, length = rows_of(value.shape)
     largest = value.abs().reshape(rows, length).amax(1)
-    whole = largest.amax()
-    if not bool(whole > 0):
-        return torch.full_like(largest, length**-0.5 if value.dim() > 1 else _START_VECTOR)
-    return largest.clamp(min=_SMALL_ROW * float(whole))
+    whole, new = float(largest.amax()), length**-0.5 if value.dim() > 1 else _START_VECTOR
+    if not whole:
+        return torch.full_like(largest, new)
+    return largest.clamp(min=max(_SMALL_ROW * whole, _SMALL_RANGE * new))

@@ -161,6 +161,20 @@ def test_rows_of_zeros_can_grow_and_are_zero() -> None:
     assert torch.allclose(32767 * units["parameters.vectors.unit"], torch.tensor(2.0))
 
 
+@pytest.mark.parametrize("tier", TIERS)
+def test_what_was_hardly_moved_from_zero_can_grow_too(tier: str) -> None:
+    """A warm-up leaves biases of 1e-9; a range made for these would be left by any step, and every step refused."""
+    given = {"w": 1e-9 * draw(4, 64), "v": 1e-9 * draw(6)}
+    storage = Packed(TIERS[tier], given, 0)
+    state = {name: value for name, (_, value) in storage.state({}, "sgd", True).items()}
+    steps = {name: 0.1 * draw(*value.shape, seed=1) for name, value in given.items()}
+    following, metrics = storage.write("sgd", steps, state, storage.frozen(), {**HYPER, "rate": torch.tensor(1e-3)})
+    assert np.isfinite(float(metrics[GUARD]))
+    after = storage.read(given, state | following, storage.frozen())
+    moved = (after["v"] + 1e-3 * steps["v"]).abs().max()
+    assert float(moved) < 1e-5, "as far as the gradient says"
+
+
 # -------------------------------------------------------------------------------------------------- steps that are no steps
 
 
