@@ -25,6 +25,8 @@ from edgeadapt.exporters.quantise.kept import SMALL, Kept, range_of
 from edgeadapt.exporters.quantise.layout import layout
 from edgeadapt.exporters.quantise.operators import from_codes
 from edgeadapt.exporters.quantise.ranges import Grid
+from tests.zoo import named
+from tests.zoo.calibrate import calibrate
 
 SHAPE = (3, 8, 8)
 
@@ -163,3 +165,19 @@ def test_eight_bits_may_not_cost_more_than_is_allowed(monkeypatch: pytest.Monkey
         found._check(0.9, 0.84, 50)
     assert "--allow-drop" in str(caught.value.hint)
     Quantising(data, Options(method="source", allow_drop=True), lambda batch: capture(model, SHAPE, batch), lambda *_: None)._check(0.9, 0.1, 50)
+
+
+def test_any_layer_can_go_back_to_float32() -> None:
+    """What a sum of branches is read by decides where it is rounded: its range may not be known yet."""
+    net = calibrate(named.resnet_cifar(8), SHAPE, 0)
+    data = samples(True)
+    choosing = Quantising(data, Options(method="source", allow_drop=True), lambda batch: capture(net, SHAPE, batch), lambda *_: None)
+    captured = capture(net, SHAPE, choosing.batch)
+    method = METHODS["source"](captured, Setup(4))
+    model, rows = Model(method, {}, method.backbone.source_statistics(), "source", "sgd"), np.arange(8)
+    places = layout(captured)
+    found = quantised(model, places, choosing.looks)
+    grids = dict(found.tensors)
+    for node in places.layers:
+        assert 0.0 <= choosing._accuracy(model, found, {node}, rows, np.zeros(8)) <= 1.0
+    assert found.tensors.keys() == grids.keys()

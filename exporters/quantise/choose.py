@@ -26,7 +26,7 @@ from edgeadapt.exporters.quantise.calibrate import CLEAN, Judged, bound_to, erro
 from edgeadapt.exporters.quantise.layout import Layout, convolutions, layout, weight_of
 from edgeadapt.exporters.quantise.matrices import matrices
 from edgeadapt.exporters.quantise.ranges import Grid, weight_codes
-from edgeadapt.exporters.quantise.rounding import Quantisation
+from edgeadapt.exporters.quantise.rounding import Quantisation, grid_name
 from edgeadapt.exporters.warmup import estimate_statistics, predictions
 from edgeadapt.progress import Progress
 
@@ -150,6 +150,9 @@ class Quantising:
     def _accuracy(self, model: Model, found: Quantisation, floating: set[str], rows: Any, truth: Any) -> float:
         """How often the model in 8 bits is right."""
         places = layout(model.method.backbone.captured, (), frozenset(floating))
+        grids = {grid_name(key)[0] for key in places.tensors | places.channels | places.ends}
+        if not grids <= found.tensors.keys():  # behind a layer in float32, others may be rounded than behind it in 8 bits
+            found = quantised(model, places, self.looks)
         rounded = self._predicted(bound_to(model, dataclasses.replace(found, layout=places)), rows)
         return float((rounded == truth).mean())
 
