@@ -30,15 +30,9 @@ def ordered(graph: Graph, effort: float = 1.0) -> Plan:
 
 def laid_out(graph: Graph, effort: float = 1.0) -> Plan:
     """Puts a graph's nodes in that order, of several, which runs in the smallest region, and counts that. effort: of the first."""
-    found = [[graph.nodes[index] for index in order(graph, effort * more)] for more in EFFORTS]
-    plans = []
-    for nodes in found:
-        graph.nodes = nodes
-        plans.append(Plan(graph))
-    sizes = [smallest(plan) for plan in plans]
-    best = sizes.index(min(sizes))
-    graph.nodes = found[best]
-    return plans[best]
+    best = min((Plan(graph, order(graph, effort * more)) for more in EFFORTS), key=smallest)
+    graph.nodes = [graph.nodes[index] for index in best.order]
+    return Plan(graph)
 
 
 class Schedules:

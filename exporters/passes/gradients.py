@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from edgeadapt.exporters.ir import Graph, Node, Value
+from edgeadapt.exporters.passes.requantise import made_of_codes
 
 
 def _alone(graph: Graph) -> dict[str, Node]:
@@ -83,7 +84,7 @@ def _scaled(graph: Graph, node: Node, makers: dict[str, Node], reshapes: dict[st
 
 def largest_code(graph: Graph) -> bool:
     """The largest magnitude of values made from codes is that of the largest code or of the smallest, whatever the sign of their scale."""
-    makers = {node.outputs[0]: node for node in graph.nodes if node.op == "DequantizeLinear" and node.inputs[0] not in graph.constants}
+    makers = made_of_codes(graph)
     producers = {out: node for node in graph.nodes for out in node.outputs}
 
     def found(node: Node) -> list[Node] | None:

@@ -10,7 +10,7 @@ from edgeadapt.exporters.quantise.operators import CODES
 
 def cut_codes(graph: Graph) -> bool:
     """What is cut from values along the batch is cut from their codes: the values of one piece at a time exist."""
-    makers = _makers(graph)
+    makers = made_of_codes(graph)
 
     def sliced(node: Node) -> list[Node] | None:
         maker = makers.get(node.inputs[0]) if node.op == "Slice" else None
@@ -37,7 +37,7 @@ def make_late(graph: Graph) -> bool:
     For the last pass: equal nodes are merged by others.
     """
     early = {out for node in graph.nodes if not graph.late(node) for out in node.outputs}
-    makers = {name: node for name, node in _makers(graph).items() if name in early}
+    makers = {name: node for name, node in made_of_codes(graph).items() if name in early}
     late: dict[str, str] = {}
     nodes: list[Node] = []
     for node in graph.nodes:
@@ -52,7 +52,7 @@ def make_late(graph: Graph) -> bool:
     return bool(late)
 
 
-def _makers(graph: Graph) -> dict[str, Node]:
+def made_of_codes(graph: Graph) -> dict[str, Node]:
     """The nodes that make values from codes, by these values."""
     return {node.outputs[0]: node for node in graph.nodes if node.op == "DequantizeLinear" and node.inputs[0] not in graph.constants}
 
@@ -74,7 +74,7 @@ def _replace(graph: Graph, renamed: dict[str, str]) -> bool:
 
 def skip_roundings(graph: Graph) -> bool:
     """Values rounded to the grid that they were made on are the codes they were made from."""
-    makers, renamed = _makers(graph), {}
+    makers, renamed = made_of_codes(graph), {}
     for node in graph.nodes:
         maker = makers.get(node.inputs[0]) if node.op == "QuantizeLinear" else None
         if maker is None or node.inputs[1:] != maker.inputs[1:] or node.outputs[0] in graph.outputs:
@@ -106,7 +106,7 @@ def join_units(graph: Graph) -> bool:
 
 def skip_bounds(graph: Graph) -> bool:
     """Values on a grid that begins at zero are their own ReLU, and a bound that the grid does not pass bounds nothing."""
-    makers, renamed = _makers(graph), {}
+    makers, renamed = made_of_codes(graph), {}
     for node in graph.nodes:
         maker = makers.get(node.inputs[0]) if node.op in ("Relu", "Clip") else None
         if maker is None or node.outputs[0] in graph.outputs:
@@ -131,7 +131,7 @@ def _within(graph: Graph, node: Node, most: np.float32) -> bool:
 
 def compare_codes(graph: Graph) -> bool:
     """What is above zero has a code above zero's."""
-    makers, changed = _makers(graph), False
+    makers, changed = made_of_codes(graph), False
     for node in graph.nodes:
         maker = makers.get(node.inputs[0]) if node.op == "Greater" else None
         if maker is None:
@@ -146,7 +146,7 @@ def compare_codes(graph: Graph) -> bool:
 
 def pool_codes(graph: Graph) -> bool:
     """The largest value has the largest code."""
-    makers = _makers(graph)
+    makers = made_of_codes(graph)
 
     def pooled(node: Node) -> list[Node] | None:
         maker = makers.get(node.inputs[0]) if node.op == "MaxPool" and len(node.outputs) == 1 else None
