@@ -59,6 +59,9 @@ def floor(path: str) -> dict[str, Any]:
     """The process that everything is counted from."""
     held = trivial(path)
     result = {"resident": peak(), "heap": in_heap(), "code": code()}
+    from edgeadapt.runtime import library
+
+    result["given"] = library.give_back()
     del held
     return result
 
@@ -83,6 +86,15 @@ def session_of(path: str, threads: int = 1, prepacking: bool = True, runs: int =
     return [session, binding, arrays]
 
 
+def beginning() -> dict[str, Any]:
+    """The peak of a process that begins as an adapter with a budget does."""
+    from edgeadapt.runtime import adapter, loading
+
+    assert adapter
+    loading.begin()
+    return {"resident": peak()}
+
+
 def heap(*paths: str) -> dict[str, Any]:
     """Bytes in the heap of each session in turn; copies of weights are not made, as they are counted elsewhere."""
     kept, sizes = [], []
@@ -94,12 +106,21 @@ def heap(*paths: str) -> dict[str, Any]:
 
 
 def kernels(path: str, *paths: str) -> dict[str, Any]:
-    """Pages of libraries after a trivial session, one run of each graph, and the question for a region's limit, which is answered by an error."""
-    from edgeadapt.runtime import region
+    """Pages of libraries that come back after those of onnxruntime were given back: with making a session, and with the runs of all."""
+    from edgeadapt.runtime import library, region
 
-    kept = [trivial(path), *(session_of(path) for path in paths)]
+    kept, loading = [trivial(path)], 0
     region.left()
-    result = {"code": code()}
+    library.give_back()
+    before = code()
+    for path in paths:
+        kept.append(session_of(path, runs=0))
+        loading = max(loading, library.held())
+        library.give_back()
+    for session, binding, _ in kept[1:]:
+        for _ in range(2):
+            session.run_with_iobinding(binding)
+    result = {"code": code() - before, "loading": loading}
     del kept
     return result
 
@@ -124,7 +145,7 @@ def adapter(path: str, batches: str) -> dict[str, Any]:
     for batch in sizes:
         for _ in range(4):
             served.predict(np.zeros((batch, 3, 4, 4), np.float32))
-    result = {"resident": peak(), "heap": in_heap(), "code": code()}
+    result = {"resident": resident(), "heap": in_heap(), "code": code()}
     counted = sum(footprint.session_bytes(footprint.count(read(served.bundle.graph_bytes(f"predict.b{batch}")))) for batch in sizes)
     return {**result, "resident": result["resident"] - counted, "heap": result["heap"] - counted}
 
@@ -169,7 +190,7 @@ def threads(path: str, count: str) -> dict[str, Any]:
     return result
 
 
-PARTS: Mapping[str, Any] = {part.__name__: part for part in (floor, heap, kernels, optimised, adapter, reading, region, threads)}
+PARTS: Mapping[str, Any] = {part.__name__: part for part in (floor, beginning, heap, kernels, optimised, adapter, reading, region, threads)}
 
 if __name__ == "__main__":
     print(json.dumps(PARTS[sys.argv[1]](*sys.argv[2:])))

@@ -259,7 +259,7 @@ def measure(folder: Path) -> dict[str, Any]:
     (folder / "mixture.onnx").write_bytes(mixture(48))
     base = child("floor", str(trivial))
     plain = [str(folder / f"{op}-1-False.onnx") for op in KINDS]
-    pages = child("kernels", str(trivial), *plain)["code"]
+    pages = child("kernels", str(trivial), *plain)
     (folder / "fusible.onnx").write_bytes(fusible())
     child("optimised", str(folder / "fusible.onnx"), str(folder / "fused.onnx"))
     fused = child("kernels", str(trivial), *plain, str(folder / "fused.onnx"))["code"]
@@ -278,8 +278,11 @@ def measure(folder: Path) -> dict[str, Any]:
     alone, crowd = (child("threads", str(folder / "Conv-100-False.onnx"), count)["resident"] for count in ("1", "5"))
     return {
         **found,
-        "CODE": pages - base["code"],
-        "FUSED_CODE": fused - pages,
+        "STARTED": base["given"],
+        "BEGINNING": child("beginning")["resident"] - base["resident"],
+        "LOADING": pages["loading"],
+        "CODE": pages["code"],
+        "FUSED_CODE": fused - pages["code"],
         "ADAPTER": own["few"] - base["resident"] + base["code"],
         "NAME": name_each,
         "BOUND": bound,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -240,12 +241,15 @@ class Adapter:
             StateError: it cannot be written.
         """
         with self._saving:
-            with self._serving.turn():
-                snapshot = checkpoint.Snapshot(self._state.current(), dict(self._counters), self._hyper.chosen)
             if path is None:
-                return self._slots.save(snapshot)
-            checkpoint.write(Path(path), snapshot, self.manifest)
+                return self._slots.save(self._taken)
+            checkpoint.write(Path(path), self._taken, self.manifest)
             return Path(path)
+
+    @contextmanager
+    def _taken(self) -> Iterator[checkpoint.Snapshot]:
+        with self._serving.turn():
+            yield checkpoint.Snapshot(self._state.seen(), dict(self._counters), self._hyper.chosen)
 
     def load(self, path: str | os.PathLike[str] | None = None) -> None:
         """Continues from a saved state: what follows is the same, bit for bit, as if the process had not stopped.
@@ -257,20 +261,19 @@ class Adapter:
             StateError: there is none, it is damaged, or it belongs to another bundle. The adapter is as it was.
         """
         if path is None:
-            snapshot = self._slots.newest()
+            file = self._slots.newest_path()
         elif Path(path).is_dir():
-            snapshot = checkpoint.Slots(Path(path), self.manifest).newest()
+            file = checkpoint.Slots(Path(path), self.manifest).newest_path()
         else:
-            snapshot = checkpoint.read(Path(path), self.manifest)
-        with self._serving.turn():
+            file = Path(path)
+        with checkpoint.opened(file, self.manifest) as snapshot, self._serving.turn():
             self._state.replace(snapshot.tensors)
             self._hyper.restore(snapshot.hyper)
             self._counters.update({name: snapshot.counters.get(name, 0) for name in _COUNTERS})
 
     def reset(self) -> None:
         """Goes back to the bundle's initial state. Counters and scalars stay, and so do saved states."""
-        initial = self._bundle.initial_state()
-        with self._serving.turn():
+        with self._bundle.stored_state() as initial, self._serving.turn():
             self._state.replace(initial)
 
     def close(self) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,18 @@ _KEYS = {"format", "model", "weights_sha256", "compatible", "generation", "count
 class Snapshot:
     """What a saved state holds: the tensors, the adapter's counters, the scalars that were set, and how many saves came before it in its folder."""
 
-    tensors: dict[str, NDArray[Any]]
+    tensors: Mapping[str, NDArray[Any]]
     counters: dict[str, int]
     hyper: dict[str, float]
     generation: int = 0
+
+    def at_hand(self) -> AbstractContextManager[Snapshot]:
+        """Itself, as what is to be saved."""
+        return nullcontext(self)
+
+
+Taken = Callable[[], AbstractContextManager[Snapshot]]
+"""Gives what is to be saved; it must not change until that context is left."""
 
 
 def compatible(manifest: Manifest) -> str:
@@ -41,25 +49,34 @@ def compatible(manifest: Manifest) -> str:
     return sha256(json.dumps([manifest.model.weights_sha256, specs]).encode()).hexdigest()
 
 
-def write(path: Path, snapshot: Snapshot, manifest: Manifest) -> None:
-    """Writes a snapshot; the file is the old one or the whole new one, never a part.
+def write(path: Path, taken: Taken, manifest: Manifest, generation: int | None = None) -> None:
+    """Writes a snapshot; the file is the old one or the whole new one, never a part. No second copy of the tensors is made.
+
+    The context of `taken` is left when everything was handed to the system, before it is waited for to be on the disk.
+
+    Args:
+        path: the file to make or replace.
+        taken: what is saved.
+        manifest: of the bundle whose state it is.
+        generation: instead of the snapshot's.
 
     Raises:
         StateError: it cannot be written.
     """
-    header = {
-        "format": str(FORMAT),
-        "model": manifest.model.name,
-        "weights_sha256": manifest.model.weights_sha256,
-        "compatible": compatible(manifest),
-        "generation": str(snapshot.generation),
-        "counters": json.dumps(snapshot.counters, sort_keys=True),
-        "hyper": json.dumps(snapshot.hyper, sort_keys=True),
-    }
-    header["sha256"] = _checksum(header, snapshot.tensors)
     try:
-        with atomic.replacing(path) as (file, _):
+        with atomic.replacing(path) as (file, _), taken() as snapshot:
+            header = {
+                "format": str(FORMAT),
+                "model": manifest.model.name,
+                "weights_sha256": manifest.model.weights_sha256,
+                "compatible": compatible(manifest),
+                "generation": str(snapshot.generation if generation is None else generation),
+                "counters": json.dumps(snapshot.counters, sort_keys=True),
+                "hyper": json.dumps(snapshot.hyper, sort_keys=True),
+            }
+            header["sha256"] = _checksum(header, snapshot.tensors)
             tensors.write(file, snapshot.tensors, header)
+            file.flush()
     except OSError as reason:
         raise StateError(f"the state cannot be saved to {path}: {reason.strerror}", "save to a folder that is writable and has room") from None
 
@@ -70,7 +87,27 @@ def read(path: Path, manifest: Manifest) -> Snapshot:
     Raises:
         StateError: the file is missing, truncated, tampered with, of a newer format, or the state of another bundle.
     """
-    found, header = tensors.read(path, StateError)
+    with opened(path, manifest) as found:
+        return replace(found, tensors=dict(found.tensors))
+
+
+@contextmanager
+def opened(path: Path, manifest: Manifest) -> Iterator[Snapshot]:
+    """As `read`, but each tensor is read from the file when it is asked for; all of it was checked before.
+
+    Raises:
+        StateError: as `read`; reading a tensor raises it too where the file cannot be read any more.
+    """
+    try:
+        file = path.open("rb")
+    except OSError as reason:
+        raise StateError(f"{path} cannot be read: {reason.strerror}", "check the path and its permissions") from None
+    with file:
+        found = tensors.Stored(file, str(path), StateError)
+        yield _checked(path, found, dict(found.metadata), manifest)
+
+
+def _checked(path: Path, found: Mapping[str, NDArray[Any]], header: dict[str, str], manifest: Manifest) -> Snapshot:
     if "compatible" not in header or not set(header) <= _KEYS | {"format"}:
         raise StateError(f"{path} is no saved state of edgeadapt", "give a file that save wrote")
     if header.get("format") != str(FORMAT):
@@ -96,9 +133,9 @@ def read(path: Path, manifest: Manifest) -> Snapshot:
 def _checksum(header: Mapping[str, str], values: Mapping[str, NDArray[Any]]) -> str:
     digest = sha256(json.dumps(sorted(header.items())).encode())
     for name in sorted(values):
-        array = np.ascontiguousarray(values[name])
-        digest.update(json.dumps([name, str(array.dtype), list(values[name].shape)]).encode())
-        digest.update(array.tobytes())
+        array = values[name]
+        digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
+        digest.update(tensors.bytes_of(np.ascontiguousarray(array)))
     return digest.hexdigest()
 
 
@@ -120,15 +157,26 @@ class Slots:
         Raises:
             StateError: nothing is saved there, or nothing that is there can be used; the message says why.
         """
+        return read(self.newest_path(), self._manifest)
+
+    def newest_path(self) -> Path:
+        """The file of the newest sound state.
+
+        Raises:
+            StateError: as `newest`.
+        """
         found, faults = self._all()
         if found:
-            return max(found.values(), key=lambda snapshot: snapshot.generation)
+            return self.folder / max(found, key=lambda name: found[name])
         if faults:
             raise faults[0]
         raise StateError(f"{self.folder} holds no saved state", "save one first")
 
-    def save(self, snapshot: Snapshot) -> Path:
+    def save(self, taken: Taken) -> Path:
         """Saves beside the newest sound state, never over it.
+
+        Args:
+            taken: what is saved; its generation follows from those that are there.
 
         Returns:
             the file written.
@@ -142,20 +190,20 @@ class Slots:
         except OSError as reason:
             raise StateError(f"the state cannot be saved to {self.folder}: {reason.strerror}", "save to a folder that is writable") from None
         found, _ = self._all()
-        order = sorted(SLOTS, key=lambda name: found[name].generation if name in found else -1)
-        generation = 1 + max((item.generation for item in found.values()), default=0)
-        path = self.folder / order[0]
-        write(path, Snapshot(snapshot.tensors, snapshot.counters, snapshot.hyper, generation), self._manifest)
+        path = self.folder / min(SLOTS, key=lambda name: found.get(name, -1))
+        write(path, taken, self._manifest, 1 + max(found.values(), default=0))
         return path
 
-    def _all(self) -> tuple[dict[str, Snapshot], list[StateError]]:
-        found: dict[str, Snapshot] = {}
+    def _all(self) -> tuple[dict[str, int], list[StateError]]:
+        """The generations of those that are sound, and what is wrong with the others."""
+        found: dict[str, int] = {}
         faults: list[StateError] = []
         for name in SLOTS:
             if not os.path.lexists(self.folder / name):
                 continue
             try:
-                found[name] = read(self.folder / name, self._manifest)
+                with opened(self.folder / name, self._manifest) as snapshot:
+                    found[name] = snapshot.generation
             except StateError as fault:
                 faults.append(fault)
         return found, faults

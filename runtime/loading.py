@@ -15,6 +15,7 @@ from edgeadapt.bundle import Bundle
 from edgeadapt.errors import BudgetError
 from edgeadapt.memory import cuda
 from edgeadapt.runtime import choice as choices
+from edgeadapt.runtime import library
 from edgeadapt.runtime import region as regions
 from edgeadapt.runtime.choice import Choice, Item
 from edgeadapt.runtime.engine import Engine
@@ -82,14 +83,14 @@ def fit(
         BudgetError: too little fits.
         EdgeAdaptError: the GPU's provider does not start.
     """
-    now, held = begun or start(claim)
-    held = max(held, claim.promised())  # another adapter may have been opened since
+    begun = begun or start(claim)
+    held = max(begun.held, claim.promised())  # another adapter may have been opened since
     try:
-        loaded, needs = _fitted(bundle, items, claim, threads, strict, prepared, device, slack, now, held)
+        loaded, needs = _fitted(bundle, items, claim, threads, strict, prepared, device, slack, begun, held)
     except Unprepared as reason:
         LOG.warning("%s runs as exported: %s", bundle.path.name, reason.message)
         give_back()
-        loaded, needs = _fitted(bundle, items, claim, threads, strict, None, device, slack, now, held)
+        loaded, needs = _fitted(bundle, items, claim, threads, strict, None, device, slack, begun, held)
     claim.fill(held, loaded.choice.plan.ledger)
     _tell(needs, loaded.choice)
     return loaded
@@ -104,38 +105,40 @@ def _fitted(
     prepared: Prepared | None,
     device: cuda.Device | None,
     slack: int,
-    now: int,
+    now: Start,
     held: int,
 ) -> tuple[Loaded, Needs]:
-    ways, more = _ways(bundle, threads, prepared, slack, device), 0
+    ways, more = _ways(bundle, threads, now, prepared, slack, device), 0
     while True:
         needs, choice, more = _chosen(ways, items, claim.budget, held, strict, more)
         give_back()  # what planning left behind counts as well
-        files, state = mapped_files(), _state(bundle, choice)
+        state, files = _state(bundle, choice), mapped_files()
         engine = load(bundle, state, threads, choice.plan, needs.prepared)
         rehearsed = INEXACT and choice.plan.region.size > 0  # then all that runs take is resident already
-        to_come = choice.plan.ledger.on_device + (0 if rehearsed else _to_come(choice.plan, mapped_files() - files))
-        excess = resident() + (held - now) + to_come - claim.budget
+        to_come = choice.plan.ledger.on_device + (0 if rehearsed else _to_come(choice.plan, state, mapped_files() - files))
+        excess = resident() + (held - now.now) + to_come - claim.budget
         if excess <= 0:
             break
         LOG.info("%s: its graphs took %d bytes more than planned; choosing again", bundle.path.name, excess)
         more += max(excess, _STEP)
         del engine, state
         give_back()
-    again = partial(_exported, bundle, items, claim, held, threads, slack, choice.least.graphs) if needs.prepared is not None else None
-    return Loaded(choice, state, engine, needs.prepared, again), needs
+    again = partial(_exported, bundle, items, claim, now._replace(held=held), threads, slack, choice.least.graphs)
+    return Loaded(choice, state, engine, needs.prepared, None if needs.prepared is None else again), needs
 
 
-def _ways(bundle: Bundle, threads: int, prepared: Prepared | None, slack: int, device: cuda.Device | None = None) -> list[Needs]:
+def _ways(
+    bundle: Bundle, threads: int, begun: Start, prepared: Prepared | None, slack: int, device: cuda.Device | None = None
+) -> list[Needs]:
     """With what was prepared and without it: that may take more, for weights of its own, and not be worth it."""
-    ways = [Needs(bundle, threads, prepared, device=device, slack=slack)]
-    return ways if prepared is None else [*ways, Needs(bundle, threads, slack=slack)]
+    ways = [Needs(bundle, threads, prepared, device=device, slack=slack, given=begun.given)]
+    return ways if prepared is None else [*ways, Needs(bundle, threads, slack=slack, given=begun.given)]
 
 
-def _exported(bundle: Bundle, items: list[Item], claim: Claim, held: int, threads: int, slack: int, least: tuple[str, ...]) -> Choice:
+def _exported(bundle: Bundle, items: list[Item], claim: Claim, begun: Start, threads: int, slack: int, least: tuple[str, ...]) -> Choice:
     """What fits of the graphs as exported, noted in the claim; the least alone, as plan and as least, where nothing more does."""
-    needs = Needs(bundle, threads, slack=slack)
-    held = max(held, claim.promised() - claim.planned)  # by adapters that were opened since
+    needs = Needs(bundle, threads, slack=slack, given=begun.given)
+    held = max(begun.held, claim.promised() - claim.planned)  # by adapters that were opened since
     try:
         choice = _chosen([needs], items, claim.budget, held, False, 0)[1]
     except BudgetError:
@@ -181,17 +184,25 @@ def _best(ways: Sequence[Needs], items: list[Item], budget: int, held: int, stri
 
 
 class Start(NamedTuple):
-    """What the process holds before anything of a bundle is planned, and what it holds or has promised, in bytes."""
+    """Bytes that the process holds before anything of a bundle is planned, that it holds or has promised, and that were given back before."""
 
     now: int
     held: int
+    given: int
 
 
 def start(claim: Claim) -> Start:
     """As it stands; planning itself, and what it leaves, must not count twice."""
-    regions.left()  # the process's first session brings in pages of the libraries, which belong to what is held now
+    given = begin()
     now = resident()
-    return Start(now, max(now, claim.promised()))
+    return Start(now, max(now, claim.promised()), given)
+
+
+def begin() -> int:
+    """Makes the process's first session, as it brings in more than code, and that belongs to what is held before; bytes of code given back then."""
+    library.give_back()  # what importing it needed
+    regions.left()
+    return library.give_back()
 
 
 def names(
@@ -202,7 +213,7 @@ def names(
     Raises:
         BudgetError: too little fits.
     """
-    ways = _ways(bundle, threads, prepared, slack)
+    ways = _ways(bundle, threads, begun, prepared, slack)
     try:
         return _chosen(ways, items, claim.budget, begun.held, strict, 0)[1].plan.graphs
     except Unprepared:
@@ -226,11 +237,11 @@ def _state(bundle: Bundle, choice: Choice) -> FlatState:
     return FlatState(bundle.manifest.state, {name: graphs[name] for name in choice.plan.graphs}, bundle.initial_state())
 
 
-def _to_come(plan: Planned, mapped: int) -> int:
+def _to_come(plan: Planned, state: FlatState, mapped: int) -> int:
     """Bytes that the first runs will add to graphs that are loaded, if `mapped` bytes of files came in with them."""
     lines = plan.lines()
     untouched = plan.region.size - lines["region"] < 256 <= plan.region.size  # nothing was prepacked into it: its table is still to be made
-    first = lines["region"] + lines["state"] + lines.get("sums", 0) + lines["frames and logits"] + (lines["region's table"] if untouched else 0)
+    first = lines["region"] + state.untouched + lines.get("sums", 0) + lines["frames and logits"] + (lines["region's table"] if untouched else 0)
     return first + lines.get("slack", 0) + max(0, lines["weights"] + lines["code"] + lines.get("CUDA libraries", 0) - mapped)
 
 
@@ -249,9 +260,11 @@ def load(bundle: Bundle, state: FlatState, threads: int, plan: Planned, prepared
             engine = Engine(bundle, state, threads, plan.graphs, prepared, True, plan.limits)
             for name in plan.graphs:
                 engine.prepare(name)
+                library.give_back()
             left = regions.left() if wanted.size else wanted.kept
         if left is not None and (left <= wanted.kept or left >= wanted.size):  # taken already, or there to be taken whole
             engine.settle()
+            library.give_back()
             if not INEXACT or not wanted.size or engine.rehearsed(plan.graphs):
                 return engine
             more = max(wanted.size // 64, 65536)
@@ -273,3 +286,4 @@ def give_back() -> None:
     regions.release()
     with suppress(AttributeError, OSError):  # only glibc has it
         ctypes.CDLL(None).malloc_trim(0)
+    library.give_back()

@@ -90,6 +90,7 @@ def served(path: str, setting: dict[str, Any]) -> dict[str, int]:
     from edgeadapt.runtime.memory import Needs, laid_out, planned
     from edgeadapt.runtime.state import FlatState
 
+    loading.begin()
     bundle = Bundle.open(path)
     graphs = bundle.manifest.graphs
     names, threads = setting["graphs"], setting["threads"]

@@ -13,11 +13,11 @@ from functools import partial
 import onnxruntime
 
 from edgeadapt.bundle import Bundle, Form
-from edgeadapt.bundle.roles import ROLES
+from edgeadapt.bundle.roles import ROLES, STEPS
 from edgeadapt.errors import BudgetError, BundleError
 from edgeadapt.memory import Graph, Machine, Plan, cuda, footprint, quantised, read, smallest, suited
 from edgeadapt.memory.figures import figures, structures
-from edgeadapt.memory.ledger import Ledger, Line, gpu_lines, slack_line
+from edgeadapt.memory.ledger import Ledger, Line, gpu_lines, slack_line, starting_line
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
 from edgeadapt.runtime.session import Unprepared
@@ -28,7 +28,6 @@ FIRST_GRAPH = "predict.b1"
 
 _SMALL = 8192  # bytes of a session's small constants and of rounding in what it keeps: 1 to 3 KiB measured
 _NODE = 6144  # a session's structures, a node, where nothing is counted
-_CODE = 2_000_000  # less than the ledger's: a session and an error of onnxruntime were there already
 _ALLOWANCE = 3 * 2**19  # found resident at most, on seven bundles, beyond the other lines: 1.25 MiB
 INEXACT = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 28)
 """Whether small constants and packed matrices lie in the region too, where is not known, as seen with 1.23 (with 1.31 they lie beside it): then what
@@ -100,9 +99,10 @@ class Needs:
         counted: False takes the manifest's word, which costs nothing and bounds nothing.
         device: the GPU that they run on; None for the CPU.
         slack: bytes of a budget that are kept free for the program.
+        given: bytes of onnxruntime's library that were given back before what the process holds was looked at.
 
     Attributes:
-        bundle, threads, prepared, device, slack: as given.
+        bundle, threads, prepared, device, slack, given: as given.
     """
 
     def __init__(
@@ -113,8 +113,10 @@ class Needs:
         counted: bool = True,
         device: cuda.Device | None = None,
         slack: int = 0,
+        given: int = 0,
     ) -> None:
         self.bundle, self.threads, self.prepared, self.device, self.slack, self._counted = bundle, threads, prepared, device, slack, counted
+        self.given = given
         self._prepared = {} if prepared is None else prepared.graphs
         self._sizes = (bundle.path.stat().st_size, 0 if prepared is None else prepared.own_bytes)
         self._machine = Machine.here(threads)
@@ -304,7 +306,8 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
     top, margin = largest.region, largest.room - largest.region + more
     fixed = bounded and all(need.exact for need in found)
     region = Region(_up(top + margin + inside), _up(beside + _SMALL * len(names)), prepacking) if fixed else Region(prepacking=prepacking)
-    code = _CODE + (footprint.FUSED_CODE if needs.any_prepared(names) else 0)
+    step = any(manifest.graphs[name].role.startswith(STEPS) for name in names)
+    code = footprint.code(needs.any_prepared(names), step, any(map(needs.on_bytes, names)))
     known = "counted" if all(need.exact for need in found) else "estimated"
     limits = None if needs.device is None else {name: need.device if bounded else 0 for name, need in zip(names, found)}
     bound = sum(footprint.bound(manifest.graphs[name]) for name in names)
@@ -320,11 +323,10 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         Line("frames and logits", _buffers(bundle, names, frames), "counted", "of the largest batch, the caller's and ours"),
         Line("allowance", _ALLOWANCE, "estimated", "for what differs from run to run"),
         *([] if needs.device is None else gpu_lines(needs.device, [need.device for need in found], "counted" if bounded else "estimated")),
-        *slack_line(needs.slack),
     ]
     if sums := footprint.sums_used(manifest, names):
         lines.insert(9, Line("sums", sums, "counted", "what the runs of a step in pieces add up"))
-    return Planned(tuple(names), region, Ledger(tuple(lines)), limits, frames)
+    return Planned(tuple(names), region, Ledger((*lines, *starting_line(lines, needs.given), *slack_line(needs.slack))), limits, frames)
 
 
 def laid_out(needs: Needs, plan: Planned) -> Planned:

@@ -115,6 +115,8 @@ def left() -> int | None:
     """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL  # none of whose code need be resident for this
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
     apply(options)
     session = onnxruntime.InferenceSession(_probe(), options, providers=["CPUExecutionProvider"])
     try:

@@ -71,7 +71,7 @@ class FlatState:
                 self._views[name] = tuple(_view(region[begin : begin + sizes[name]], self._specs[name]) for region in sets)
                 begin += sizes[name]
         self.groups = tuple(groups)
-        self.parity = [0] * len(groups)
+        self.parity = [len(group.sets) - 1 for group in groups]  # the first of two sets is the first to be filled
         place = {name: index for index, group in enumerate(groups) for name in group.names}
         self.written = {name: tuple(sorted({place[item] for item in graph.writes})) for name, graph in graphs.items()}
         self.touched = {name: tuple(sorted({place[item] for item in (*graph.reads, *graph.writes)})) for name, graph in graphs.items()}
@@ -84,6 +84,11 @@ class FlatState:
         """Bytes of all sets."""
         return int(self.buffer.nbytes)
 
+    @property
+    def untouched(self) -> int:
+        """Bytes of sets that only a run fills: the following ones."""
+        return sum(4 * len(group.sets[1 - parity]) for group, parity in zip(self.groups, self.parity) if len(group.sets) == 2)
+
     def views(self, name: str) -> tuple[Array, ...]:
         """A tensor's memory itself, in each of its sets; one that no graph writes has only one."""
         return self._views[name]
@@ -94,13 +99,17 @@ class FlatState:
 
     def current(self) -> dict[str, Array]:
         """Copies of the current tensors, in the order of the specs."""
-        return {name: self._views[name][self.current_set(name)].copy() for name in self._specs}
+        return {name: array.copy() for name, array in self.seen().items()}
+
+    def seen(self) -> dict[str, Array]:
+        """The current tensors' memory itself, in the order of the specs: good until the next step or `replace`."""
+        return {name: self._views[name][self.current_set(name)] for name in self._specs}
 
     def replace(self, values: Mapping[str, Array]) -> None:
-        """Makes copies of `values` the current tensors, all of them or none.
+        """Makes copies of `values` the current tensors, all of them or none. Each value is asked for twice, one after the other, and not kept.
 
         Raises:
-            StateError: names, shapes or dtypes differ from the specs, or a value is not finite.
+            StateError: names, shapes or dtypes differ from the specs, or a value is not finite; or what asking for a value raises.
         """
         if odd := sorted(set(values) ^ set(self._specs)):
             raise StateError(f"state tensor {odd[0]!r} {'is missing' if odd[0] in self._specs else 'is not known'}", "take the state of this bundle")
@@ -113,8 +122,13 @@ class FlatState:
                 )
             if not np.isfinite(array).all():
                 raise StateError(f"state tensor {name!r} holds NaN or infinite values", "go back to an older state, or reset")
-        for name in self._specs:
-            self._views[name][self.current_set(name)][...] = values[name]
+        single = {name: values[name] for group in self.groups if len(group.sets) == 1 for name in group.names}  # nothing is lost if the next fails
+        double = [index for index, group in enumerate(self.groups) if len(group.sets) == 2]
+        for name in (name for index in double for name in self.groups[index].names):
+            self._views[name][1 - self.current_set(name)][...] = values[name]
+        for name, array in single.items():
+            self._views[name][0][...] = array
+        self.swap(double)
         self.replaced += 1
 
     def finite(self, groups: Sequence[int]) -> bool:

@@ -130,3 +130,12 @@ def _refuse_skip(report: Report) -> Report:
 def data_pack() -> Path:
     """The data pack's folder; for tests marked `data`."""
     return Path(os.environ["EDGEADAPT_DATA"])
+
+
+@pytest.fixture
+def light_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Starting takes no more than serving: toys are so small that whatever they do would take the same otherwise."""
+    from edgeadapt.memory import footprint
+
+    monkeypatch.setattr(footprint, "BEGINNING", -footprint.STARTED)
+    monkeypatch.setattr(footprint, "LOADING", 0)

@@ -171,8 +171,8 @@ def wasteful(toy: Toy) -> dict[str, bytes]:
     """Has the toy's step hold copies of its frames to its end; the graphs without, as if they had been prepared so."""
     lean = {name: data for name, data in toy.graphs.items() if name in ("adapt.b16", "predict.b1")}
     model = onnx.load_from_string(toy.graphs["adapt.b16"])
-    model.graph.node.insert(0, helper.make_node("Concat", ["x"] * 400, ["copies"], axis=0))
-    model.graph.value_info.append(helper.make_tensor_value_info("copies", TensorProto.FLOAT, [400 * 16, 3, SIDE, SIDE]))
+    model.graph.node.insert(0, helper.make_node("Concat", ["x"] * 1600, ["copies"], axis=0))
+    model.graph.value_info.append(helper.make_tensor_value_info("copies", TensorProto.FLOAT, [1600 * 16, 3, SIDE, SIDE]))
     toy.graphs["adapt.b16"] = model.SerializeToString()
     toy.specs["adapt.b16"] = replace(toy.specs["adapt.b16"], nodes=toy.specs["adapt.b16"].nodes + 1)
     return lean
@@ -305,7 +305,7 @@ def test_where_the_exported_graphs_do_not_fit_the_budget_it_goes_on_predicting(e
         assert claim is not None
         held, least = claim.filled - claim.planned, adapter._service.choice.least.graphs
         claim.budget = claim.filled  # just what is planned
-        adapter._service._again = lambda: loading._exported(adapter.bundle, items, claim, held, 1, 0, least)
+        adapter._service._again = lambda: loading._exported(adapter.bundle, items, claim, loading.Start(held, held, 0), 1, 0, least)
         for seed in range(30):
             pressure.signs.grade = 0
             assert np.isfinite(adapter.adapt(frames(16, seed))).all()

@@ -163,12 +163,12 @@ def test_figures_that_lie_do_not_pass_a_budget(tmp_path: Path) -> None:
     path = stated(ShapedToy(depth=60), tmp_path / "toy.edgeadapt", edges=0, attributes=0, initialisers=0, inside=0, beside=0).path
     honest = stated(ShapedToy(depth=60), tmp_path / "honest.edgeadapt").path
     opened = {"lying": 0, "honest": 0}
-    for budget in range(58, 70, 2):
+    for budget in range(52, 70, 2):
         for name, bundle in (("lying", path), ("honest", honest)):
             held = run_json([sys.executable, "-c", SERVED, str(bundle), str(budget)])
             assert held["peak"] <= budget * 2**20
             opened[name] += held["peak"] > 0
-    assert 0 < opened["honest"] < 6, "budgets on both sides of what it needs"
+    assert 0 < opened["honest"] < 9, "budgets on both sides of what it needs"
     assert opened["honest"] <= opened["lying"]
 
 

@@ -56,7 +56,7 @@ def test_the_counted_lines_of_a_toy(bundle) -> None:
     found = ledger(bundle, Setup(("adapt.b4",), FLOOR, "estimated"))
     top = layout(bundle, "adapt.b4", Machine())
     assert {line.known for line in found.lines} == {"counted", "measured", "estimated"}
-    assert found["Python and libraries"] == Line("Python and libraries", FLOOR, "estimated", found["Python and libraries"].note)
+    assert found["Python and libraries"] == Line("Python and libraries", FLOOR - footprint.STARTED, "estimated", found["Python and libraries"].note)
     assert found["activations"].bytes + found["workspace"].bytes == top.plan.peak == max(top.plan.curve())
     assert found["activations"].bytes + found["workspace"].bytes + found["gaps"].bytes <= top.region + footprint.LEAST_MARGIN
     small = [3 * 64, 64, 64, 64]  # everything but statistics: gamma, beta, their moments; the head's bias is not written; all fit 64 bytes
@@ -81,10 +81,24 @@ def test_a_setup_changes_its_lines(bundle) -> None:
         > base["gaps"].bytes + base["workspace"].bytes + base["activations"].bytes
     )
     alone = ledger(bundle, Setup((), FLOOR))
-    assert alone.total < base.total
+    assert alone.total == base.total  # of a toy, starting takes most
+    assert alone["starting"].bytes > base["starting"].bytes
     assert alone["graph structures"].bytes < base["graph structures"].bytes
     wide = ledger(bundle, Setup(("adapt.b4",), FLOOR, page=16384))
     assert wide["weights"].bytes % 16384 == 0
+
+
+def test_starting_counts_where_it_takes_more_than_serving(bundle, monkeypatch) -> None:
+    """All of onnxruntime's code at first, then what is loaded and the code for making the last session."""
+    small = ledger(bundle, Setup((), FLOOR))
+    assert small.total == FLOOR + footprint.BEGINNING
+    monkeypatch.setattr(footprint, "SESSION", 30_000_000)
+    large = ledger(bundle, Setup((), FLOOR))
+    loaded = ("Python and libraries", "adapter", "prepacked weights", "graph structures", "region's table", "state", "frames and logits", "allowance")
+    assert large.total == sum(large[name].bytes for name in loaded) + footprint.LOADING
+    assert large["starting"].bytes == footprint.LOADING - sum(line.bytes for line in large.lines if line.name not in (*loaded, "starting"))
+    monkeypatch.setattr(footprint, "LOADING", 0)
+    assert "starting" not in {line.name for line in ledger(bundle, Setup((), FLOOR)).lines}
 
 
 def test_the_first_graph_is_always_among_those_in_use() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import json
 import math
 import sys
 import threading
@@ -19,9 +18,13 @@ import pytest
 from edgeadapt import Adapter
 from edgeadapt.bundle import Bundle, Form, Manifest
 from edgeadapt.cli.main import main
+from edgeadapt.devices.boards import floor
 from edgeadapt.errors import BundleError
 from edgeadapt.memory import footprint, read, simulate
+from edgeadapt.memory.ledger import Setup, ledger
+from edgeadapt.memory.measured import compare, measure
 from edgeadapt.memory.rules import misplaced_sums
+from edgeadapt.memory.simulation import Choice as MemoryChoice
 from edgeadapt.runtime import loading
 from edgeadapt.runtime.choice import Choice, alone, choose, everything, wanted
 from edgeadapt.runtime.engine import Engine
@@ -353,6 +356,7 @@ def test_without_a_budget_steps_are_taken_at_once(large):
     assert not any("sums" in name or "update" in name for name in found.plan.graphs)
 
 
+@pytest.mark.usefixtures("light_start")
 def test_pieces_are_taken_before_a_smaller_batch_and_the_largest_that_fit(large):
     bundle = Bundle.open(large)
     needs = Needs(bundle, 1)
@@ -404,7 +408,7 @@ print(json.dumps({"budget": budget, "peak": memory["peak"], "graphs": memory["gr
 
 @pytest.mark.native
 def test_a_budget_in_which_only_pieces_fit_is_kept(tmp_path):
-    path = PiecesToy(width=96, batches=(1, 4, 256), micro=(1, 16)).write(tmp_path / "toy.edgeadapt")
+    path = PiecesToy(width=256, batches=(1, 4, 256), micro=(1, 16)).write(tmp_path / "toy.edgeadapt")
     found = run_json([sys.executable, "-c", FITTING, str(path), "20"])
     assert {"adapt-sums.b16", "adapt-update"} < set(found["graphs"])
     assert "adapt.b256" not in found["graphs"]
@@ -415,6 +419,7 @@ def test_a_budget_in_which_only_pieces_fit_is_kept(tmp_path):
 # ------------------------------------------------------------------------------------------------------- foretold
 
 
+@pytest.mark.usefixtures("light_start")
 def test_the_simulator_lists_steps_in_pieces(large, capsys):
     bundle = Bundle.open(large)
     found = simulate(bundle, Bench(), "adapt", 64)
@@ -435,24 +440,15 @@ def test_the_simulator_lists_steps_in_pieces(large, capsys):
 
 @pytest.mark.native
 @pytest.mark.parametrize("micro", [1, 16])
-def test_what_is_measured_is_what_was_predicted(large, micro, capsys):
-    budget = next(item.total for item in simulate(Bundle.open(large), HERE(), "adapt", 64).choices if (item.batch, item.micro) == (64, micro))
-    assert main(["simulate", str(large), "--role", "adapt", "--batch", "64", "--budget", str(budget), "--measure", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert found["choice"]["micro"] == micro
-    lines = {line["name"]: line for line in found["measured"]}
-    peak, floor = lines["process's peak"], lines["Python and libraries"]  # the floor is this machine's own, and not looked at here
-    above_floor = [peak[kind] - floor[kind] for kind in ("predicted", "measured")]
-    assert abs(above_floor[0] - above_floor[1]) <= 0.03 * peak["measured"]
+def test_what_is_measured_is_what_was_predicted(large, micro):
+    bundle, names = Bundle.open(large), ("predict.b1", f"adapt-sums.b{micro}", "adapt-update")
+    here, found = floor.look().floor, measure(large, MemoryChoice("adapt", 64, names[1], names, True, 0, 0.0, micro=micro))
+    told = ledger(bundle, Setup(names, here, frames=64))
+    lines = {line["name"]: line for line in compare(told, found, here)}
+    assert lines["process's peak"]["predicted"] == pytest.approx(found["peak"], rel=0.03)
     region = lines["region for tensors"]
     assert abs(region["predicted"] - region["measured"]) <= 65536 + 2 * 4096
     assert 0 <= lines["sums"]["measured"] - lines["sums"]["predicted"] <= 2 * 4096
-
-
-def HERE() -> Any:
-    from edgeadapt.devices import boards
-
-    return boards.load(boards.HERE)
 
 
 def test_pieces_are_prepared_too(path, tmp_path, monkeypatch):

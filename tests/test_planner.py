@@ -31,6 +31,8 @@ from tests.zoo.calibrate import calibrate
 from tests.zoo.data import blobs
 from tests.zoo.named import resnet_cifar
 
+pytestmark = pytest.mark.usefixtures("light_start")
+
 SHAPE, CLASSES, BATCH, BOARD = (3, 16, 16), 4, 4, Bench()
 PARTS = 3  # of ResNet-8: a block each
 
@@ -207,7 +209,7 @@ def test_what_is_said_to_be_needed_is_what_is_needed(tmp_path: Path) -> None:
     """Where prediction fits no more, the step in pieces is looked at all the same."""
     given: dict[str, Any] = {"statistics": "source", "batches": (32,), "parts": 1, "train": 1, "micro": (8,)}
     with pytest.raises(BudgetError, match=r"batch 32 \(in pieces of 8") as refused:
-        exported(tmp_path / "net.edgeadapt", 50 * 2**20, **given)
+        exported(tmp_path / "net.edgeadapt", 40 * 2**20, **given)
     needed = re.search(r"at least (\d+)MiB", refused.value.hint)
     assert needed is not None
     assert listed(int(needed[1]) * 2**20, **given).chosen == Candidate(1, 1, (32,))
@@ -329,8 +331,8 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("untrained")
 def test_nothing_fits_and_nothing_is_trained(tmp_path: Path) -> None:
     path = tmp_path / "net.edgeadapt"
-    with pytest.raises(BudgetError, match="nothing that was asked for fits the budget of 50 MiB on a bench") as caught:
-        exported(path, 50 * 2**20)
+    with pytest.raises(BudgetError, match="nothing that was asked for fits the budget of 40 MiB on a bench") as caught:
+        exported(path, 40 * 2**20)
     assert "; the nearest is 1 part, all trained, batch 1 (" in str(caught.value)
     assert "give a budget of at least" in caught.value.hint
     assert not path.exists()
@@ -403,8 +405,8 @@ def test_an_export_within_a_budget(here: Path, capsys: pytest.CaptureFixture[str
     assert "chosen for 128 MiB on Raspberry Pi 4, 1 GB: 1 part, all trained, batch 2" in output.err
     assert output.err.index("chosen for") < output.err.index("warm-up")
     (here / "net.edgeadapt").unlink()
-    assert shell(*words, "--board", "pi4-1gb", "--budget", "50MiB", "-o", "net.edgeadapt") == 5
-    assert "fits the budget of 50 MiB" in capsys.readouterr().err
+    assert shell(*words, "--board", "pi4-1gb", "--budget", "40MiB", "-o", "net.edgeadapt") == 5
+    assert "fits the budget of 40 MiB" in capsys.readouterr().err
     assert not (here / "net.edgeadapt").exists()
 
 
@@ -412,7 +414,7 @@ def test_an_export_within_a_budget(here: Path, capsys: pytest.CaptureFixture[str
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        ("--plan --budget 50MiB --batch 1 --parts 1 --board pi4-1gb", 5, "nothing that was asked for fits"),
+        ("--plan --budget 40MiB --batch 1 --parts 1 --board pi4-1gb", 5, "nothing that was asked for fits"),
         ("--plan --board pi4-3gb", 2, "there is no board 'pi4-3gb'"),
         ("--plan --train 7", 2, "train = 7, and the model has 3 parts"),
         ("--board pi4-1gb --method norm -o n.edgeadapt", 2, "give --budget or --plan too"),

@@ -61,6 +61,7 @@ def test_without_a_budget_the_quickest_of_the_largest_batch_is_shown(bundle) -> 
     found.check()
 
 
+@pytest.mark.usefixtures("light_start")
 def test_every_choice_is_beaten_by_none_and_the_best_is_of_the_role_with_the_largest_batch(bundle) -> None:
     found = memory.simulate(bundle, Bench(), budget=2**30)
     assert {choice.role for choice in found.choices} == {"predict", "adapt"}
@@ -76,6 +77,7 @@ def test_every_choice_is_beaten_by_none_and_the_best_is_of_the_role_with_the_lar
     assert found.margin == 2**30 - found.ledger.total
 
 
+@pytest.mark.usefixtures("light_start")
 def test_a_budget_that_is_too_small_names_the_nearest_that_fit(bundle) -> None:
     every = memory.simulate(bundle, Bench()).choices
     large = min(choice.total for choice in every if choice.role == "adapt" and choice.batch == 64)
@@ -229,6 +231,7 @@ def test_a_child_that_fails_is_told_by_its_last_line(tmp_path) -> None:
         measure(tmp_path / "none.edgeadapt", Choice("predict", 1, "predict.b1", ("predict.b1",), True, 0, 0.0))
 
 
+@pytest.mark.usefixtures("light_start")
 def test_a_tight_budget_has_predictions_made_frame_by_frame(bundle) -> None:
     found = memory.simulate(bundle, Bench())
     assert not found.choice.singly

@@ -73,7 +73,7 @@ def test_larger_tensors_are_counted_by_their_bytes():
 def test_the_state_of_a_bundle_of_other_types_is_refused(bundle, tmp_path):
     manifest = bundle.manifest
     path = tmp_path / "x"
-    checkpoint.write(path, Snapshot(dict(START), {}, {}), manifest)
+    checkpoint.write(path, Snapshot(dict(START), {}, {}).at_hand, manifest)
     other = replace(manifest, state=tuple(replace(spec, dtype="uint8") if spec.name == "w" else spec for spec in manifest.state))
     with pytest.raises(StateError, match="other trainable parts"):
         checkpoint.read(path, other)

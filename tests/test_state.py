@@ -164,7 +164,7 @@ def same(left: Snapshot, right: Snapshot) -> bool:
 
 def test_a_file_gives_back_what_was_saved(toy, tmp_path):
     saved = snapshot(toy, 7, 3)
-    checkpoint.write(tmp_path / "x", saved, toy.manifest())
+    checkpoint.write(tmp_path / "x", saved.at_hand, toy.manifest())
     found = checkpoint.read(tmp_path / "x", toy.manifest())
     assert same(found, saved)
     assert found.generation == 3
@@ -173,14 +173,14 @@ def test_a_file_gives_back_what_was_saved(toy, tmp_path):
 
 
 def test_the_safetensors_header_is_plain_text_for_others(toy, tmp_path):
-    checkpoint.write(tmp_path / "x", snapshot(toy, 1), toy.manifest())
+    checkpoint.write(tmp_path / "x", snapshot(toy, 1).at_hand, toy.manifest())
     found, header = tensors.read(tmp_path / "x")
     assert set(found) == set(toy.state)
     assert header["model"] == "tests.toybundle:Toy"
 
 
 def test_the_state_of_another_bundle_is_refused_by_its_name(toy, tmp_path):
-    checkpoint.write(tmp_path / "x", snapshot(toy, 1), toy.manifest())
+    checkpoint.write(tmp_path / "x", snapshot(toy, 1).at_hand, toy.manifest())
     manifest = toy.manifest()
     retrained = dataclasses.replace(manifest, model=dataclasses.replace(manifest.model, name="my.net", weights_sha256="e" * 64))
     with pytest.raises(StateError, match=r"is the state of tests\.toybundle:Toy .* this bundle is my\.net .*: other frozen weights"):
@@ -190,7 +190,7 @@ def test_the_state_of_another_bundle_is_refused_by_its_name(toy, tmp_path):
 
 
 def test_a_new_export_with_other_batches_takes_the_same_state(toy, tmp_path):
-    checkpoint.write(tmp_path / "x", snapshot(toy, 1), toy.manifest())
+    checkpoint.write(tmp_path / "x", snapshot(toy, 1).at_hand, toy.manifest())
     checkpoint.read(tmp_path / "x", Toy(batches=(1, 2, 8)).manifest())
 
 
@@ -200,7 +200,7 @@ def test_other_files_and_newer_formats_are_refused(toy, tmp_path):
     (tmp_path / "x").write_bytes(tensors.encode(dict(toy.state)))
     with pytest.raises(StateError, match="no saved state of edgeadapt"):
         checkpoint.read(tmp_path / "x", toy.manifest())
-    checkpoint.write(tmp_path / "x", snapshot(toy, 1), toy.manifest())
+    checkpoint.write(tmp_path / "x", snapshot(toy, 1).at_hand, toy.manifest())
     content, header = tensors.read(tmp_path / "x")
     (tmp_path / "x").write_bytes(tensors.encode(content, {**header, "format": "2"}))
     with pytest.raises(StateError, match="state format '2', this reads 1"):
@@ -215,7 +215,7 @@ FUZZ = settings(max_examples=120, suppress_health_check=[HealthCheck.function_sc
 def test_a_damaged_file_is_refused_or_holds_the_same(toy, tmp_path, data):
     saved = snapshot(toy, 2)
     path = tmp_path / "x"
-    checkpoint.write(path, saved, toy.manifest())
+    checkpoint.write(path, saved.at_hand, toy.manifest())
     whole = bytearray(path.read_bytes())
     whole[data.draw(some.integers(0, len(whole) - 1))] ^= data.draw(some.integers(1, 255))
     size = data.draw(some.sampled_from([len(whole), data.draw(some.integers(0, len(whole)))]))
@@ -227,7 +227,7 @@ def test_a_damaged_file_is_refused_or_holds_the_same(toy, tmp_path, data):
 
 
 def test_tampered_counters_are_noticed(toy, tmp_path):
-    checkpoint.write(tmp_path / "x", snapshot(toy, 1), toy.manifest())
+    checkpoint.write(tmp_path / "x", snapshot(toy, 1).at_hand, toy.manifest())
     content, header = tensors.read(tmp_path / "x")
     (tmp_path / "x").write_bytes(tensors.encode(content, {**header, "counters": '{"frames": 0, "steps": 2}'}))
     with pytest.raises(StateError, match="checksum differs"):
@@ -238,7 +238,7 @@ def test_slots_take_turns_and_the_newest_counts(toy, tmp_path):
     slots = Slots(tmp_path / "s", toy.manifest())
     with pytest.raises(StateError, match="holds no saved state"):
         slots.newest()
-    names = [slots.save(snapshot(toy, seed)).name for seed in range(1, 6)]
+    names = [slots.save(snapshot(toy, seed).at_hand).name for seed in range(1, 6)]
     assert names == ["a.safetensors", "b.safetensors"] * 2 + ["a.safetensors"]
     assert same(slots.newest(), snapshot(toy, 5))
     assert same(Slots(tmp_path / "s", toy.manifest()).newest(), snapshot(toy, 5))
@@ -250,27 +250,27 @@ def test_slots_take_turns_and_the_newest_counts(toy, tmp_path):
 def test_a_damaged_newest_slot_falls_back_to_the_one_before(toy, tmp_path, damage):
     slots = Slots(tmp_path, toy.manifest())
     for seed in (1, 2, 3):
-        newest = slots.save(snapshot(toy, seed))
+        newest = slots.save(snapshot(toy, seed).at_hand)
     damage(newest)
     assert same(slots.newest(), snapshot(toy, 2))
-    assert slots.save(snapshot(toy, 4)) == newest  # and never over the only sound one
+    assert slots.save(snapshot(toy, 4).at_hand) == newest  # and never over the only sound one
     assert same(slots.newest(), snapshot(toy, 4))
 
 
 def test_two_damaged_slots_say_why(toy, tmp_path):
     slots = Slots(tmp_path, toy.manifest())
     for seed in (1, 2):
-        slots.save(snapshot(toy, seed)).write_bytes(b"x" * 99)
+        slots.save(snapshot(toy, seed).at_hand).write_bytes(b"x" * 99)
     with pytest.raises(StateError, match="not a sound safetensors file"):
         slots.newest()
-    slots.save(snapshot(toy, 3))
+    slots.save(snapshot(toy, 3).at_hand)
     assert same(slots.newest(), snapshot(toy, 3))
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
 def test_a_save_that_fails_leaves_the_one_before_and_no_rubbish(toy, tmp_path, monkeypatch, call):
     slots = Slots(tmp_path, toy.manifest())
-    slots.save(snapshot(toy, 1))
+    slots.save(snapshot(toy, 1).at_hand)
 
     def fail(*_: object) -> None:
         raise OSError(28, "No space left on device")
@@ -278,7 +278,7 @@ def test_a_save_that_fails_leaves_the_one_before_and_no_rubbish(toy, tmp_path, m
     with monkeypatch.context() as patch:
         patch.setattr(os, call, fail)
         with pytest.raises(StateError, match="No space left on device"):
-            slots.save(snapshot(toy, 2))
+            slots.save(snapshot(toy, 2).at_hand)
     assert same(slots.newest(), snapshot(toy, 1))
     assert [path.name for path in tmp_path.iterdir()] == ["a.safetensors"]
 
@@ -291,7 +291,7 @@ from tests.test_state import snapshot
 from tests.toybundle import Toy
 toy = Toy()
 setattr(os, sys.argv[2], lambda *_: os._exit(9))
-Slots(Path(sys.argv[1]), toy.manifest()).save(snapshot(toy, 3))
+Slots(Path(sys.argv[1]), toy.manifest()).save(snapshot(toy, 3).at_hand)
 """
 
 
@@ -299,12 +299,12 @@ Slots(Path(sys.argv[1]), toy.manifest()).save(snapshot(toy, 3))
 def test_a_process_that_dies_while_saving_loses_nothing(toy, tmp_path, call):
     slots = Slots(tmp_path, toy.manifest())
     for seed in (1, 2):
-        slots.save(snapshot(toy, seed))
+        slots.save(snapshot(toy, seed).at_hand)
     run = subprocess.run([sys.executable, "-c", CRASH, str(tmp_path), call], cwd=ROOT, env=environment())
     assert run.returncode == 9
     assert len(list(tmp_path.iterdir())) == 3  # the torn file is there
     assert same(slots.newest(), snapshot(toy, 2))
-    slots.save(snapshot(toy, 4))
+    slots.save(snapshot(toy, 4).at_hand)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
     assert same(slots.newest(), snapshot(toy, 4))
 
@@ -312,6 +312,6 @@ def test_a_process_that_dies_while_saving_loses_nothing(toy, tmp_path, call):
 def test_a_folder_that_cannot_be_written_is_named(toy, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(StateError, match="cannot be saved"):
-        Slots(tmp_path / "file", toy.manifest()).save(snapshot(toy, 1))
+        Slots(tmp_path / "file", toy.manifest()).save(snapshot(toy, 1).at_hand)
     with pytest.raises(StateError, match="cannot be saved"):
-        checkpoint.write(tmp_path / "no" / "folder" / "x", snapshot(toy, 1), toy.manifest())
+        checkpoint.write(tmp_path / "no" / "folder" / "x", snapshot(toy, 1).at_hand, toy.manifest())

@@ -6,7 +6,8 @@ import dataclasses
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -152,13 +153,7 @@ class Bundle:
             BundleError: one differs; the message names it.
         """
         with self._file() as file:
-            digest, place = sha256(), self._places[WEIGHTS]
-            file.seek(place.offset)
-            buffer, left = memoryview(bytearray(_CHUNK)), place.size
-            while left and (count := file.readinto(buffer[: min(left, _CHUNK)])):
-                digest.update(buffer[:count])
-                left -= count
-            self._compare(WEIGHTS, digest.hexdigest(), place.size - left)
+            self._compare(WEIGHTS, *_digest(file, self._places[WEIGHTS]))
         self.initial_state()
         for name in self.manifest.graphs:
             self._graph(name)
@@ -213,8 +208,25 @@ class Bundle:
         Raises:
             BundleError: they are damaged or not what the manifest says.
         """
+        with self.stored_state() as found:
+            return {spec.name: found[spec.name] for spec in self.manifest.state}
+
+    @contextmanager
+    def stored_state(self) -> Iterator[Mapping[str, NDArray[Any]]]:
+        """As `initial_state`, but each tensor is read from the file when it is asked for; all of it was checked before.
+
+        Raises:
+            BundleError: as `initial_state`; reading a tensor raises it too where the file cannot be read any more.
+        """
+        with self._file() as file:
+            place = self._places[STATE]
+            self._compare(STATE, *_digest(file, place))
+            found = tensors.Stored(file, f"{self.path}: {STATE}", BundleError, place.offset, place.size)
+            self._check_state(found)
+            yield found
+
+    def _check_state(self, found: Mapping[str, NDArray[Any]]) -> None:
         where = f"{self.path}: {STATE}"
-        found, _ = tensors.decode(self._member(STATE), where, BundleError)
         if set(found) != {spec.name for spec in self.manifest.state}:
             odd = sorted(set(found) ^ {spec.name for spec in self.manifest.state})
             raise BundleError(f"{where}: its tensors are not those of the manifest (first difference: {odd[0]!r})", "export the bundle again")
@@ -227,7 +239,6 @@ class Bundle:
                 )
             if not np.isfinite(array).all():
                 raise BundleError(f"{where}: {spec.name!r} holds NaN or infinite values", "export the bundle again")
-        return {spec.name: found[spec.name] for spec in self.manifest.state}
 
     @property
     def folder(self) -> str:
@@ -299,6 +310,17 @@ def _opened(path: Path) -> BufferedReader:
 def _identity(file: BinaryIO) -> tuple[int, ...]:
     found = os.fstat(file.fileno())
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _digest(file: BufferedReader, place: storedzip.Place) -> tuple[str, int]:
+    """SHA-256 of a member, in hex, and how many bytes of it there are; read in pieces."""
+    digest = sha256()
+    file.seek(place.offset)
+    buffer, left = memoryview(bytearray(_CHUNK)), place.size
+    while left and (count := file.readinto(buffer[: min(left, _CHUNK)])):
+        digest.update(buffer[:count])
+        left -= count
+    return digest.hexdigest(), place.size - left
 
 
 def _read(file: BinaryIO, place: storedzip.Place) -> bytes:

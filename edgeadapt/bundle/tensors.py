@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,7 +39,7 @@ _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 def encode(tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> bytes:
     """The whole file as bytes; see `write`."""
     head, ordered = _plan(tensors, metadata)
-    return b"".join([head, *(_bytes(array) for array in ordered)])
+    return b"".join([head, *(bytes_of(array) for array in ordered)])
 
 
 def write(file: BinaryIO, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> int:
@@ -51,10 +51,11 @@ def write(file: BinaryIO, tensors: Mapping[str, Array], metadata: Mapping[str, s
         InputError: an array's dtype is not one of float32, float16, int8/16/32/64, uint8, bool; a name is empty or reserved.
     """
     head, ordered = _plan(tensors, metadata)
-    return file.write(head) + sum(file.write(_bytes(array)) for array in ordered)
+    return file.write(head) + sum(file.write(bytes_of(array)) for array in ordered)
 
 
-def _bytes(array: Array) -> memoryview | bytes:
+def bytes_of(array: Array) -> memoryview | bytes:
+    """A contiguous array's bytes, without a copy."""
     return array.reshape(-1).view(np.uint8).data if array.size else b""
 
 
@@ -115,41 +116,110 @@ def decode(
         error: the data is not a well-formed safetensors file of the dtypes known here; the message names the tensor and the fault.
     """
     view = memoryview(data)
+    bad = _complaint(where, error)
+    start = 8 + _length(view[:8], len(view), bad)
+    places, metadata = _places(bytes(view[8:start]), len(view) - start, bad)
+    found = {name: _array(name, view[start + place.begin : start + place.end], place, bad) for name, place in places.items()}
+    return {name: array if array.flags.aligned else array.copy() for name, array in found.items()}, metadata
 
-    def bad(what: str) -> EdgeAdaptError:
-        return error(f"{where} is not a sound safetensors file: {what}", "copy or save it again")
 
-    if len(view) < 8:
-        raise bad(f"{len(view)} bytes, of which 8 should say the header's length")
-    length = int.from_bytes(view[:8], "little")
+class Stored(Mapping[str, Array]):
+    """The arrays of an open file, each read when it is asked for and kept by whoever asked: read-only, and never all in memory.
+
+    Args:
+        file: an open file, with a safetensors file in it.
+        where, error: as for `decode`.
+        begin, size: the bytes of it that are one.
+
+    Attributes:
+        metadata: its metadata, empty where there is none.
+
+    Raises:
+        error: as `decode`, and so does reading an array; also where the file cannot be read.
+    """
+
+    def __init__(self, file: BinaryIO, where: str, error: type[EdgeAdaptError], begin: int = 0, size: int | None = None) -> None:
+        self._file, self._where, self._error, self._bad = file, where, error, _complaint(where, error)
+        size = os.fstat(file.fileno()).st_size - begin if size is None else size
+        self._begin = begin + 8 + _length(self._read(begin, min(8, size)), size, self._bad)
+        self._places, self.metadata = _places(self._read(begin + 8, self._begin - begin - 8), begin + size - self._begin, self._bad)
+
+    def _read(self, begin: int, size: int) -> bytes:
+        try:
+            self._file.seek(begin)
+            data = self._file.read(size)
+        except OSError as reason:
+            raise self._error(f"{self._where} cannot be read: {reason.strerror}", "check the disk that it is on") from None
+        if len(data) != size:
+            raise self._bad("it became shorter while it was read")
+        return data
+
+    def __getitem__(self, name: str) -> Array:
+        """The array of that name; KeyError where there is none."""
+        place = self._places[name]
+        return _array(name, self._read(self._begin + place.begin, place.end - place.begin), place, self._bad)
+
+    def __iter__(self) -> Iterator[str]:
+        """The names, in the header's order."""
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        """How many arrays there are."""
+        return len(self._places)
+
+
+class _Place(NamedTuple):
+    """Where an array's bytes begin and end behind the header, and what they are."""
+
+    begin: int
+    end: int
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+
+
+def _complaint(where: str, error: type[EdgeAdaptError]) -> Callable[[str], EdgeAdaptError]:
+    return lambda what: error(f"{where} is not a sound safetensors file: {what}", "copy or save it again")
+
+
+def _length(first: bytes | memoryview, size: int, bad: Callable[[str], EdgeAdaptError]) -> int:
+    """The header's, by the first eight bytes of a file of `size` bytes."""
+    if size < 8:
+        raise bad(f"{size} bytes, of which 8 should say the header's length")
+    length = int.from_bytes(first, "little")
     if length > MAX_HEADER:
         raise bad(f"a header of {length} bytes; at most {MAX_HEADER} are allowed")
-    if 8 + length > len(view):
-        raise bad(f"truncated in its header ({len(view)} bytes, the header alone needs {8 + length})")
-    header = _header(bytes(view[8 : 8 + length]), bad)
+    if 8 + length > size:
+        raise bad(f"truncated in its header ({size} bytes, the header alone needs {8 + length})")
+    return length
+
+
+def _places(text: bytes, available: int, bad: Callable[[str], EdgeAdaptError]) -> tuple[dict[str, _Place], dict[str, str]]:
+    """What a header says, checked against the bytes that follow it: the arrays' places in its order, and the metadata."""
+    header = _header(text, bad)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise bad("__metadata__ is not a mapping of strings")
     if len(header) > MAX_TENSORS:
         raise bad(f"{len(header)} tensors; at most {MAX_TENSORS} are allowed")
-    payload = view[8 + length :]
-    places = sorted((_place(name, entry, len(payload), bad) for name, entry in header.items()), key=lambda place: place[:2])
+    places = {name: _place(name, entry, available, bad) for name, entry in header.items()}
     position = 0
-    tensors = {}
-    for begin, end, name, dtype, shape in places:
-        if begin != position:
-            raise bad(f"tensor {name!r} begins at byte {begin}, but the one before it ends at {position}")
-        position = end
-        array = np.frombuffer(payload[begin:end], dtype=dtype).reshape(shape)
-        if dtype == np.bool_ and array.size and int(array.view(np.uint8).max()) > 1:
-            raise bad(f"tensor {name!r} has bytes that are neither true nor false")
-        tensors[name] = array if array.flags.aligned else array.copy()
-    if position != len(payload):
-        raise bad(f"its tensors take {position} bytes, but {len(payload)} follow the header")
-    return {name: tensors[name] for name in header}, metadata
+    for name, place in sorted(places.items(), key=lambda item: item[1][:2]):
+        if place.begin != position:
+            raise bad(f"tensor {name!r} begins at byte {place.begin}, but the one before it ends at {position}")
+        position = place.end
+    if position != available:
+        raise bad(f"its tensors take {position} bytes, but {available} follow the header")
+    return places, metadata
 
 
-def _header(text: bytes, bad: Any) -> dict[str, Any]:
+def _array(name: str, data: bytes | memoryview, place: _Place, bad: Callable[[str], EdgeAdaptError]) -> Array:
+    array = np.frombuffer(data, dtype=place.dtype).reshape(place.shape)
+    if place.dtype == np.bool_ and array.size and int(array.view(np.uint8).max()) > 1:
+        raise bad(f"tensor {name!r} has bytes that are neither true nor false")
+    return array
+
+
+def _header(text: bytes, bad: Callable[[str], EdgeAdaptError]) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
         result = dict(pairs)
         if len(result) != len(pairs):
@@ -167,7 +237,7 @@ def _header(text: bytes, bad: Any) -> dict[str, Any]:
     return header
 
 
-def _place(name: str, entry: Any, available: int, bad: Any) -> tuple[int, int, str, np.dtype[Any], tuple[int, ...]]:
+def _place(name: str, entry: Any, available: int, bad: Callable[[str], EdgeAdaptError]) -> _Place:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise bad(f"tensor {name!r} needs dtype, shape and data_offsets, and nothing else")
     code, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -180,7 +250,7 @@ def _place(name: str, entry: Any, available: int, bad: Any) -> tuple[int, int, s
     needed = math.prod(shape) * _DTYPES[code].itemsize
     if offsets[1] - offsets[0] != needed:
         raise bad(f"tensor {name!r} of shape {shape} and dtype {code} needs {needed} bytes, but {offsets[1] - offsets[0]} are given")
-    return offsets[0], offsets[1], name, _DTYPES[code], tuple(shape)
+    return _Place(offsets[0], offsets[1], _DTYPES[code], tuple(shape))
 
 
 def _sizes(value: object) -> bool:

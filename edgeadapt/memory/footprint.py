@@ -30,9 +30,22 @@ kinds, with constants of their own and with shared ones. The fit is within 15 % 
 FLOATS = {"BatchNormalization": 1, "Gemm": 2}
 """Attributes that the reader of graphs passes over because they are not whole numbers; the exporter writes them on these operators."""
 
-CODE = 3_790_000
-"""Pages of libraries that are touched on top of a trivial session's: 1.8 MB by loading and running one operator of each of those kinds, and 2 MB by
-the error with which onnxruntime answers when it is asked how much of a region is left."""
+STARTED = 17_100_000
+"""Pages of onnxruntime's library that a process with a trivial session has resident, and that an adapter with a budget gives back."""
+
+BEGINNING = 2_900_000
+"""What an adapter's process takes at its beginning over one with a trivial session: modules, and the error with which onnxruntime answers when it is
+asked how much of a region is left; what importing onnxruntime needs is given back before."""
+
+LOADING = 11_000_000
+"""Of those, what making a session of a whole network brings in again, given back after each: 8.5 MB for chains of an operator, 10.4 to 10.9 MB for
+graphs of three networks."""
+
+CODE = 7_900_000
+"""Of those, and of other libraries beyond a trivial session's, what running one operator of each of those kinds brings in again."""
+
+BYTES_CODE = 400_000
+"""As `CODE`, of operators on bytes: a WideResNet's prediction and step in 8 bits have 1.1 MB more than in float32, but 0.4 MB more than `CODE`."""
 
 FUSED_CODE = 450_000
 """As `CODE`, of the fused and blocked operators that prepared graphs have: 0.2 to 0.43 MB measured."""
@@ -61,6 +74,17 @@ MARGIN, LEAST_MARGIN = 0.02, 65_536
 
 TABLE_ENTRY = 8
 """Bytes that onnxruntime keeps for every 256 of a region; all are written when the region is made."""
+
+
+def code(prepared: bool, step: bool, on_bytes: bool) -> int:
+    """Pages of libraries that running graphs brings in, once those that only onnxruntime's start needs were given back.
+
+    Args:
+        prepared: some of the graphs are prepared ones.
+        step: some adapt or learn.
+        on_bytes: some have operators that multiply by 8-bit weights.
+    """
+    return CODE + FUSED_CODE * prepared + STEP_CODE * step + BYTES_CODE * on_bytes
 
 
 def margined(region: int) -> int:

@@ -256,14 +256,20 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
     frozen = {(tensor.location, tensor.offset, tensor.shape) for item in found.values() for tensor in item.graph.external}
     mapped = _mapped(bundle, found.values(), setup)
     counts = [footprint.count(item.graph) for item in found.values()]
-    code = footprint.CODE + (footprint.FUSED_CODE if any(item.prepared for item in found.values()) else 0)
-    code += footprint.STEP_CODE if any(bundle.manifest.graphs[name].role.startswith(STEPS) for name in names) else 0
+    step = any(bundle.manifest.graphs[name].role.startswith(STEPS) for name in names)
+    on_bytes = any(node.op in quantised.ON_BYTES for item in found.values() for node in item.graph.nodes)
+    code, ours = footprint.code(any(item.prepared for item in found.values()), step, on_bytes), _adapter(bundle, found, len(frozen))
     lines = [
-        Line("Python and libraries", setup.floor, setup.floor_known, "with numpy, onnxruntime and one trivial session"),
-        Line("code of the first runs", code, "measured", "pages of the libraries that only real graphs reach"),
+        Line(
+            "Python and libraries",
+            setup.floor - footprint.STARTED,
+            setup.floor_known,
+            f"of {format_bytes(setup.floor)} with numpy, onnxruntime and one trivial session; the rest is code that is given back",
+        ),
+        Line("code of the first runs", code, "measured", "pages of the libraries that running graphs reach"),
         Line(
             "adapter",
-            _adapter(bundle, found, len(frozen)),
+            ours,
             "measured",
             f"Python's side of {len(names)} graphs and {len(bundle.manifest.state)} state tensors",
         ),
@@ -285,7 +291,21 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
         lines.append(Line("threads", footprint.THREAD * (setup.threads - 1), "measured", f"{setup.threads - 1} besides the first"))
     spread = math.ceil(ALLOWANCE * Ledger(tuple(lines)).total) // setup.page * setup.page
     lines.append(Line("allowance", spread, "estimated", f"{ALLOWANCE:.1%}, for what differs from run to run"))
-    return Ledger((*lines, *slack_line(setup.slack)))
+    started = starting_line(lines[1:], footprint.STARTED + footprint.BEGINNING)
+    return Ledger((*lines, *started, *slack_line(setup.slack)))
+
+
+def starting_line(lines: Sequence[Line], given: int) -> tuple[Line, ...]:
+    """The line of what starting takes over what is held later; none where that is more.
+
+    Args:
+        lines: of what is added to a process that has given back what only onnxruntime's start needs.
+        given: bytes that it held besides before that.
+    """
+    there = ("prepacked weights", "region's table", "graph structures", "adapter", "state", "frames and logits", "sums", "allowance")
+    made = footprint.LOADING + sum(line.bytes for line in lines if line.name in there)
+    more = max(given, made) - Ledger(tuple(lines)).total
+    return (Line("starting", more, "measured", "code of onnxruntime that is given back after its start, or after each session"),) if more > 0 else ()
 
 
 def slack_line(size: int) -> tuple[Line, ...]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.errors import BudgetError, EdgeAdaptError
+from edgeadapt.memory import footprint
 from edgeadapt.memory.ledger import Ledger
 from edgeadapt.memory.simulation import Choice
 
@@ -54,7 +55,7 @@ def compare(ledger: Ledger, found: Mapping[str, int], floor: int) -> list[dict[s
     """
     inside = found["inside"]
     rows: list[tuple[str, int, int]] = [
-        ("Python and libraries", ledger["Python and libraries"].bytes, floor),
+        ("Python and libraries", ledger["Python and libraries"].bytes, floor - footprint.STARTED),
         ("weights", ledger["weights"].bytes, found["weights"]),
         ("region for tensors", sum(ledger[name].bytes for name in REGION) + inside, found["region"]),
         ("state", ledger["state"].bytes, found["state"]),
