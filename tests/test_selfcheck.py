@@ -145,6 +145,31 @@ def test_what_single_precision_leaves_uncertain_is_allowed_for_and_no_more(monke
         selfcheck.check([dataclasses.replace(item, model=to_onnx(item.graph, PlacedWeights()))])
 
 
+def test_kinks_that_double_precision_does_not_show_are_allowed_for_within_a_bound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A ReLU at zero may switch for onnxruntime and neither for torch nor in double precision, but with noise in the inputs."""
+    item, name = compiled("tent"), "first.bn1.weight"
+    item = dataclasses.replace(item, graph=item.graph.copy())
+    example = next(selfcheck.examples(item))
+    got = {key: value.detach().numpy() for key, value in item.program({key: value.clone() for key, value in example.items()}).items()}
+    start = example[f"state.{name}"].numpy()
+
+    def off(share: float) -> dict[str, Array]:
+        return {**got, f"new.{name}": got[f"new.{name}"] * (1 + share) - share * start}
+
+    def refused(share: float) -> bool:
+        try:
+            selfcheck.refuse(selfcheck.compare_at(item, example, off(share)))
+        except ExportError:
+            return True
+        return False
+
+    assert [refused(share) for share in (0.01, 0.03)] == [False, True]
+    monkeypatch.setattr(selfcheck, "_noisy", lambda *_: [off(0.0), off(0.04)])
+    assert [refused(share) for share in (0.03, 0.07, 0.09)] == [False, False, True]
+    monkeypatch.setattr(selfcheck, "_noisy", lambda *_: [off(0.5)])
+    assert [refused(share) for share in (0.09, 0.11)] == [False, True]
+
+
 def with_codes(tier: str = "") -> Compiled:
     """A step of EcoTTA over a frozen model in 8 bits, to be changed at will."""
     item = made("ecotta", "adapt", True, tier)[0]
