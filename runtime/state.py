@@ -15,14 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeadapt.bundle import GraphSpec, Manifest, StateSpec
+from edgeadapt.bundle import GraphSpec, Manifest, StateSpec, tensors
 from edgeadapt.errors import StateError
 
 Floats = NDArray[np.float32]
 Array = NDArray[Any]
 
 _ALIGNMENT = 16  # floats: 64 bytes
-_CHECKED = 65536  # floats looked at in one call, so that the answers take 64 KiB and not a quarter of the state
 
 
 @dataclass(frozen=True)
@@ -120,7 +119,7 @@ class FlatState:
                     f"state tensor {name!r} is {array.dtype} {list(array.shape)}, not {spec.dtype} {list(spec.shape)}",
                     "take the state of this bundle",
                 )
-            if not np.isfinite(array).all():
+            if not tensors.finite(array):
                 raise StateError(f"state tensor {name!r} holds NaN or infinite values", "go back to an older state, or reset")
         single = {name: values[name] for group in self.groups if len(group.sets) == 1 for name in group.names}  # nothing is lost if the next fails
         double = [index for index, group in enumerate(self.groups) if len(group.sets) == 2]
@@ -133,12 +132,8 @@ class FlatState:
 
     def finite(self, groups: Sequence[int]) -> bool:
         """Whether the following set of these groups holds finite values only. Whole numbers always are: of what made them the graph itself tells."""
-        for index in groups:
-            region = self.groups[index].sets[1 - self.parity[index]][: self.groups[index].floats]
-            for begin in range(0, len(region), _CHECKED):
-                if not np.isfinite(region[begin : begin + _CHECKED]).all():
-                    return False
-        return True
+        following = ((self.groups[index], 1 - self.parity[index]) for index in groups)
+        return all(tensors.finite(group.sets[which][: group.floats]) for group, which in following)
 
     def swap(self, groups: Sequence[int]) -> None:
         """Makes the following set of these groups the current one."""

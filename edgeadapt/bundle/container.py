@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 from zlib import crc32
 
-import numpy as np
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import atomic, onnxwire, storedzip, tensors
@@ -237,7 +236,7 @@ class Bundle:
                     f"{where}: {spec.name!r} is {array.dtype} {list(array.shape)}, but the manifest says {spec.dtype} {list(spec.shape)}",
                     "export the bundle again",
                 )
-            if not np.isfinite(array).all():
+            if not tensors.finite(array):
                 raise BundleError(f"{where}: {spec.name!r} holds NaN or infinite values", "export the bundle again")
 
     @property

@@ -23,6 +23,7 @@ Array = NDArray[Any]
 MAX_HEADER = 16 * 2**20
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 16
+_CHECKED = 65536
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -121,6 +122,14 @@ def decode(
     places, metadata = _places(bytes(view[8:start]), len(view) - start, bad)
     found = {name: _array(name, view[start + place.begin : start + place.end], place, bad) for name, place in places.items()}
     return {name: array if array.flags.aligned else array.copy() for name, array in found.items()}, metadata
+
+
+def finite(array: Array) -> bool:
+    """Whether an array has neither NaN nor infinity; looked at in pieces, so that the answers take 64 KiB and not as much as the array."""
+    if array.dtype.kind != "f":
+        return True
+    flat = array.reshape(-1)
+    return all(np.isfinite(flat[begin : begin + _CHECKED]).all() for begin in range(0, flat.size, _CHECKED))
 
 
 class Stored(Mapping[str, Array]):
