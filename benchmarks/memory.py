@@ -71,14 +71,14 @@ def configurations(bundle: Bundle) -> Iterator[Choice]:
                 yield Choice("adapt", batch, name, (*base, name), prepacking, 0, 0.0)
 
 
-def rows(bundles: Sequence[Bundle], floor: int) -> Iterator[dict[str, Any]]:
+def rows(bundles: Sequence[Bundle], floor: int, code: int) -> Iterator[dict[str, Any]]:
     """One for each configuration, as it is measured."""
     arm = platform.machine() in ("aarch64", "arm64")
     for bundle in bundles:
         for choice in configurations(bundle):
-            predicted = ledger(bundle, Setup(choice.graphs, floor, arm=arm, prepacking=choice.prepacking))
+            predicted = ledger(bundle, Setup(choice.graphs, floor, arm=arm, prepacking=choice.prepacking, started=code))
             found = measure(bundle.path, choice)
-            yield {"bundle": bundle.path.stem, "words": choice.words, "lines": compare(predicted, found, floor), "ledger": predicted.plain()}
+            yield {"bundle": bundle.path.stem, "words": choice.words, "lines": compare(predicted, found, floor - code), "ledger": predicted.plain()}
 
 
 def show(row: dict[str, Any]) -> None:
@@ -102,7 +102,8 @@ def main() -> None:
     bundles = [bundle_of(name, arguments.folder) for name in arguments.models]
     print(f"{'':83} predicted  measured   apart    region")
     found = []
-    for row in rows(bundles, floor.look().floor):
+    here = floor.look()
+    for row in rows(bundles, here.floor, here.code):
         show(row)
         found.append(row)
     worst = [100 * (line["predicted"] / line["measured"] - 1) for row in found for line in row["lines"] if line["name"] == "process's peak"]

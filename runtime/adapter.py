@@ -7,6 +7,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -21,6 +22,7 @@ from edgeadapt.progress import Progress
 from edgeadapt.runtime import checkpoint, loading, memory, providers
 from edgeadapt.runtime import choice as choices
 from edgeadapt.runtime.choice import Item, wanted
+from edgeadapt.runtime.claims import CLAIMS, Claim
 from edgeadapt.runtime.hyper import Hyper
 from edgeadapt.runtime.memory import Needs
 from edgeadapt.runtime.prepared import Prepared, find
@@ -47,7 +49,7 @@ class Adapter:
     end, and `load`, `reset` and an assignment to `state` end it: what is left of its frames is predicted.
     """
 
-    def __init__(self, bundle: Bundle, loaded: loading.Loaded, claim: memory.Claim | None, threads: int, pressure: Pressure | None = None) -> None:
+    def __init__(self, bundle: Bundle, loaded: loading.Loaded, claim: Claim | None, threads: int, pressure: Pressure | None = None) -> None:
         manifest = bundle.manifest
         self._bundle, self._claim = bundle, claim
         self._counters = dict.fromkeys(_COUNTERS, 0)
@@ -120,7 +122,7 @@ class Adapter:
             if progress is not None:
                 ready = _completed(bundle, threads, progress, ready, choices.everything(Needs(bundle, threads, counted=False), items).plan.graphs)
             return cls(bundle, loading.everything(bundle, items, threads, ready, device), None, threads)
-        with memory.CLAIMS.taken(limit) as claim:
+        with CLAIMS.taken(limit) as claim:
             return cls._within(bundle, items, claim, threads, strict, ready, progress, device, kept, spare)
 
     @classmethod
@@ -128,7 +130,7 @@ class Adapter:
         cls,
         bundle: Bundle,
         items: list[Item],
-        claim: memory.Claim,
+        claim: Claim,
         threads: int,
         strict: bool,
         ready: Prepared | None,
@@ -230,6 +232,8 @@ class Adapter:
     def save(self, path: str | os.PathLike[str] | None = None) -> Path:
         """Saves state, counters and scalars; they are on disk when this returns.
 
+        Predictions wait meanwhile: with a budget until the system has taken the state, which makes no copy of it, without one until it is copied.
+
         Args:
             path: a file to make or replace. None: one of two slots in the folder BUNDLE.state beside the bundle, in turn, so that a write
                 that is cut short never loses the save before it.
@@ -249,7 +253,12 @@ class Adapter:
     @contextmanager
     def _taken(self) -> Iterator[checkpoint.Snapshot]:
         with self._serving.turn():
-            yield checkpoint.Snapshot(self._state.seen(), dict(self._counters), self._hyper.chosen)
+            now = checkpoint.Snapshot(self._state.seen(), dict(self._counters), self._hyper.chosen)
+            if self._claim is not None:
+                yield now
+                return
+            now = replace(now, tensors=self._state.current())
+        yield now
 
     def load(self, path: str | os.PathLike[str] | None = None) -> None:
         """Continues from a saved state: what follows is the same, bit for bit, as if the process had not stopped.

@@ -136,6 +136,7 @@ def _checksum(header: Mapping[str, str], values: Mapping[str, NDArray[Any]]) -> 
         array = values[name]
         digest.update(json.dumps([name, str(array.dtype), list(array.shape)]).encode())
         digest.update(tensors.bytes_of(np.ascontiguousarray(array)))
+        del array  # before the next is read
     return digest.hexdigest()
 
 

@@ -229,9 +229,9 @@ class Engine:
         if following:
             return None
         if name not in self._initial:
-            found = self._bundle.initial_state()
             wanted = {key for graph in self._bundle.manifest.graphs.values() if graph.role == "source" for key in graph.reads}
-            self._initial = {key: onnxruntime.OrtValue.ortvalue_from_numpy(found[key].copy()) for key in wanted}
+            with self._bundle.stored_state() as found:
+                self._initial = {key: onnxruntime.OrtValue.ortvalue_from_numpy(found[key]) for key in wanted}
         return self._initial[name]
 
 

@@ -29,15 +29,16 @@ class _Mapping(NamedTuple):
 
 
 def _mappings(root: str) -> Iterator[_Mapping]:
-    """Those of onnxruntime's libraries. Python never closes a library that it has loaded, so the addresses stay theirs."""
+    """Those of the library itself, without its providers for other processors."""
     try:
         with open(os.path.join(root, "proc/self/smaps"), "rb") as file:
             ours, begin, end, permissions, held = False, 0, 0, b"", 0
             for line in file:
                 name, *fields = line.split(None, 5)
                 if not name.endswith(b":"):
-                    path = fields[4] if len(fields) == 5 else b""
-                    ours = path.startswith(_FOLDER) and b".so" in path.rsplit(b"/", 1)[-1]
+                    path = fields[4].strip() if len(fields) == 5 else b""
+                    file_name = path.rsplit(b"/", 1)[-1]
+                    ours = path.startswith(_FOLDER) and b".so" in file_name and b"providers" not in file_name
                     if ours:
                         begin, end = (int(number, 16) for number in name.split(b"-"))
                         permissions = fields[0]
@@ -49,6 +50,11 @@ def _mappings(root: str) -> Iterator[_Mapping]:
         return
 
 
+_LOADED = frozenset((item.begin, item.end) for item in _mappings("/"))
+"""Addresses that the library had when it was imported. Python never unloads a module, so they stay its own: another thread may be loading or
+unloading a library meanwhile, and what lies at other addresses could be that one's data by the time the system is asked."""
+
+
 def give_back(root: str = "/") -> int:
     """Gives pages of onnxruntime's code and constants back that no one has written to; bytes that were resident of them. Costs some milliseconds.
 
@@ -56,12 +62,12 @@ def give_back(root: str = "/") -> int:
     """
     given = 0
     for item in list(_mappings(root)):
-        if item.resident and not item.own and item.permissions in (b"r-xp", b"r--p"):
-            ctypes.CDLL(None).madvise(ctypes.c_void_p(item.begin), ctypes.c_size_t(item.end - item.begin), _DONTNEED)
-            given += item.resident
+        clean = item.resident and not item.own and item.permissions in (b"r-xp", b"r--p") and (item.begin, item.end) in _LOADED
+        if clean and not ctypes.CDLL(None).madvise(ctypes.c_void_p(item.begin), ctypes.c_size_t(item.end - item.begin), _DONTNEED):
+            given += item.resident  # where memory is locked, the system refuses
     return given
 
 
 def held(root: str = "/") -> int:
-    """Resident bytes of onnxruntime's libraries that come from their files."""
+    """Resident bytes of onnxruntime's library that come from its file."""
     return sum(item.resident - item.own for item in _mappings(root))

@@ -18,8 +18,9 @@ from edgeadapt.runtime import choice as choices
 from edgeadapt.runtime import library
 from edgeadapt.runtime import region as regions
 from edgeadapt.runtime.choice import Choice, Item
+from edgeadapt.runtime.claims import Claim
 from edgeadapt.runtime.engine import Engine
-from edgeadapt.runtime.memory import FIRST_GRAPH, INEXACT, Claim, Needs, Planned, laid_out, mapped_files, planned, resident
+from edgeadapt.runtime.memory import FIRST_GRAPH, INEXACT, Needs, Planned, laid_out, mapped_files, planned, resident
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
 from edgeadapt.runtime.session import Unprepared
@@ -84,7 +85,7 @@ def fit(
         EdgeAdaptError: the GPU's provider does not start.
     """
     begun = begun or start(claim)
-    held = max(begun.held, claim.promised())  # another adapter may have been opened since
+    held = max(begun.held, claim.before())  # another adapter may have been opened since
     try:
         loaded, needs = _fitted(bundle, items, claim, threads, strict, prepared, device, slack, begun, held)
     except Unprepared as reason:
@@ -138,7 +139,7 @@ def _ways(
 def _exported(bundle: Bundle, items: list[Item], claim: Claim, begun: Start, threads: int, slack: int, least: tuple[str, ...]) -> Choice:
     """What fits of the graphs as exported, noted in the claim; the least alone, as plan and as least, where nothing more does."""
     needs = Needs(bundle, threads, slack=slack, given=begun.given)
-    held = max(begun.held, claim.promised() - claim.planned)  # by adapters that were opened since
+    held = max(begun.held, claim.before(claim))  # by adapters that were opened since
     try:
         choice = _chosen([needs], items, claim.budget, held, False, 0)[1]
     except BudgetError:
@@ -195,7 +196,7 @@ def start(claim: Claim) -> Start:
     """As it stands; planning itself, and what it leaves, must not count twice."""
     given = begin()
     now = resident()
-    return Start(now, max(now, claim.promised()), given)
+    return Start(now, max(now, claim.before()), given)
 
 
 def begin() -> int:
@@ -234,7 +235,8 @@ def _tell(needs: Needs, choice: Choice) -> None:
 
 def _state(bundle: Bundle, choice: Choice) -> FlatState:
     graphs = bundle.manifest.graphs
-    return FlatState(bundle.manifest.state, {name: graphs[name] for name in choice.plan.graphs}, bundle.initial_state())
+    with bundle.stored_state() as initial:
+        return FlatState(bundle.manifest.state, {name: graphs[name] for name in choice.plan.graphs}, initial)
 
 
 def _to_come(plan: Planned, state: FlatState, mapped: int) -> int:

@@ -102,12 +102,14 @@ def served(path: str, setting: dict[str, Any]) -> dict[str, int]:
     plan = laid_out(needs, planned(needs, names, setting["prepacking"], frames=max(form.batch for form in forms)))
     loading.give_back()  # as opening an adapter does
     with regions_made() as regions:
-        state = FlatState(bundle.manifest.state, {name: graphs[name] for name in names}, bundle.initial_state())
+        with bundle.stored_state() as initial:
+            state = FlatState(bundle.manifest.state, {name: graphs[name] for name in names}, initial)
         engine = loading.load(bundle, state, threads, plan, ready)
         adapter = Adapter(bundle, loading.Loaded(Choice(plan, plan, (), forms), state, engine), None, threads)
         for form in forms:
             labels = np.zeros((form.batch, *engine.label_shape()), np.int64)
             _run(adapter, form.role, labels, setting["runs"])
+        adapter.reset()  # it may be asked for at any time, and takes room
     found = {"peak": peak()}  # before anything is counted here
     files = {str(bundle.path), *([] if ready is None else [str(ready.folder / OWN)])}
     weights = sum(item.resident for item in mappings() if item.path in files)

@@ -1,12 +1,9 @@
-"""What the process holds, what serving a bundle adds to it, and the one budget a process may have."""
+"""What the process holds, and what serving a bundle adds to it."""
 
 from __future__ import annotations
 
 import os
-import threading
-import weakref
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,10 +11,10 @@ import onnxruntime
 
 from edgeadapt.bundle import Bundle, Form
 from edgeadapt.bundle.roles import ROLES, STEPS
-from edgeadapt.errors import BudgetError, BundleError
+from edgeadapt.errors import BundleError
 from edgeadapt.memory import Graph, Machine, Plan, cuda, footprint, quantised, read, smallest, suited
 from edgeadapt.memory.figures import figures, structures
-from edgeadapt.memory.ledger import Ledger, Line, gpu_lines, slack_line, starting_line
+from edgeadapt.memory.ledger import CODE, Ledger, Line, gpu_lines, slack_line, starting_line
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
 from edgeadapt.runtime.session import Unprepared
@@ -317,9 +314,10 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         Line("prepacked weights", inside + beside, "counted", "copies that onnxruntime keeps" if prepacking else "switched off"),
         Line("weights", needs.weights(names, prepacking), "counted", "mapped once for all graphs"),
         Line("graph structures", sum(need.structures for need in found), "measured", f"of {len(names)} graphs"),
-        Line("code", code, "measured", "pages of the libraries that only real graphs reach"),
+        Line(CODE, code, "measured", "pages of the libraries that only real graphs reach"),
         Line("adapter", footprint.TENSOR * len(manifest.state) + footprint.BOUND * bound, "measured", "views and bindings"),
         Line("state", footprint.state_bytes(manifest.state, manifest.graphs, names), "counted", "the set in use, and the one written next"),
+        Line("restoring", footprint.restoring_bytes(manifest.state, manifest.graphs, names), "counted", "of a state, when it is loaded"),
         Line("frames and logits", _buffers(bundle, names, frames), "counted", "of the largest batch, the caller's and ours"),
         Line("allowance", _ALLOWANCE, "estimated", "for what differs from run to run"),
         *([] if needs.device is None else gpu_lines(needs.device, [need.device for need in found], "counted" if bounded else "estimated")),
@@ -361,88 +359,3 @@ def _buffers(bundle: Bundle, names: Iterable[str], frames: int) -> int:
             output *= size  # at most one score a pixel and class
     ours = max(manifest.graphs[name].batch for name in names)
     return (ours + max(ours, frames)) * (frame + output)
-
-
-class Claim:
-    """One adapter's claim on the process's budget, until it is released or collected.
-
-    Attributes:
-        budget: the most bytes the process may hold resident.
-        planned: what was opened under it may come to hold, in bytes. 0: nothing yet.
-        filled: what the process may come to hold by it and by those that were living when it was opened.
-        besides: what the process held when it was opened, without what any adapter may come to hold.
-        on_device: of `planned`, what lies in a GPU's share of the memory and is not resident.
-    """
-
-    def __init__(self, owner: Claims, budget: int) -> None:
-        self._owner, self.budget = owner, budget
-        self.planned = self.filled = self.besides = self.on_device = 0
-
-    def promised(self) -> int:
-        """What the process may come to hold by what was opened under any living claim, in bytes."""
-        living = self._owner.living()
-        return max(claim.besides for claim in living) + sum(claim.planned for claim in living) if living else 0
-
-    def fill(self, held: int, ledger: Ledger) -> None:
-        """Notes what is opened under it.
-
-        Args:
-            held: what the process held before, or had promised.
-            ledger: what is added.
-        """
-        others = sum(claim.planned for claim in self._owner.living() if claim is not self)
-        self.filled, self.besides = held + ledger.total, held - others
-        self.planned, self.on_device = ledger.total, ledger.on_device
-
-    def resident(self) -> tuple[int, int]:
-        """(of the budget, of what was promised) what may be resident: all but what lies in a GPU's share of the memory."""
-        away = sum(claim.on_device for claim in self._owner.living())
-        return self.budget - away, self.promised() - away
-
-    def release(self) -> None:
-        """Gives it back; a second time nothing happens."""
-        self._owner.drop(self)
-
-
-class Claims:
-    """The budgets of a process's living adapters. The budget bounds the process, so they must all have the same one."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: weakref.WeakSet[Claim] = weakref.WeakSet()
-
-    @contextmanager
-    def taken(self, budget: int) -> Iterator[Claim]:
-        """A claim, released again if what is done with it raises.
-
-        Raises:
-            BudgetError: another budget is claimed in this process.
-        """
-        with self._lock:
-            for other in self._held:
-                if other.budget != budget:
-                    raise BudgetError(
-                        f"this process has an adapter with a budget of {format_bytes(other.budget)}; a second one cannot have {format_bytes(budget)}",
-                        "close the first, give both the same budget, or open the second in another process",
-                    )
-            claim = Claim(self, budget)
-            self._held.add(claim)
-        try:
-            yield claim
-        except BaseException:
-            claim.release()
-            raise
-
-    def living(self) -> list[Claim]:
-        """All that are held."""
-        with self._lock:
-            return list(self._held)
-
-    def drop(self, claim: Claim) -> None:
-        """Lets go of one."""
-        with self._lock:
-            self._held.discard(claim)
-
-
-CLAIMS = Claims()
-"""Those of this process."""

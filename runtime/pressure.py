@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
+from edgeadapt.runtime import library
 from edgeadapt.runtime.memory import resident
 from edgeadapt.units import format_bytes
 
@@ -123,8 +124,11 @@ class Signs:
     def _own(self, more: int, relief: bool) -> Sign:
         if self._budget is None:
             return WELL
+        most = self._near if relief else self._budget
         held = resident(self._root) + more
-        if held <= (self._near if relief else self._budget):
+        if held > most:  # code that something else in the program brought in is no reason to give way
+            held -= library.give_back(self._root)
+        if held <= most:
             return WELL
         grade = 1 + (held > self._budget + self._budget // 32)
         return Sign(grade, f"the process holds {format_bytes(held)} of its budget of {format_bytes(self._budget)}")

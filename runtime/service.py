@@ -160,7 +160,8 @@ class Service:
         """Exchanges all graphs for the least, or back; False if there is no memory for all."""
         if level == Level.PREDICT:
             self._before = resident()
-            self._most = self.choice.plan.total - self.choice.least.total  # what a program let go of meanwhile need not come back
+            all_of_it, least = (plan.total - plan.ledger.passing for plan in (self.choice.plan, self.choice.least))
+            self._most = all_of_it - least  # what a program let go of meanwhile need not come back
         try:
             self._load(level)
         except (EdgeAdaptError, MemoryError, OSError, RuntimeError) as refusal:

@@ -70,13 +70,15 @@ class FlatState:
                 self._views[name] = tuple(_view(region[begin : begin + sizes[name]], self._specs[name]) for region in sets)
                 begin += sizes[name]
         self.groups = tuple(groups)
-        self.parity = [len(group.sets) - 1 for group in groups]  # the first of two sets is the first to be filled
+        self.parity = [0] * len(groups)
         place = {name: index for index, group in enumerate(groups) for name in group.names}
         self.written = {name: tuple(sorted({place[item] for item in graph.writes})) for name, graph in graphs.items()}
         self.touched = {name: tuple(sorted({place[item] for item in (*graph.reads, *graph.writes)})) for name, graph in graphs.items()}
         self._place = place
         self.replaced = 0
-        self.replace(initial)
+        self._check(initial)
+        for name in self._specs:
+            self._views[name][0][...] = initial[name]
 
     @property
     def nbytes(self) -> int:
@@ -105,11 +107,25 @@ class FlatState:
         return {name: self._views[name][self.current_set(name)] for name in self._specs}
 
     def replace(self, values: Mapping[str, Array]) -> None:
-        """Makes copies of `values` the current tensors, all of them or none. Each value is asked for twice, one after the other, and not kept.
+        """Makes copies of `values` the current tensors, all of them or none.
+
+        Each value is asked for twice, one after the other, and not kept; only of tensors that no graph writes, which have no following set, copies
+        are held until all were read.
 
         Raises:
             StateError: names, shapes or dtypes differ from the specs, or a value is not finite; or what asking for a value raises.
         """
+        self._check(values)
+        single = {name: values[name] for group in self.groups if len(group.sets) == 1 for name in group.names}
+        double = [index for index, group in enumerate(self.groups) if len(group.sets) == 2]
+        for name in (name for index in double for name in self.groups[index].names):
+            self._views[name][1 - self.current_set(name)][...] = values[name]
+        for name, array in single.items():
+            self._views[name][0][...] = array
+        self.swap(double)
+        self.replaced += 1
+
+    def _check(self, values: Mapping[str, Array]) -> None:
         if odd := sorted(set(values) ^ set(self._specs)):
             raise StateError(f"state tensor {odd[0]!r} {'is missing' if odd[0] in self._specs else 'is not known'}", "take the state of this bundle")
         for name, spec in self._specs.items():
@@ -121,14 +137,7 @@ class FlatState:
                 )
             if not tensors.finite(array):
                 raise StateError(f"state tensor {name!r} holds NaN or infinite values", "go back to an older state, or reset")
-        single = {name: values[name] for group in self.groups if len(group.sets) == 1 for name in group.names}  # nothing is lost if the next fails
-        double = [index for index, group in enumerate(self.groups) if len(group.sets) == 2]
-        for name in (name for index in double for name in self.groups[index].names):
-            self._views[name][1 - self.current_set(name)][...] = values[name]
-        for name, array in single.items():
-            self._views[name][0][...] = array
-        self.swap(double)
-        self.replaced += 1
+            del array  # before the next is read
 
     def finite(self, groups: Sequence[int]) -> bool:
         """Whether the following set of these groups holds finite values only. Whole numbers always are: of what made them the graph itself tells."""

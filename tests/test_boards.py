@@ -137,6 +137,8 @@ def test_a_profile_of_ones_own(tmp_path):
         ("gflops = 5", "gflops = 0", "gflops: expected a positive number"),
         ("gbps = 2.5", 'gbps = "2.5"', "gbps: expected a positive number"),
         ("gbps = 2.5", "gbps = 2.5\nclock = 1.8", "clock: there is no such field"),
+        ("gbps = 2.5", "gbps = 2.5\ncode = '51MB'", "code: expected less than the floor of 47.7 MiB"),
+        ("gbps = 2.5", "gbps = 2.5\ncode = 1.5", "code: expected a size"),
         ("gbps = 2.5", "gbps = 2.5\nmodel = ['x']", "model: there is no such field"),
         ("cores = 2", "cores = ", "is not TOML"),
         ("cores = 2", "cores = 2\ncores = 3", "is not TOML"),
@@ -344,8 +346,9 @@ def calibrated(root: Path, cache: Path) -> Path:
     """Writes a calibration for the machine under a root, with figures of its own."""
     machine = probe.look(root)
     board = dataclasses.replace(
-        boards.here(root, cache), floor=61_000_000, floor_known="measured", floor_from='a "test"', gflops=9.5, gbps=4.25, rates_known="measured"
-    )
+        boards.here(root, cache), floor=61_000_000, floor_known="measured", floor_from='a "test"', gflops=9.5, gbps=4.25, rates_known="measured",
+        code=12_345_678,
+    )  # fmt: skip
     path = calibration.place(machine, cache)
     calibration.prepare_folder(path)
     calibration.write(path, board, dataclasses.replace(MADE, machine=machine.fingerprint))
@@ -359,6 +362,7 @@ def test_a_calibration_is_used_here_and_is_a_profile_elsewhere(tmp_path):
     assert (board.floor, board.floor_known, board.floor_from, board.gflops, board.gbps, board.rates_known) == (
         61_000_000, "measured", 'a "test"', 9.5, 4.25, "measured",
     )  # fmt: skip
+    assert board.code == 12_345_678
     assert board.memory == probe.look(root).usable
     elsewhere = boards.load(path)
     assert dataclasses.replace(elsewhere, key="pi4") == board
@@ -440,6 +444,7 @@ def test_the_floor_is_measured_in_a_child():
     found = floor.look()
     assert found.error == ""
     assert 0 < found.bare < found.with_numpy < found.with_onnxruntime <= found.floor
+    assert 0 <= found.code < found.floor
     assert "CPUExecutionProvider" in found.providers
     assert found.python == sys.version.split()[0]
 

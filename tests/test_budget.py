@@ -365,7 +365,24 @@ def test_a_second_adapter_counts_what_the_first_was_promised(path):
     with Adapter.open(path, ENOUGH) as first, Adapter.open(path, ENOUGH) as second:
         assert first._claim is not None
         assert second._claim is not None
-        assert second._claim.filled >= first._claim.filled + second.memory["planned"]
+        assert second._claim.filled >= first._claim.besides + first._claim.planned + second.memory["planned"]
+
+
+def test_adapters_of_a_process_share_code_and_what_starting_took_is_gone(path):
+    gc.collect()
+    opened = [Adapter.open(path, ENOUGH) for _ in range(4)]
+    claims = [adapter._claim for adapter in opened]
+    ledger = opened[0]._service.choice.plan.ledger
+    assert ledger.passing > 0
+    each = ledger.total - ledger.passing - ledger.shared
+    assert all(claim.planned == each for claim in claims)
+    promised = [claim.promised() for claim in claims]
+    assert promised == [max(claim.besides for claim in claims) + 4 * each + ledger.shared] * 4
+    for adapter in opened:
+        adapter.adapt(frames(16))
+    assert memory.resident() <= promised[0]
+    for adapter in opened:
+        adapter.close()
 
 
 def test_a_closed_adapter_gives_its_budget_back(path):

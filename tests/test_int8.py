@@ -138,8 +138,8 @@ def test_the_ledger_is_what_a_process_takes(tmp_path: Path, prepacking: bool) ->
     """Weights that only copies are made of are not resident beside these; without copies they are, and nothing else."""
     bundle = Int8Toy(width=256, depth=4).bundle(tmp_path / "toy.edgeadapt")
     names = ("predict.b1", "adapt.b4")
-    here, found = floor.look().floor, measure(bundle.path, Choice("adapt", 4, "adapt.b4", names, prepacking, 0, 0.0))
-    told = ledger(bundle, Setup(names, here, prepacking=prepacking))
+    here, found = floor.look(), measure(bundle.path, Choice("adapt", 4, "adapt.b4", names, prepacking, 0, 0.0))
+    told = ledger(bundle, Setup(names, here.floor, prepacking=prepacking, started=here.code))
     assert found["weights"] == pytest.approx(told["weights"].bytes, abs=65536)
     assert found["weights"] < 10**6 if prepacking else found["weights"] > 5 * 256 * 256 * 9
     region = sum(told[name].bytes for name in ("activations", "workspace", "gaps"))

@@ -88,13 +88,31 @@ def test_a_setup_changes_its_lines(bundle) -> None:
     assert wide["weights"].bytes % 16384 == 0
 
 
+def test_code_that_was_measured_on_a_board_is_what_is_given_back_there(bundle) -> None:
+    told, usual = (ledger(bundle, Setup(("adapt.b4",), FLOOR, started=started)) for started in (10_000_000, None))
+    assert told["Python and libraries"].bytes == FLOOR - 10_000_000
+    assert usual["Python and libraries"].bytes == FLOOR - footprint.STARTED
+    none = ledger(bundle, Setup(("adapt.b4",), FLOOR, started=0))
+    assert none["Python and libraries"].bytes == FLOOR
+
+
+def test_loading_a_state_has_a_line(bundle) -> None:
+    """The largest tensor, and those that the graphs in use do not write."""
+    sizes = {spec.name: spec.nbytes for spec in bundle.manifest.state}
+    for names in (("predict.b1",), ("predict.b1", "adapt.b4")):
+        written = {name for graph in names for name in bundle.manifest.graphs[graph].writes}
+        rest = sum(size for name, size in sizes.items() if name not in written)
+        assert ledger(bundle, Setup(names, FLOOR))["restoring"].bytes == max(sizes.values()) + rest
+
+
 def test_starting_counts_where_it_takes_more_than_serving(bundle, monkeypatch) -> None:
     """All of onnxruntime's code at first, then what is loaded and the code for making the last session."""
     small = ledger(bundle, Setup((), FLOOR))
     assert small.total == FLOOR + footprint.BEGINNING
     monkeypatch.setattr(footprint, "SESSION", 30_000_000)
     large = ledger(bundle, Setup((), FLOOR))
-    loaded = ("Python and libraries", "adapter", "prepacked weights", "graph structures", "region's table", "state", "frames and logits", "allowance")
+    kept = ("weights", "prepacked weights", "graph structures", "region's table", "state", "frames and logits", "allowance")
+    loaded = ("Python and libraries", "adapter", *kept)
     assert large.total == sum(large[name].bytes for name in loaded) + footprint.LOADING
     assert large["starting"].bytes == footprint.LOADING - sum(line.bytes for line in large.lines if line.name not in (*loaded, "starting"))
     monkeypatch.setattr(footprint, "LOADING", 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -53,11 +54,12 @@ def advised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
     """What the system was asked for: address, size, advice."""
     calls: list[tuple[int, int, int]] = []
 
-    class System:
-        def __init__(self, _: None) -> None:
-            self.madvise = lambda begin, size, advice: calls.append((begin.value, size.value, advice))
+    def madvise(begin: Any, size: Any, advice: int) -> int:
+        calls.append((begin.value, size.value, advice))
+        return 0
 
-    monkeypatch.setattr(library.ctypes, "CDLL", System)
+    monkeypatch.setattr(library.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=madvise))
+    monkeypatch.setattr(library, "_LOADED", frozenset([(0x7F0000000000, 0x7F0000010000), (0x7E0000000000, 0x7E0000004000)]))
     return calls
 
 
@@ -77,6 +79,8 @@ def told(root: Path, *mappings: str) -> str:
         {"resident": 0},
         {"path": "/usr/lib/libc.so.6"},
         {"path": library._FOLDER.decode() + "capi/model.onnx"},
+        {"path": library._FOLDER.decode() + "capi/libonnxruntime_providers_cuda.so"},
+        {"begin": 0x7F0000002000},  # not where it was when it was imported
         {"path": ""},
         {"path": "[heap]"},
     ],
@@ -85,6 +89,13 @@ def test_only_clean_code_of_onnxruntime_is_given_back(tmp_path: Path, advised: l
     root = told(tmp_path, mapped(**changes), mapped(begin=0x7E0000000000, end=0x7E0000004000, permissions="r--p", resident=12))
     assert library.give_back(root) == 12 * 1024
     assert advised == [(0x7E0000000000, 0x4000, 4)]
+
+
+def test_what_the_system_does_not_take_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a program has locked all of its memory."""
+    monkeypatch.setattr(library.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=lambda *_: -1))
+    monkeypatch.setattr(library, "_LOADED", frozenset([(0x7F0000000000, 0x7F0000010000)]))
+    assert library.give_back(told(tmp_path, mapped())) == 0
 
 
 def test_what_is_held_of_it(tmp_path: Path) -> None:
@@ -162,6 +173,40 @@ def test_saving_loading_and_resetting_make_no_second_copy_of_the_state(tmp_path:
     found = run_json([sys.executable, "-c", KEPT.format(side=SIDE), str(large(tmp_path)), str(tmp_path / "saved")])
     assert found["state"] > 24 * MIB
     assert found["more"] < 5 * MIB  # one tensor of 2.4 MB, a little code
+
+
+WITHIN = """
+import json, re, sys
+import numpy as np
+from edgeadapt import Adapter
+from edgeadapt.errors import BudgetError
+path, saved, roles = sys.argv[1:]
+try:
+    Adapter.open(path, "1MiB", roles=roles, batches=[4])
+except BudgetError as refusal:
+    needed = re.search(r"predict only, at batch 1, needs (\\d+)" if roles == "predict" else r"adapt at batch 4 needs (\\d+)", refusal.hint)
+adapter = Adapter.open(path, int(needed[1]) << 20, roles=roles, batches=[4])
+x = np.ones((4, 3, {side}, {side}), np.float32)
+for _ in range(3):
+    adapter.adapt(x) if roles == "adapt" else adapter.predict(x[:1])
+adapter.load(saved)
+adapter.reset()
+adapter.load(saved)
+print(json.dumps({{"budget": int(needed[1]) << 20, "peak": adapter.memory["peak"], "graphs": adapter.memory["graphs"]}}))
+"""
+
+
+@pytest.mark.native
+@pytest.mark.parametrize("roles", ["predict", "adapt"])
+def test_a_budget_is_kept_while_states_are_loaded(tmp_path: Path, roles: str) -> None:
+    """Also by an adapter that only predicts, whose graphs write no parameter."""
+    path, saved = large(tmp_path), tmp_path / "saved"
+    with Adapter.open(path) as adapter:
+        adapter.adapt(frames(4))
+        adapter.save(saved)
+    found = run_json([sys.executable, "-c", WITHIN.format(side=SIDE), str(path), str(saved), roles])
+    assert (f"{roles}.b4" in found["graphs"]) or roles == "predict"
+    assert 0.8 * found["budget"] < found["peak"] <= found["budget"]
 
 
 def test_a_state_that_cannot_be_read_to_its_end_changes_nothing(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -442,9 +442,9 @@ def test_the_simulator_lists_steps_in_pieces(large, capsys):
 @pytest.mark.parametrize("micro", [1, 16])
 def test_what_is_measured_is_what_was_predicted(large, micro):
     bundle, names = Bundle.open(large), ("predict.b1", f"adapt-sums.b{micro}", "adapt-update")
-    here, found = floor.look().floor, measure(large, MemoryChoice("adapt", 64, names[1], names, True, 0, 0.0, micro=micro))
-    told = ledger(bundle, Setup(names, here, frames=64))
-    lines = {line["name"]: line for line in compare(told, found, here)}
+    here, found = floor.look(), measure(large, MemoryChoice("adapt", 64, names[1], names, True, 0, 0.0, micro=micro))
+    told = ledger(bundle, Setup(names, here.floor, frames=64, started=here.code))
+    lines = {line["name"]: line for line in compare(told, found, here.floor - here.code)}
     assert lines["process's peak"]["predicted"] == pytest.approx(found["peak"], rel=0.03)
     region = lines["region for tensors"]
     assert abs(region["predicted"] - region["measured"]) <= 65536 + 2 * 4096

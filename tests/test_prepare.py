@@ -469,7 +469,7 @@ def test_graphs_are_added_to_an_entry_and_those_that_it_has_stay(bundle, tmp_pat
 
 class Machine:
     key, name, memory, page, arm, floor, floor_known = "here", "here", 2**34, 4096, False, 0, "measured"
-    gflops, gbps, rates_known = 10.0, 5.0, "estimated"
+    gflops, gbps, rates_known, code = 10.0, 5.0, "estimated", None
 
 
 @pytest.mark.native
@@ -479,7 +479,8 @@ def test_the_memory_of_prepared_graphs_is_predicted(tmp_path, monkeypatch):
     found = prepared.find(made, cache=filled(made, tmp_path / "cache"))
     assert found.own_bytes
     machine = Machine()
-    machine.floor, machine.arm = floor.look().floor, platform.machine() == "aarch64"
+    here = floor.look()
+    machine.floor, machine.code, machine.arm = here.floor, here.code, platform.machine() == "aarch64"
     plain, ready = (simulate(made, machine, "predict", 4, prepared=entry) for entry in (None, found))
     assert not plain.choice.prepared
     assert ready.choice.prepared

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from edgeadapt.runtime import pressure
 from edgeadapt.runtime.pressure import Level, Marks, Pressure, Sign, Signs
 
 pytestmark = pytest.mark.device
@@ -110,6 +111,24 @@ def test_the_process_against_its_budget(board, planned, held, grade, again):
     board.resident(held)
     assert board.signs(64, planned).read().grade == grade
     assert board.signs(64, planned).read(relief=True).grade == again
+
+
+def test_code_that_something_else_brought_in_is_given_back_before_anything_gives_way(board, monkeypatch):
+    asked = []
+
+    def give_back(root: str) -> int:
+        asked.append(root)
+        return 5 * MIB
+
+    monkeypatch.setattr(pressure.library, "give_back", give_back)
+    board.resident(63)
+    assert board.signs(64, 60).read().grade == 0
+    assert asked == []
+    board.resident(68)
+    assert board.signs(64, 60).read().grade == 0
+    board.resident(70)
+    assert board.signs(64, 60).read().reason == "the process holds 65 MiB of its budget of 64 MiB"
+    assert asked == [str(board.root)] * 2
 
 
 def test_without_a_budget_its_size_does_not_matter(board):

@@ -26,8 +26,9 @@ from edgeadapt.memory import Graph, Node, Tensor, cuda, footprint, read, simulat
 from edgeadapt.memory.ledger import Ledger, Line, Setup, ledger
 from edgeadapt.runtime import loading, memory, providers, session
 from edgeadapt.runtime.choice import choose, everything, wanted
+from edgeadapt.runtime.claims import Claims
 from edgeadapt.runtime.engine import Engine
-from edgeadapt.runtime.memory import Claims, Needs, planned
+from edgeadapt.runtime.memory import Needs, planned
 from edgeadapt.runtime.state import FlatState
 from tests.test_budget import frames, shaped
 from tests.toybundle import Toy
@@ -296,14 +297,16 @@ def test_a_budget_without_room_for_the_gpu_is_refused_with_its_lines(bundle: Bun
 
 def test_what_lies_on_the_gpu_is_promised_and_never_resident(bundle: Bundle) -> None:
     plan = planned(Needs(bundle, 1, device=SHARED), ["predict.b1"])
+    serving, code = plan.total - plan.ledger.passing, footprint.CODE
     claims = Claims()
     with claims.taken(4 << 30) as claim:
         claim.fill(100 * MIB, plan.ledger)
-        assert claim.promised() == claim.filled == 100 * MIB + plan.total
-        assert claim.resident() == ((4 << 30) - plan.ledger.on_device, claim.filled - plan.ledger.on_device)
+        assert claim.filled == 100 * MIB + plan.total
+        assert claim.promised() == 100 * MIB + serving
+        assert claim.resident() == ((4 << 30) - plan.ledger.on_device, claim.promised() - plan.ledger.on_device)
         with claims.taken(4 << 30) as other:
-            other.fill(claim.promised(), plan.ledger)
-            assert other.promised() == 100 * MIB + 2 * plan.total
+            other.fill(claim.before(), plan.ledger)
+            assert other.promised() == 100 * MIB + 2 * (serving - code) + code
             assert other.resident()[0] == (4 << 30) - 2 * plan.ledger.on_device
 
 

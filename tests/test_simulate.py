@@ -34,6 +34,7 @@ class Bench:
     page: int = 4096
     arm: bool = False
     floor: int = 50_000_000
+    code: int | None = None
     floor_known: str = "measured"
     gflops: float = 10.0
     gbps: float = 5.0

@@ -202,7 +202,7 @@ def test_learning_lowers_the_loss_in_every_form(reports: Reports) -> None:
 
 class Board:
     key, name, memory, page, arm, floor, floor_known = "here", "here", 2**34, 4096, False, 0, "measured"
-    gflops, gbps, rates_known = 10.0, 5.0, "estimated"
+    gflops, gbps, rates_known, code = 10.0, 5.0, "estimated", None
 
 
 def test_the_ledger_counts_the_small_bytes(reports: Reports) -> None:

@@ -24,6 +24,9 @@ _GENERIC = {"aarch64": "aarch64", "arm": "aarch64"}
 _PAGE_FACTOR = {4096: 1.0, 8192: 1.02, 16384: 1.04, 32768: 1.1, 65536: 1.17}
 
 
+_CALIBRATED = ("floor", "floor_known", "floor_from", "code", "gflops", "gbps", "rates_known", "rates_from")
+
+
 def keys() -> list[str]:
     """The boards shipped, one key a memory size."""
     return [board.key for profile in _shipped() for board in profile.boards()]
@@ -77,7 +80,7 @@ def here(root: str | os.PathLike[str] = "/", cache: str | os.PathLike[str] | Non
     except InputError:
         saved = None
     if saved is not None:
-        known = {name: getattr(saved.board, name) for name in ("floor", "floor_known", "floor_from", "gflops", "gbps", "rates_known", "rates_from")}
+        known = {name: getattr(saved.board, name) for name in _CALIBRATED}
     return replace(
         board,
         name=machine.model or machine.cpu,

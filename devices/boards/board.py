@@ -46,6 +46,7 @@ class Board:
         note: what one should know of it.
         total: bytes of memory Linux reports (MemTotal).
         floor_from, rates_from: where the figures come from.
+        code: of the floor, bytes of onnxruntime's code that an adapter with a budget gives back; None where that was not measured.
     """
 
     key: str
@@ -65,6 +66,7 @@ class Board:
     total: int
     floor_from: str = ""
     rates_from: str = ""
+    code: int | None = None
 
 
 @dataclass(frozen=True)
@@ -189,9 +191,12 @@ def _parse(where: Path, data: bytes) -> Profile:
         gbps=table.rate("gbps"),
         rates_known=table.choice("rates_known", KNOWN),
         rates_from=table.text("rates_from", longest=400, empty=""),
+        code=table.size("code", zero=True) if "code" in content else None,
         unified_gpu=table.flag("unified_gpu"),
         note=table.text("note", longest=1000, empty=""),
     )
+    if (board.code or 0) >= floor:
+        raise table.wrong("code", f"less than the floor of {format_bytes(floor)}", format_bytes(board.code or 0))
     if floor >= board.memory:
         raise table.wrong("floor", f"less than the usable memory of {format_bytes(board.memory)}", format_bytes(floor))
     models = table.words("models", word=r"\S.{2,99}") if "models" in content else ()
@@ -296,10 +301,12 @@ class _Table:
             raise self.wrong(name, "true or false", repr(value))
         return value
 
-    def size(self, name: str) -> int:
-        """Bytes: a whole number, or a text with a unit."""
+    def size(self, name: str, zero: bool = False) -> int:
+        """Bytes: a whole number, or a text with a unit; zero: or nothing."""
         expected = 'a size such as "906MiB", or bytes'
         value = self._value(name, expected)
+        if zero and value == 0 and type(value) is int:
+            return 0
         try:
             if isinstance(value, bool) or not isinstance(value, int | str):
                 raise self.wrong(name, expected, repr(value))

@@ -77,6 +77,7 @@ def as_toml(board: Board, calibration: Calibration) -> str:
         "floor": board.floor,
         "floor_known": board.floor_known,
         "floor_from": board.floor_from,
+        **({} if board.code is None else {"code": board.code}),
         "gflops": board.gflops,
         "gbps": board.gbps,
         "rates_known": board.rates_known,

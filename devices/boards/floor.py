@@ -24,6 +24,23 @@ sys.path[:] = [entry for entry in sys.path if entry]
 def held():
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def clean(folder):
+    total, ours = 0, False
+    try:
+        with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
+            for line in file:
+                name, *fields = line.split(None, 5)
+                if not name.endswith(":"):
+                    path = fields[4].strip() if len(fields) == 5 else ""
+                    file_name = path.rsplit("/", 1)[-1]
+                    ours = path.startswith(folder) and ".so" in file_name and "providers" not in file_name and fields[0] in ("r-xp", "r--p")
+                elif ours and name == "Rss:":
+                    size = int(fields[0]) * 1024
+                elif ours and name == "Anonymous:" and fields[0] == "0":
+                    total += size
+    except OSError:
+        pass
+    return total
 told = {"python": sys.version.split()[0], "bare": held()}
 try:
     import numpy
@@ -35,7 +52,8 @@ try:
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     session = onnxruntime.InferenceSession(sys.stdin.buffer.read(), options, providers=["CPUExecutionProvider"])
     ran = session.run(None, {"x": numpy.full(1, 2.5, numpy.float32)})[0].tolist() == [2.5]
-    told.update(floor=held(), providers=onnxruntime.get_available_providers(), error="" if ran else "a trivial model gave a wrong result")
+    told.update(floor=held(), code=clean(os.path.realpath(os.path.dirname(onnxruntime.__file__)) + "/"))
+    told.update(providers=onnxruntime.get_available_providers(), error="" if ran else "a trivial model gave a wrong result")
 except Exception as reason:
     told["error"] = f"{type(reason).__name__}: {reason}"
 print(json.dumps(told))
@@ -50,6 +68,7 @@ class Floor:
         python, numpy, onnxruntime: versions.
         bare, with_numpy, with_onnxruntime: resident bytes after each import.
         floor: after a trivial session ran.
+        code: of that, clean pages of onnxruntime's library, which an adapter with a budget gives back.
         providers: onnxruntime's execution providers.
         error: why it did not come to its end; empty where it did.
     """
@@ -61,6 +80,7 @@ class Floor:
     with_numpy: int = 0
     with_onnxruntime: int = 0
     floor: int = 0
+    code: int = 0
     providers: tuple[str, ...] = ()
     error: str = ""
 

@@ -78,7 +78,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.measure:
         from edgeadapt.devices.boards import floor
 
-        measured = compare(found.ledger, measure(bundle.path, found.choice, found.threads, prepared=found.with_prepared), floor.look().floor)
+        seen = floor.look()
+        ran = measure(bundle.path, found.choice, found.threads, prepared=found.with_prepared)
+        measured = compare(found.ledger, ran, seen.floor - seen.code)
     if arguments.plot:
         _plot(arguments.plot, found)
     if arguments.json:

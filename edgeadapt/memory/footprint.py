@@ -41,8 +41,9 @@ LOADING = 11_000_000
 """Of those, what making a session of a whole network brings in again, given back after each: 8.5 MB for chains of an operator, 10.4 to 10.9 MB for
 graphs of three networks."""
 
-CODE = 7_900_000
-"""Of those, and of other libraries beyond a trivial session's, what running one operator of each of those kinds brings in again."""
+CODE = 9_000_000
+"""Of those, and of other libraries beyond a trivial session's, what running graphs brings in again: 7.9 MB for one operator of each of those kinds,
+and up to 1.1 MB more for kernels that only shapes of whole networks reach."""
 
 BYTES_CODE = 400_000
 """As `CODE`, of operators on bytes: a WideResNet's prediction and step in 8 bits have 1.1 MB more than in float32, but 0.4 MB more than `CODE`."""
@@ -184,6 +185,13 @@ def state_bytes(specs: Iterable[StateSpec], graphs: Mapping[str, GraphSpec], nam
     """Bytes of the state where the graphs `names` run: the current set, and the following set of what they write."""
     written = {tensor for name in names for tensor in graphs[name].writes}
     return sum(-(-spec.nbytes // 64) * 64 * (2 if spec.name in written else 1) for spec in specs)
+
+
+def restoring_bytes(specs: Iterable[StateSpec], graphs: Mapping[str, GraphSpec], names: Iterable[str]) -> int:
+    """Bytes that loading or resetting a state holds at once: its largest tensor, and copies of those that no graph of `names` writes."""
+    written = {tensor for name in names for tensor in graphs[name].writes}
+    sizes = {spec.name: spec.nbytes for spec in specs}
+    return max(sizes.values(), default=0) + sum(size for name, size in sizes.items() if name not in written)
 
 
 def sums_bytes(shapes: Iterable[Sequence[int]]) -> int:

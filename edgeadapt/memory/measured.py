@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.errors import BudgetError, EdgeAdaptError
-from edgeadapt.memory import footprint
 from edgeadapt.memory.ledger import Ledger
 from edgeadapt.memory.simulation import Choice
 
@@ -51,11 +50,11 @@ def compare(ledger: Ledger, found: Mapping[str, int], floor: int) -> list[dict[s
     Args:
         ledger: what was predicted.
         found: what `measure` gave.
-        floor: bytes of a process with one trivial session, measured.
+        floor: bytes of a process with one trivial session, without code that is given back, measured.
     """
     inside = found["inside"]
     rows: list[tuple[str, int, int]] = [
-        ("Python and libraries", ledger["Python and libraries"].bytes, floor - footprint.STARTED),
+        ("Python and libraries", ledger["Python and libraries"].bytes, floor),
         ("weights", ledger["weights"].bytes, found["weights"]),
         ("region for tensors", sum(ledger[name].bytes for name in REGION) + inside, found["region"]),
         ("state", ledger["state"].bytes, found["state"]),

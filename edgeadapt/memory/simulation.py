@@ -55,6 +55,11 @@ class BoardLike(Protocol):
         ...
 
     @property
+    def code(self) -> int | None:
+        """Of the floor, bytes of onnxruntime's code that an adapter with a budget gives back; None where that was not measured."""
+        ...
+
+    @property
     def gflops(self) -> float:
         """1e9 float32 operations a second of one core."""
         ...
@@ -287,7 +292,8 @@ def _simulated(
         raise UsageError(f"this bundle cannot {role} with batch {batch}", f"it has {', '.join(map(str, sorted(sizes)))}")
     batch = batch or sizes[0]
     device = cuda.Device(board.unified_gpu) if cuda.is_cuda(provider) else None
-    base = Setup((), board.floor, board.floor_known, threads, board.page, board.arm, prepared=prepared, device=device, slack=slack)
+    here: dict[str, Any] = {"threads": threads, "page": board.page, "arm": board.arm, "started": board.code}
+    base = Setup((), board.floor, board.floor_known, prepared=prepared, device=device, slack=slack, **here)
     missing = {name: cuda.lacking(layout(bundle, name, base.machine).graph, manifest.opset) for name in manifest.graphs} if device else {}
     passed = _passed_over(bundle, missing)
     shown = [name for name in _roles(bundle) if name != "learn" or role == "learn"]
