@@ -314,7 +314,7 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         Line("prepacked weights", inside + beside, "counted", "copies that onnxruntime keeps" if prepacking else "switched off"),
         Line("weights", needs.weights(names, prepacking), "counted", "mapped once for all graphs"),
         Line("graph structures", sum(need.structures for need in found), "measured", f"of {len(names)} graphs"),
-        Line(CODE, code, "measured", "pages of the libraries that only real graphs reach"),
+        Line(CODE, code, "measured", "pages of the libraries that running graphs reach"),
         Line("adapter", footprint.TENSOR * len(manifest.state) + footprint.BOUND * bound, "measured", "views and bindings"),
         Line("state", footprint.state_bytes(manifest.state, manifest.graphs, names), "counted", "the set in use, and the one written next"),
         Line("restoring", footprint.restoring_bytes(manifest.state, manifest.graphs, names), "counted", "of a state, when it is loaded"),
