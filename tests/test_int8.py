@@ -144,7 +144,7 @@ def test_the_ledger_is_what_a_process_takes(tmp_path: Path, prepacking: bool) ->
     assert found["weights"] < 10**6 if prepacking else found["weights"] > 5 * 256 * 256 * 9
     region = sum(told[name].bytes for name in ("activations", "workspace", "gaps"))
     assert found["region"] - found["inside"] == pytest.approx(region, abs=16384 if TELLS else 65536)
-    assert 0.97 * told.total < found["peak"] < 1.04 * told.total
+    assert 0.95 * told.total < found["peak"] < 1.04 * told.total
 
 
 def test_the_simulator_offers_copies_or_memory_with_their_times(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_the_ledger_of_prepared_graphs_is_what_a_process_takes(wide: Any, monkey
     assert found["weights"] <= told["weights"].bytes <= found["weights"] + 20 * 65536  # windows round up, for each copy
     assert told["prepacked weights"].bytes < exported["prepacked weights"].bytes - 8 * 9 * WIDE * WIDE
     assert told.total < exported.total - (2 if TELLS else 1) * 9 * WIDE * WIDE  # what does not tell counts what is copied twice
-    assert 0.97 * told.total < found["peak"] < 1.03 * told.total
+    assert 0.95 * told.total < found["peak"] < 1.03 * told.total
 
 
 @pytest.mark.native

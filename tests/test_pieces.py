@@ -445,7 +445,7 @@ def test_what_is_measured_is_what_was_predicted(large, micro):
     here, found = floor.look(), measure(large, MemoryChoice("adapt", 64, names[1], names, True, 0, 0.0, micro=micro))
     told = ledger(bundle, Setup(names, here.floor, frames=64, started=here.code))
     lines = {line["name"]: line for line in compare(told, found, here.floor - here.code)}
-    assert lines["process's peak"]["predicted"] == pytest.approx(found["peak"], rel=0.03)
+    assert lines["process's peak"]["predicted"] == pytest.approx(found["peak"], rel=0.04)
     region = lines["region for tensors"]
     assert abs(region["predicted"] - region["measured"]) <= 65536 + 2 * 4096
     assert 0 <= lines["sums"]["measured"] - lines["sums"]["predicted"] <= 2 * 4096

