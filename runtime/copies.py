@@ -6,10 +6,9 @@ cache: to give them back and to find them again takes 1 to 2 ms for 7 MB on a wo
 
 from __future__ import annotations
 
-import ctypes
 import os
 
-_DONTNEED = 4
+from edgeadapt.runtime.mappings import give_back
 
 Ranges = frozenset[tuple[int, int]]
 
@@ -42,5 +41,5 @@ class Copies:
         """A run of that graph begins: pages of the graph that ran before it are given back."""
         if name != self._last:
             for begin, end in self._ranges.get(self._last, ()):
-                ctypes.CDLL(None).madvise(ctypes.c_void_p(begin), ctypes.c_size_t(end - begin), _DONTNEED)
+                give_back(begin, end)
             self._last = name

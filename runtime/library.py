@@ -7,47 +7,23 @@ needed after all. Libraries of others are left alone, as nobody here can tell wh
 
 from __future__ import annotations
 
-import ctypes
 import os
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import onnxruntime
 
-_DONTNEED = 4
-_FOLDER = os.fsencode(os.path.realpath(os.path.dirname(onnxruntime.__file__))) + b"/"
+from edgeadapt.runtime import mappings
+from edgeadapt.runtime.mappings import Mapping
+
+_FOLDER = os.path.realpath(os.path.dirname(onnxruntime.__file__)) + "/"
 
 
-class _Mapping(NamedTuple):
-    """Addresses of a file's mapping, its permissions, and how many bytes of it are resident and are the process's own, not the file's."""
-
-    begin: int
-    end: int
-    permissions: bytes
-    resident: int
-    own: int
-
-
-def _mappings(root: str) -> Iterator[_Mapping]:
+def _mappings(root: str) -> Iterator[Mapping]:
     """Those of the library itself, without its providers for other processors."""
-    try:
-        with open(os.path.join(root, "proc/self/smaps"), "rb") as file:
-            ours, begin, end, permissions, held = False, 0, 0, b"", 0
-            for line in file:
-                name, *fields = line.split(None, 5)
-                if not name.endswith(b":"):
-                    path = fields[4].strip() if len(fields) == 5 else b""
-                    file_name = path.rsplit(b"/", 1)[-1]
-                    ours = path.startswith(_FOLDER) and b".so" in file_name and b"providers" not in file_name
-                    if ours:
-                        begin, end = (int(number, 16) for number in name.split(b"-"))
-                        permissions = fields[0]
-                elif ours and name == b"Rss:":
-                    held = int(fields[0]) * 1024
-                elif ours and name == b"Anonymous:":
-                    yield _Mapping(begin, end, permissions, held, int(fields[0]) * 1024)
-    except OSError:  # no Linux
-        return
+    for item in mappings.mappings(root):
+        name = item.path.rsplit("/", 1)[-1]
+        if item.path.startswith(_FOLDER) and ".so" in name and "providers" not in name:
+            yield item
 
 
 _LOADED = frozenset((item.begin, item.end) for item in _mappings("/"))
@@ -62,8 +38,8 @@ def give_back(root: str = "/") -> int:
     """
     given = 0
     for item in list(_mappings(root)):
-        clean = item.resident and not item.own and item.permissions in (b"r-xp", b"r--p") and (item.begin, item.end) in _LOADED
-        if clean and not ctypes.CDLL(None).madvise(ctypes.c_void_p(item.begin), ctypes.c_size_t(item.end - item.begin), _DONTNEED):
+        clean = item.resident and not item.own and item.permissions in ("r-xp", "r--p") and (item.begin, item.end) in _LOADED
+        if clean and mappings.give_back(item.begin, item.end):
             given += item.resident  # where memory is locked, the system refuses
     return given
 

@@ -13,35 +13,12 @@ import re
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import onnxruntime
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")
-
-
-class Mapping(NamedTuple):
-    """A mapping of this process: its addresses, its file, its resident bytes."""
-
-    begin: int
-    end: int
-    path: str
-    resident: int
-
-
-def mappings() -> Iterator[Mapping]:
-    """Those of this process."""
-    begin = end = 0
-    path = ""
-    with open("/proc/self/smaps", encoding="utf-8", errors="replace") as file:
-        for line in file:
-            words = line.split(None, 5)
-            if not words[0].endswith(":"):
-                begin, end = (int(text, 16) for text in words[0].split("-"))
-                path = words[5].strip() if len(words) > 5 else ""
-            elif words[0] == "Rss:":
-                yield Mapping(begin, end, path, int(words[1]) * 1024)
 
 
 def present(begin: int, end: int) -> int:
@@ -87,6 +64,7 @@ def served(path: str, setting: dict[str, Any]) -> dict[str, int]:
     from edgeadapt.runtime import loading, prepared
     from edgeadapt.runtime.adapter import Adapter
     from edgeadapt.runtime.choice import Choice, alone
+    from edgeadapt.runtime.mappings import mappings
     from edgeadapt.runtime.memory import Needs, laid_out, planned
     from edgeadapt.runtime.state import FlatState
 

@@ -12,7 +12,7 @@ import pytest
 
 from edgeadapt import Adapter
 from edgeadapt.errors import StateError
-from edgeadapt.runtime import library, memory
+from edgeadapt.runtime import library, mappings, memory
 from tests.child import run_json
 from tests.toybundle import SIDE, Toy
 
@@ -46,7 +46,7 @@ VmFlags: rd ex mr mw me
 
 def mapped(**changes: Any) -> str:
     given = {"begin": 0x7F0000000000, "end": 0x7F0000010000, "permissions": "r-xp", "resident": 48, "own": 0}
-    return MAPPED.format(**{**given, "path": library._FOLDER.decode() + "capi/onnxruntime_pybind11_state.so", **changes})
+    return MAPPED.format(**{**given, "path": library._FOLDER + "capi/onnxruntime_pybind11_state.so", **changes})
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def advised(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, int]]:
         calls.append((begin.value, size.value, advice))
         return 0
 
-    monkeypatch.setattr(library.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=madvise))
+    monkeypatch.setattr(mappings.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=madvise))
     monkeypatch.setattr(library, "_LOADED", frozenset([(0x7F0000000000, 0x7F0000010000), (0x7E0000000000, 0x7E0000004000)]))
     return calls
 
@@ -78,8 +78,8 @@ def told(root: Path, *mappings: str) -> str:
         {"own": 4},  # a debugger's breakpoint, or what was relocated: gone for good if it were given back
         {"resident": 0},
         {"path": "/usr/lib/libc.so.6"},
-        {"path": library._FOLDER.decode() + "capi/model.onnx"},
-        {"path": library._FOLDER.decode() + "capi/libonnxruntime_providers_cuda.so"},
+        {"path": library._FOLDER + "capi/model.onnx"},
+        {"path": library._FOLDER + "capi/libonnxruntime_providers_cuda.so"},
         {"begin": 0x7F0000002000},  # not where it was when it was imported
         {"path": ""},
         {"path": "[heap]"},
@@ -93,7 +93,7 @@ def test_only_clean_code_of_onnxruntime_is_given_back(tmp_path: Path, advised: l
 
 def test_what_the_system_does_not_take_is_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where a program has locked all of its memory."""
-    monkeypatch.setattr(library.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=lambda *_: -1))
+    monkeypatch.setattr(mappings.ctypes, "CDLL", lambda _: SimpleNamespace(madvise=lambda *_: -1))
     monkeypatch.setattr(library, "_LOADED", frozenset([(0x7F0000000000, 0x7F0000010000)]))
     assert library.give_back(told(tmp_path, mapped())) == 0
 

@@ -195,8 +195,8 @@ def _parse(where: Path, data: bytes) -> Profile:
         unified_gpu=table.flag("unified_gpu"),
         note=table.text("note", longest=1000, empty=""),
     )
-    if (board.code or 0) >= floor:
-        raise table.wrong("code", f"less than the floor of {format_bytes(floor)}", format_bytes(board.code or 0))
+    if board.code is not None and board.code >= floor:
+        raise table.wrong("code", f"less than the floor of {format_bytes(floor)}", format_bytes(board.code))
     if floor >= board.memory:
         raise table.wrong("floor", f"less than the usable memory of {format_bytes(board.memory)}", format_bytes(floor))
     models = table.words("models", word=r"\S.{2,99}") if "models" in content else ()

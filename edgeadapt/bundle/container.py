@@ -153,8 +153,7 @@ class Bundle:
         """
         with self._file() as file:
             self._compare(WEIGHTS, *_digest(file, self._places[WEIGHTS]))
-        with self.stored_state():
-            pass  # it was checked
+            self._stored_state(file)
         for name in self.manifest.graphs:
             self._graph(name)
 
@@ -219,14 +218,13 @@ class Bundle:
             BundleError: as `initial_state`; reading a tensor raises it too where the file cannot be read any more.
         """
         with self._file() as file:
-            place = self._places[STATE]
-            self._compare(STATE, *_digest(file, place))
-            found = tensors.Stored(file, f"{self.path}: {STATE}", BundleError, place.offset, place.size)
-            self._check_state(found)
-            yield found
+            yield self._stored_state(file)
 
-    def _check_state(self, found: Mapping[str, NDArray[Any]]) -> None:
-        where = f"{self.path}: {STATE}"
+    def _stored_state(self, file: BufferedReader) -> Mapping[str, NDArray[Any]]:
+        """The state in the open file, checked."""
+        place, where = self._places[STATE], f"{self.path}: {STATE}"
+        self._compare(STATE, *_digest(file, place))
+        found = tensors.Stored(file, where, BundleError, place.offset, place.size)
         if set(found) != {spec.name for spec in self.manifest.state}:
             odd = sorted(set(found) ^ {spec.name for spec in self.manifest.state})
             raise BundleError(f"{where}: its tensors are not those of the manifest (first difference: {odd[0]!r})", "export the bundle again")
@@ -240,6 +238,7 @@ class Bundle:
             if not tensors.finite(array):
                 raise BundleError(f"{where}: {spec.name!r} holds NaN or infinite values", "export the bundle again")
             del array  # before the next is read
+        return found
 
     @property
     def folder(self) -> str:
