@@ -65,7 +65,7 @@ class _Source:
         return corrupt_at(self.images[index], name, severity, seed, self.scale, index.tolist())
 
     def shuffled(self, seed: int, stage: int) -> Indices:
-        return _rng(seed, stage).permutation(len(self.images))[: self.frames].astype(np.int64)
+        return draws(seed, stage).permutation(len(self.images))[: self.frames].astype(np.int64)
 
 
 def continual(
@@ -178,15 +178,30 @@ def correlated(
 
 def _grouped(source: _Source, seed: int, stage: int, delta: float | None, slots: int | None) -> Indices:
     order = source.shuffled(seed, stage)
-    labels = source.labels[order]
+    return order[grouped(source.labels[order], seed, stage, delta, slots)]
+
+
+def grouped(labels: NDArray[Any], seed: int, stage: int, delta: float | None = None, slots: int | None = None) -> Indices:
+    """Places of labels (n,) in an order in which equal ones come together: sorted, or spread over time slots, as `correlated` describes.
+
+    Args:
+        labels: of the frames as they would come.
+        seed: the stream's.
+        stage: which of its domains they are.
+        delta: see `correlated`.
+        slots: see `correlated`.
+
+    Returns:
+        int64 (n,), each place once.
+    """
     if delta is None:
-        return order[np.argsort(labels, kind="stable")]
-    rng = _rng(seed, stage, 1)
+        return np.argsort(labels, kind="stable")
+    rng = draws(seed, stage, 1)
     classes = np.unique(labels)
     count = slots or len(classes)
     parts: list[list[Indices]] = [[] for _ in range(count)]
     for label in classes:
-        mine = order[labels == label]
+        mine = np.flatnonzero(labels == label)
         cuts = np.rint(np.cumsum(rng.dirichlet(np.full(count, delta)))[:-1] * len(mine)).astype(int)
         for slot, part in zip(parts, np.split(mine, cuts), strict=True):
             slot.append(part)
@@ -196,7 +211,7 @@ def _grouped(source: _Source, seed: int, stage: int, delta: float | None, slots:
 def _mixed(source: _Source, severity: int, seed: int) -> Iterator[Batch]:
     index = np.concatenate([source.shuffled(seed, k) for k in range(len(source.names))])
     which = np.repeat(np.arange(len(source.names)), source.frames)
-    order = _rng(seed, len(source.names), 2).permutation(len(index))
+    order = draws(seed, len(source.names), 2).permutation(len(index))
     for first in range(0, len(order), source.batch):
         take = order[first : first + source.batch]
         x = source.images[index[take]]
@@ -248,5 +263,6 @@ def _level(name: str, severity: int) -> int:
     return 0 if name == _CLEAN else severity
 
 
-def _rng(seed: int, *key: int) -> np.random.Generator:
+def draws(seed: int, *key: int) -> np.random.Generator:
+    """The random numbers of a stream's order: a function of its arguments alone. (stage) orders a domain, (stage, 1) groups it, (stages, 2) mixes."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(int(seed), spawn_key=key)))
