@@ -1,0 +1,103 @@
+"""A process that serves one row of the bench: frames come over standard input when it asks for them, answers go to standard output.
+
+`edgeadapt.bench.child` starts it with a setting as JSON. What it holds is what a device holds that serves the same bundle with the same setting.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from edgeadapt.bench.setting import ADAPT, SOURCE, Setting
+from edgeadapt.bench.wire import receive, send
+from edgeadapt.devices.sources import Frame
+from edgeadapt.errors import EdgeAdaptError
+from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.stream import Prediction, Stream
+
+
+def serve(setting: Setting, take: BinaryIO, give: BinaryIO) -> None:
+    """Serves until there are no more frames.
+
+    Raises:
+        EdgeAdaptError: the bundle cannot be opened with this setting.
+    """
+
+    def progress(stage: str, done: int, total: int, note: str = "") -> None:
+        send(give, "progress", {"stage": stage, "done": done, "total": total, "note": note})
+
+    roles = {ADAPT: "adapt", SOURCE: "source"}.get(setting.mode, "predict")
+    used: dict[str, Any] = {"roles": roles, "batches": [setting.batch], "prepared": setting.prepared}
+    with Adapter.open(setting.path, setting.budget, setting.threads, prepare=progress if setting.prepare else None, **used) as adapter:
+        if setting.prepare:
+            send(give, "facts", {"prepared": True})
+            return
+        adapter.hyper = dict(setting.hyper or {})
+        for window in _windows(adapter, setting, _frames(take, give)):
+            for one in window:
+                send(give, "answer", {"milliseconds": one.milliseconds, "adapted": one.adapted}, one.logits)
+        memory = adapter.memory
+        told = {name: memory[name] for name in ("budget", "planned", "missing", "graphs")}
+        changes = [str(change) for change in adapter.changes]
+        send(give, "facts", {"peak_bytes": memory["peak"], "counters": adapter.stats, "memory": told, "changes": changes})
+
+
+def _frames(take: BinaryIO, give: BinaryIO) -> Iterator[Frame]:
+    index = 0
+    while True:
+        send(give, "next")
+        message = receive(take)
+        if message is None or message[2] is None:
+            return
+        yield Frame(index, message[2])
+        index += 1
+
+
+def _windows(adapter: Adapter, setting: Setting, frames: Iterator[Frame]) -> Iterator[list[Prediction]]:
+    if setting.mode != SOURCE:
+        return Stream(adapter, setting.mode == ADAPT, setting.batch).run(frames)
+    return _source(adapter, setting.batch, frames)
+
+
+def _source(adapter: Adapter, batch: int, frames: Iterator[Frame]) -> Iterator[list[Prediction]]:
+    """Windows through the frozen model."""
+    waiting: list[Frame] = []
+    for frame in frames:
+        waiting.append(frame)
+        if len(waiting) == batch:
+            yield _through(adapter, waiting)
+            waiting = []
+    if waiting:
+        yield _through(adapter, waiting)
+
+
+def _through(adapter: Adapter, waiting: list[Frame]) -> list[Prediction]:
+    begin = time.perf_counter()
+    logits = adapter.source(np.stack([frame.pixels for frame in waiting if frame.pixels is not None]))
+    each = 1000 * (time.perf_counter() - begin) / len(waiting)
+    return [Prediction(int(frame.id), Frame(frame.id, None), one, each, False) for frame, one in zip(waiting, logits)]
+
+
+def main(arguments: list[str]) -> int:
+    """Serves; what goes wrong is told to the other side."""
+    # whatever else in this process prints goes to standard error
+    give = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    try:
+        serve(Setting(**json.loads(arguments[0])), sys.stdin.buffer, give)
+    except EdgeAdaptError as error:
+        send(give, "error", {"code": error.exit_code, "message": error.message, "hint": error.hint})
+        return error.exit_code
+    except BrokenPipeError:  # the bench has gone
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
