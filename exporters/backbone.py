@@ -115,7 +115,7 @@ class Backbone:
     def run(
         self, tensors: Mapping[str, Tensor], normalise: Normaliser, affine: Mapping[str, Tensor] | None = None, kept: Kept | None = None
     ) -> BackboneRun:
-        """Prepare one forward pass over `tensors`; `affine` overrides weights and biases of normalisation layers by qualified name.
+        """Prepare one forward pass over `tensors`; `affine` stands in for those of the same qualified name.
 
         kept: in what form the pass keeps tensors for the gradient; None: as they are.
         """
@@ -136,7 +136,7 @@ class BackboneRun:
     def __init__(
         self, backbone: Backbone, tensors: Mapping[str, Tensor], normalise: Normaliser, affine: Mapping[str, Tensor], kept: Kept | None = None
     ) -> None:
-        self.backbone, self.normalise, self.affine = backbone, normalise, affine
+        self.backbone, self.tensors, self.normalise, self.affine, self.kept = backbone, tensors, normalise, affine, kept
         self.magnitude = torch.abs if kept is None else magnitude
         self.observe: Observe | None = None
         quantisation = backbone.captured.quantisation
@@ -145,9 +145,14 @@ class BackboneRun:
         self.known: dict[fx.Node, Any] = {}
         for node in backbone.captured.graph.nodes:
             if node.op == "placeholder" and node.name in owner:
-                self.known[node] = tensors[owner[node.name]]
+                name = owner[node.name]
+                self.known[node] = affine[name] if name in affine else tensors[name]
         for node in backbone.still:
             self.execute(node, self.known)
+
+    def beside(self, affine: Mapping[str, Tensor], normalise: Normaliser | None = None) -> BackboneRun:
+        """Another pass over the same frozen tensors, with other trained ones, and with statistics of its own or the same."""
+        return BackboneRun(self.backbone, self.tensors, normalise or self.normalise, affine, self.kept)
 
     def segment(self, index: int, x: Tensor, stop: fx.Node | None = None) -> Tensor:
         """Run segment `index` on the tensor that crosses the cut before it; stop early at node `stop`, inclusive."""
@@ -212,6 +217,4 @@ class BackboneRun:
 
     def _normalisation(self, node: fx.Node, args: Any) -> Tensor:
         norm = self.backbone.norms[node.name]
-        weight = self.affine.get(norm.weight, args[1])
-        bias = self.affine.get(norm.bias, args[2])
-        return self.normalise(norm.name, args[0], weight, bias, norm.eps)
+        return self.normalise(norm.name, args[0], args[1], args[2], norm.eps)

@@ -19,6 +19,8 @@ from edgeadapt.errors import ExportError
 if TYPE_CHECKING:
     from edgeadapt.exporters.quantise.rounding import Quantisation
 
+_SCALED = {torch.ops.aten.layer_norm: 2, torch.ops.aten.group_norm: 2, torch.ops.aten.instance_norm: 1}
+"""Normalisations over a frame alone, and which argument their scale is; their shift is the next."""
 NORMALISATION = torch.ops.aten._native_batch_norm_legit_no_training.default
 
 
@@ -33,6 +35,15 @@ class Norm:
     mean: str
     variance: str
     eps: float
+
+
+@dataclass(frozen=True)
+class Affine:
+    """The scale and shift of one normalisation of whatever kind: its operator's node, and their qualified names ("" where it has none)."""
+
+    node: str
+    weight: str
+    bias: str
 
 
 @dataclass(frozen=True)
@@ -65,6 +76,21 @@ class Captured:
             value = value[0]
         assert isinstance(value, fx.Node)
         return value
+
+    @property
+    def affines(self) -> tuple[Affine, ...]:
+        """Scale and shift of every batch, group, layer and instance normalisation that has them, in the order of execution."""
+        found = []
+        for node in self.operators:
+            packet = getattr(node.target, "overloadpacket", None)
+            place = 1 if node.target is NORMALISATION else _SCALED.get(packet) if packet is not None else None
+            if place is None:
+                continue
+            names = [self.owner.get(arg.name, "") if isinstance(arg, fx.Node) else "" for arg in node.args[place : place + 2]]
+            names += [""] * (2 - len(names))
+            if any(name in self.parameters for name in names):
+                found.append(Affine(node.name, *(name if name in self.parameters else "" for name in names)))
+        return tuple(found)
 
     @property
     def operators(self) -> list[fx.Node]:

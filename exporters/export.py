@@ -99,8 +99,8 @@ def export(
         board: where that is: a key or profile as for `edgeadapt.devices.boards.load`, or a board; this machine by default.
         board_threads: threads of one operator that it will be served with there.
         choices: fields of `Options`: method, parts, cuts, kernel, width, train, batches, statistics, optimiser, rate, exact, epochs, warmup_rate,
-            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task, micro, quantize, gradient, saved, updates. One that the method has no
-            use for is refused.
+            warmup_batch, max_drop, allow_drop, holdout, seed, threads, task, micro, quantize, gradient, saved, updates, settings (the method's own
+            choices, by name). One that the method has no use for is refused.
 
     Returns:
         what was exported; `print(report.table())` shows it.
@@ -351,7 +351,9 @@ class _Export:
 
     def method(self, options: Options) -> Method:
         """The method over the model at the largest batch."""
-        setup = Setup(self.task.classes, options.parts or PARTS, options.cuts, options.kernel, options.width, options.seed, options.train)
+        known = METHODS[options.method].settings
+        own = {name: known[name].read(name, value) for name, value in options.settings.items()}
+        setup = Setup(self.task.classes, options.parts or PARTS, options.cuts, options.kernel, options.width, options.seed, options.train, own)
         method = METHODS[options.method](self.capture(max(options.batches)), setup)
         if options.train is not None and options.train > method.parts:
             raise UsageError(f"train = {options.train}, and the model has {method.parts} parts", f"give at most {method.parts}, or leave it out")

@@ -16,6 +16,8 @@ MOMENTUM = Hyper(0.9, 0.0, 0.9999, "momentum of the updates")
 class Optimiser(Protocol):
     """State is plain data; both functions are pure. A step is the same wherever the parameters are: it depends on gradients and moments alone.
 
+    Where there is a scalar `go` among the scalars and it is 0, gradients are 0 too, and parameters and moments stay as they are, to the bit.
+
     squares: what the names of moments begin with that are never negative.
     """
 
@@ -47,8 +49,9 @@ class SGD:
         self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], hyper: Mapping[str, Tensor]
     ) -> tuple[Tensors, Tensors]:
         """One step."""
-        following = {f"momentum.{name}": hyper["momentum"] * moments[f"momentum.{name}"] + gradients[name] for name in parameters}
-        return {name: value - hyper["rate"] * following[f"momentum.{name}"] for name, value in parameters.items()}, following
+        rate, momentum = _held(hyper, hyper["rate"], 0.0), _held(hyper, hyper["momentum"], 1.0)
+        following = {f"momentum.{name}": momentum * moments[f"momentum.{name}"] + gradients[name] for name in parameters}
+        return {name: value - rate * following[f"momentum.{name}"] for name, value in parameters.items()}, following
 
 
 class Adam:
@@ -70,18 +73,27 @@ class Adam:
         self, gradients: Mapping[str, Tensor], parameters: Mapping[str, Tensor], moments: Mapping[str, Tensor], hyper: Mapping[str, Tensor]
     ) -> tuple[Tensors, Tensors]:
         """One step."""
-        beta1, step = hyper["momentum"], moments["step"] + 1.0
-        rate = hyper["rate"] / (1.0 - torch.pow(beta1, step))
-        correction = (1.0 - torch.pow(torch.full((), self.beta), step)).sqrt()
+        step = moments["step"] + hyper.get("go", 1.0)
+        counted = step.clamp(min=1.0) if "go" in hyper else step
+        rate = _held(hyper, hyper["rate"] / (1.0 - torch.pow(hyper["momentum"], counted)), 0.0)
+        correction = (1.0 - torch.pow(torch.full((), self.beta), counted)).sqrt()
+        beta1, beta2 = _held(hyper, hyper["momentum"], 1.0), _held(hyper, self.beta, 1.0)
         values: Tensors = {}
         following: Tensors = {"step": step}
         for name, value in parameters.items():
             gradient = gradients[name]
             first = beta1 * moments[f"first.{name}"] + (1.0 - beta1) * gradient
-            second = self.beta * moments[f"second.{name}"] + (1.0 - self.beta) * (gradient * gradient)
+            second = beta2 * moments[f"second.{name}"] + (1.0 - beta2) * (gradient * gradient)
             values[name] = value - rate * first / (second.sqrt() / correction + self.eps)
             following[f"first.{name}"], following[f"second.{name}"] = first, second
         return values, following
+
+
+def _held(hyper: Mapping[str, Tensor], value: Tensor | float, still: float) -> Tensor | float:
+    """A scalar of a step, or what it must be for nothing to change where the step is not to be."""
+    if "go" not in hyper:
+        return value
+    return hyper["go"] * value + (1.0 - hyper["go"]) * still
 
 
 OPTIMISERS: dict[str, Optimiser] = {"sgd": SGD(), "adam": Adam()}

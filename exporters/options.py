@@ -56,6 +56,7 @@ class Options:
     gradient: str | None = None
     saved: str | None = None
     updates: str = REFERENCE
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @staticmethod
     def of(choices: Mapping[str, Any], planned: bool = False) -> Options:
@@ -109,6 +110,13 @@ class Options:
         for name, (value, allowed) in choices.items():
             if value not in allowed:
                 raise UsageError(f"{name} = {value!r} is not known", f"choose one of {', '.join(str(item) for item in allowed if item is not None)}")
+        if not isinstance(self.settings, Mapping):
+            raise UsageError(f"settings = {self.settings!r} is no mapping", 'give the method\'s own choices by name, such as {"freeze": "none"}')
+        own = METHODS[self.method].settings
+        for name, value in self.settings.items():
+            if name not in own:
+                raise UsageError(f"{self.method} has no setting {name!r}", f"it has {', '.join(own)}" if own else "it has none: leave settings out")
+            own[name].read(name, value)
         for name, least in {"parts": 1, "train": 1, "width": 1, "epochs": 0, "warmup_batch": 2, "seed": 0, "threads": 0}.items():
             number = getattr(self, name)
             if number is None:
@@ -154,9 +162,10 @@ class Options:
             raise UsageError("gradients in 8 bits are of convolutions in 8 bits", 'give quantize="int8" too, or leave gradient out')
         if self.parts is not None and self.cuts:
             raise UsageError("cuts already say how many parts there are", "give cuts or parts, not both")
-        if self.method == "tent" and self.train is None and (self.parts is not None or self.cuts):
+        if method.cut_to_train and self.train is None and (self.parts is not None or self.cuts):
             shape = "parts" if self.parts is not None else "cuts"
-            raise UsageError(f"tent has no use for {shape} without train", "say with train how many of the last parts to train, or leave it out")
+            fix = "say with train how many of the last parts to train, or leave it out"
+            raise UsageError(f"{self.method} has no use for {shape} without train", fix)
         if self.statistics is not None and self.statistics not in method.modes:
             why = "adapts nothing but its statistics" if self.method == "norm" else "does not adapt"
             raise UsageError(f"{self.method} {why}, so {self.statistics!r} statistics contradict it", f"use {method.modes[0]!r}, or another method")
@@ -175,8 +184,8 @@ def _real(value: object) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def calibration_rows(kept: NDArray[np.intp], batch: int, seed: int) -> list[NDArray[np.intp]]:
-    """Which samples a method is calibrated on: at most eight batches, drawn by `seed` from all of `kept`, which may be sorted by class.
+def calibration_rows(kept: NDArray[np.intp], batch: int, seed: int, batches: int = CALIBRATION_BATCHES) -> list[NDArray[np.intp]]:
+    """Which samples a method is calibrated on: at most so many batches, drawn by `seed` from all of `kept`, which may be sorted by class.
 
     Args:
         kept: indices of the samples to choose from.
@@ -186,7 +195,7 @@ def calibration_rows(kept: NDArray[np.intp], batch: int, seed: int) -> list[NDAr
         the indices of each batch, (batch,).
     """
     mixed = np.random.default_rng(seed).permutation(kept)
-    return [mixed[start : start + batch] for start in range(0, min(len(mixed) // batch, CALIBRATION_BATCHES) * batch, batch)]
+    return [mixed[start : start + batch] for start in range(0, min(len(mixed) // batch, batches) * batch, batch)]
 
 
 def mixing_weight(batch: int) -> float:

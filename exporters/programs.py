@@ -6,7 +6,7 @@ eagerly to check it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
@@ -20,9 +20,9 @@ from edgeadapt.exporters.methods.source import Source
 from edgeadapt.exporters.operators import forward_ends
 from edgeadapt.exporters.optimisers import MOMENTUM
 from edgeadapt.exporters.quantise.kept import Kept
-from edgeadapt.exporters.storage import Packed, Plain, Storage, Tier
+from edgeadapt.exporters.storage import COUNTER, Packed, Plain, Storage, Tier
 
-STATISTICS, WEIGHTS, FIXED = "statistics.", "weights.", "fixed."
+STATISTICS, WEIGHTS, FIXED, MEMORY, START = "statistics.", "weights.", "fixed.", "memory.", "start."
 
 
 @dataclass(frozen=True)
@@ -47,10 +47,14 @@ class Model:
 
     def state(self) -> dict[str, tuple[str, Tensor]]:
         """What changes on the device: name → (kind, initial value)."""
-        table = self.storage.state(self.parameters, self.optimiser, self.method.trains)
+        table = self.held() | {MEMORY + name: ("memory", value) for name, value in self.method.memory().items()}
         if self.statistics == "live":
             table |= {STATISTICS + name: ("statistic", value) for name, value in self.values.items()}
         return table
+
+    def held(self) -> dict[str, tuple[str, Tensor]]:
+        """Parameters and moments as they start."""
+        return self.storage.state(self.parameters, self.optimiser, self.method.trains)
 
     def frozen(self) -> Tensors:
         """What never changes: the backbone's tensors and the method's own, parameters that are fixed, and the statistics where they do not move."""
@@ -58,6 +62,8 @@ class Model:
         table |= self.storage.frozen()
         if self.statistics != "live":
             table |= {STATISTICS + name: value for name, value in self.values.items()}
+        if self.method.restarts:
+            table |= {START + name: value for name, (_, value) in self.held().items() if bool(value.any())}
         return table
 
     def hyper(self) -> dict[str, Hyper]:
@@ -90,24 +96,44 @@ class Program:
 
     def __call__(self, given: Mapping[str, Tensor]) -> Tensors:
         """Run it; gradients are computed where the role needs them."""
-        steps = self.role in STEPS
+        steps, method = self.role in STEPS, self.model.method
         with torch.set_grad_enabled(steps):
             done = self.forward(given, steps)
+            passes = [done]
             logits = self.ended(done)
             if steps:
-                objective = loss(done.terms)
-                gradients = torch.autograd.grad(objective, list(done.parameters.values()), allow_unused=True)
+                objective, gradients = _descent(done)
+                if "y" not in given and (away := method.ascent(gradients, done.hyper)):
+                    passes.append(self.forward(given, steps, away, [done.outcome]))
+                    objective, gradients = _descent(passes[-1])
         result = {"logits": logits}
+        memory, again = {}, None
+        with torch.no_grad():
+            outcomes = [item.outcome for item in passes]
+            if self.role == "adapt" or (self.role != "source" and method.remembers == "passes"):
+                memory = method.remembered(outcomes, done.hyper)
+            if self.role == "adapt" and method.restarts:
+                again = method.start_again(outcomes, done.hyper)
         if steps:
             result |= {"metric.loss": objective.detach(), **{f"metric.{name}": value for name, value in done.measures().items()}}
-            result |= self.updated(given, dict(zip(done.parameters, gradients, strict=True)))
+            result |= self.updated(given, gradients, passes[-1].counted() if method.skips else None)
+            result |= self.begun(given, result, again)
+        result |= {f"new.{MEMORY}{name}": value.detach() for name, value in memory.items()}
         return result | {f"new.{STATISTICS}{name}": value for name, value in done.statistics.items()}
 
-    def forward(self, given: Mapping[str, Tensor], steps: bool) -> Pass:
-        """One forward pass, and with `steps` the terms of the objective: of labelled frames if there are labels."""
+    def forward(
+        self, given: Mapping[str, Tensor], steps: bool, away: Mapping[str, Tensor] | None = None, before: Sequence[Outcome] = ()
+    ) -> Pass:
+        """One forward pass, and with `steps` the terms of the objective: of labelled frames if there are labels.
+
+        away: what is added to the parameters; before: the pass that this is the second to.
+        """
         model, method = self.model, self.model.method
         tensors, state, hyper = (_named(given, prefix) for prefix in (WEIGHTS, "state.", "hyper."))
-        parameters = {name: value.detach().requires_grad_(steps) for name, value in model.storage.read(model.parameters, state, tensors).items()}
+        tensors |= {name: value for name, value in state.items() if name.startswith(MEMORY)}
+        read = model.storage.read(model.parameters, state, tensors)
+        read = {name: value + away[name] for name, value in read.items()} if away else read
+        parameters = {name: value.detach().requires_grad_(steps) for name, value in read.items()}
         live = model.statistics == "live"
         values = {name: (state if live else tensors)[STATISTICS + name] for name in model.values}
         normalise = Normaliser(values, "live" if live else "source", hyper.get("mix", 1.0), model.exact, model.shifted)
@@ -120,7 +146,10 @@ class Program:
             outcome = method.forward(run, given["x"], tensors, everything)
             terms: Terms = ()
             if steps:
-                terms = method.labelled(outcome, given["y"], hyper) if "y" in given else method.unlabelled(outcome, hyper)
+                if "y" in given:
+                    terms = method.labelled(outcome, given["y"], hyper)
+                else:
+                    terms = method.second([*before, outcome], hyper) if before else method.unlabelled(outcome, hyper)
         return Pass(outcome, terms, parameters, hyper, normalise.updated if live else {})
 
     def ended(self, done: Pass) -> Tensor:
@@ -128,16 +157,29 @@ class Program:
         logits = done.outcome.logits.detach()
         return forward_ends(logits) if self.model.small and done.terms else logits
 
-    def updated(self, given: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None]) -> Tensors:
+    def updated(self, given: Mapping[str, Tensor], gradients: Mapping[str, Tensor | None], counted: Tensor | None = None) -> Tensors:
         """What the optimiser makes of gradients: the next parameters and moments, and the metrics of that, as the graphs name them.
 
-        No gradient counts as zeros.
+        No gradient counts as zeros. counted: how many predictions count; where none does, everything stays. None: it does not depend on that.
         """
         model, state = self.model, _named(given, "state.")
         found = ((name, gradients.get(name)) for name in model.parameters)
         known = {name: torch.zeros_like(model.parameters[name]) if gradient is None else gradient for name, gradient in found}
-        following, metrics = model.storage.write(model.optimiser, known, state, _named(given, WEIGHTS), _named(given, "hyper."))
+        hyper = _named(given, "hyper.")
+        if counted is not None:
+            hyper["go"] = (counted > 0.0).to(counted.dtype)
+            known = {name: value * hyper["go"] for name, value in known.items()}
+        following, metrics = model.storage.write(model.optimiser, known, state, _named(given, WEIGHTS), hyper)
         return {f"metric.{name}": value for name, value in metrics.items()} | {f"new.{name}": value for name, value in following.items()}
+
+
+    def begun(self, given: Mapping[str, Tensor], following: Mapping[str, Tensor], again: Tensor | None) -> Tensors:
+        """Of what follows a step, parameters and moments as they start, where `again` says so."""
+        if again is None:
+            return {}
+        start = _named(given, WEIGHTS + START)
+        moved = (name for name in self.model.held() if name != COUNTER and f"new.{name}" in following)
+        return {f"new.{name}": torch.where(again, start.get(name, _zero(following[f"new.{name}"])), following[f"new.{name}"]) for name in moved}
 
 
 @dataclass
@@ -150,10 +192,26 @@ class Pass:
     hyper: Tensors
     statistics: Tensors
 
+    def counted(self) -> Tensor:
+        """How many predictions count, in the terms that say so."""
+        found = [term.count for term in self.terms if term.count is not None]
+        return found[0] if found else torch.ones(())
+
     def measures(self) -> Tensors:
         """Means over all predictions that a step reports besides its loss, without gradient."""
         logits = self.outcome.logits.detach()
         return {"entropy": entropy(logits).mean(), "selected": selected(logits, self.hyper.get("margin", 0.4)).mean()}
+
+
+def _descent(done: Pass) -> tuple[Tensor, dict[str, Tensor | None]]:
+    """The objective of a pass, and its gradients by parameter."""
+    objective = loss(done.terms)
+    found = torch.autograd.grad(objective, list(done.parameters.values()), allow_unused=True)
+    return objective, dict(zip(done.parameters, found, strict=True))
+
+
+def _zero(like: Tensor) -> Tensor:
+    return torch.zeros((), dtype=like.dtype)
 
 
 def _named(given: Mapping[str, Tensor], prefix: str) -> Tensors:

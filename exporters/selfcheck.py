@@ -33,7 +33,7 @@ from edgeadapt.exporters.compile import Compiled, named_refusals
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Array
 from edgeadapt.exporters.methods.base import Tensors, entropy
-from edgeadapt.exporters.programs import Program
+from edgeadapt.exporters.programs import MEMORY, Program
 
 LOGITS, UPDATES, STATISTICS, METRICS = 1e-3, 2e-2, 1e-3, 1e-3
 ROOM, UNCERTAIN = 2.0, 0.1
@@ -142,8 +142,9 @@ def compare(compiled: Compiled) -> tuple[Difference, list[Run]]:
 def examples(compiled: Compiled) -> Iterator[Tensors]:
     """The inputs that a graph is checked with: at its initial state, and at the disturbed one."""
     program = compiled.program
+    shown = {f"hyper.{name}": torch.tensor(value) for name, value in program.model.method.checked.items() if f"hyper.{name}" in program.example}
     start = _with_margin(program, dict(program.example))
-    yield start
+    yield {**start, **shown}
     if compiled.writes or program.model.parameters:
         yield _with_margin(program, disturbed(program, start))
 
@@ -172,12 +173,13 @@ def compare_variant(variant: Compiled, base: str, runs: Sequence[Run]) -> None:
 
 
 def disturbed(program: Program, example: Tensors) -> Tensors:
-    """The example with parameters and statistics away from where they start, and moments as one step leaves them."""
+    """The example with parameters and statistics away from where they start, and moments and the method's memory as one step leaves them."""
     random = torch.Generator().manual_seed(1)
     moved = dict(example)
     for name, (kind, _) in program.model.state().items():
         value = example.get(f"state.{name}")
-        if value is None or kind == "moment" or (kind == "parameter" and value.is_floating_point() and name not in program.model.parameters):
+        units = kind == "parameter" and value is not None and value.is_floating_point() and name not in program.model.parameters
+        if value is None or kind in ("moment", "memory") or units:
             continue
         noise = 0.05 * torch.randn(value.shape, generator=random)
         if name.endswith(".variance"):
@@ -190,7 +192,7 @@ def disturbed(program: Program, example: Tensors) -> Tensors:
         else:
             moved[f"state.{name}"] = value + noise * max(float(value.square().mean().sqrt()), 0.5)
     step = program({name: value.clone() for name, value in moved.items()})
-    moments = [name for name, (kind, _) in program.model.state().items() if kind == "moment" and f"new.{name}" in step]
+    moments = [name for name, (kind, _) in program.model.state().items() if kind in ("moment", "memory") and f"new.{name}" in step]
     return {**moved, **{f"state.{name}": step[f"new.{name}"].detach() for name in moments}}
 
 
@@ -224,7 +226,7 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
     def apart(name: str, other: dict[str, tuple[Array, Array, Array]]) -> float:
         (theirs, gaps, weight), start = after[name], before[name][0]
         length = float(np.linalg.norm((theirs - start) * weight))
-        floor = NOTHING * largest[kinds[name]] * theirs.size**0.5 + 1e-5 * float(np.linalg.norm(start)) + 1e-12
+        floor = NOTHING * largest.get(kinds[name], 0.0) * theirs.size**0.5 + 1e-5 * float(np.linalg.norm(start)) + 1e-12
         difference = np.maximum(np.abs(other[name][0] - theirs) - HALF * gaps, 0.0) if gaps.any() else other[name][0] - theirs
         far = np.abs(difference * weight).ravel()
         odd = min(far.size // ODD, ODD_MOST) if rounded else 0
@@ -289,7 +291,9 @@ def _seen(program: Program, example: Tensors, table: dict[str, Array]) -> dict[s
     state = {name.removeprefix("state."): value for name, value in example.items() if name.startswith("state.")}
     state |= {name.removeprefix("new."): torch.from_numpy(np.asarray(value)) for name, value in table.items() if name.startswith("new.")}
     found = program.model.storage.seen(program.model.optimiser if program.role.startswith(STEPS) else "", state)
-    return {name: (item.values.numpy(), item.gaps.numpy(), item.weights.numpy()) for name, item in found.items()}
+    seen = {name: (item.values.numpy(), item.gaps.numpy(), item.weights.numpy()) for name, item in found.items()}
+    nothing, whole = np.zeros((), np.float32), np.ones((), np.float32)
+    return seen | {name: (value.numpy(), nothing, whole) for name, value in state.items() if name.startswith(MEMORY)}
 
 
 def _flips(theirs: tuple[Array, Array, Array], ours: tuple[Array, Array, Array]) -> float:

@@ -75,7 +75,8 @@ class Training:
         batch = min(options.warmup_batch, len(kept))
         method = method.at(self.capture(batch))
         if method.calibrates:
-            calibration = [torch.from_numpy(self.data.tensor(rows)) for rows in calibration_rows(kept, batch, options.seed)]
+            rows = calibration_rows(kept, batch, options.seed, method.calibration_batches)
+            calibration = [torch.from_numpy(self.data.tensor(row)) for row in rows]
             method.calibrate(calibration, self._tensors(method), start.values)
         frozen = source_model(Model(method, {}, {}, "source", start.optimiser), method.backbone.source_statistics())
         truth = self.data.y[held] if self.data.y is not None else self._predictions(frozen, held, batch)

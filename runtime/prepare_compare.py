@@ -64,7 +64,7 @@ def feeds(bundle: Bundle, name: str, session: Any) -> list[Feeds]:
         elif kinds[key] == "statistic":
             moved[f"state.{key}"] = value * (1 + noise) if value.min() > 0 else value + noise
     step = run(session, moved)
-    moved |= {f"state.{key}": step[f"new.{key}"] for key in spec.writes if kinds[key] == "moment" and f"state.{key}" in moved}
+    moved |= {f"state.{key}": step[f"new.{key}"] for key in spec.writes if kinds[key] in ("moment", "memory") and f"state.{key}" in moved}
     return [start, moved]
 
 
@@ -140,7 +140,8 @@ def apart(spec: GraphSpec, kinds: Mapping[str, str], given: Feeds, want: Feeds, 
     rms = {key: float(np.sqrt(np.mean((want[f"new.{key}"] - given[f"state.{key}"]) ** 2))) for key in trained}
     for key in trained:
         theirs, before, weight = want[f"new.{key}"], given[f"state.{key}"], _confidence(key, want)
-        largest = max((rms[other] for other in trained if kinds[other] == kinds[key] and other != "step"), default=0.0)
+        alike = [rms[other] for other in trained if kinds[other] == kinds[key] != "memory" and other != "step"]  # a memory's have units of their own
+        largest = max(alike, default=0.0)
         floor = NOTHING * largest * theirs.size**0.5 + 1e-5 * float(np.linalg.norm(before)) + 1e-12
         length = max(float(np.linalg.norm((theirs - before) * weight)), floor)
         found["updates"] = max(found.get("updates", 0.0), float(np.linalg.norm((got[f"new.{key}"] - theirs) * weight)) / length)

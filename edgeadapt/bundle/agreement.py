@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from edgeadapt.bundle.manifest import Manifest
 
 T = TypeVar("T")
+PASSING = ("statistic", "memory")
+"""Kinds of state that a prediction may change."""
 
 
 def agree(manifest: Manifest, root: Node) -> None:
@@ -52,8 +54,10 @@ def agree(manifest: Manifest, root: Node) -> None:
         check(lambda value: re.fullmatch("[a-z][a-z0-9_]*", value) is not None, graph.metrics, node.child("metrics"), "lower-case words")
         if whole.intersection(graph.writes) and GUARD not in graph.metrics:
             raise node.child("metrics").wrong(f"{GUARD}, in a graph that writes whole numbers", ", ".join(graph.metrics) or "none")
-        if graph.role in ("source", "predict"):
-            check(lambda value: kinds[value] == "statistic", graph.writes, node.child("writes"), f"only statistics, in a {graph.role} graph")
+        if graph.role == "source":
+            check(lambda value: kinds[value] == "statistic", graph.writes, node.child("writes"), "only statistics, in a source graph")
+        if graph.role == "predict":
+            check(lambda value: kinds[value] in PASSING, graph.writes, node.child("writes"), "only statistics and memory, in a predict graph")
     _agree_pieces(manifest, root)
     for name, tensors in unchecked_of(manifest.selfcheck).items():
         check(kinds.__contains__, tensors, root.child("selfcheck").child(name).child(UNCHECKED), "names that stand in state")

@@ -22,7 +22,7 @@ from edgeadapt.bundle.roles import GRAPH, PIECES, ROLES, SUMS, UPDATE, VARIANTS,
 from edgeadapt.errors import BundleError
 
 FORMAT = 1
-KINDS = ("parameter", "moment", "statistic")
+KINDS = ("parameter", "moment", "statistic", "memory")
 ITEMSIZES = {"float32": 4, "int8": 1, "uint8": 1, "int16": 2, "int64": 8}
 """Bytes of an element of each type that state may have; anything but float32 holds whole numbers whose meaning is the graphs' own affair."""
 FIGURES = 1
@@ -106,7 +106,12 @@ class HyperSpec:
 
 @dataclass(frozen=True)
 class StateSpec:
-    """A tensor that outlives a step; `kind` is "parameter", "moment" (the optimiser's) or "statistic", `dtype` a key of `ITEMSIZES`."""
+    """A tensor that outlives a step.
+
+    Attributes:
+        kind: "parameter", "moment" (the optimiser's), "statistic" (of a normalisation), or "memory" (what else the method keeps of the stream).
+        dtype: a key of `ITEMSIZES`; statistics and memory are float32.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -378,8 +383,8 @@ def _state(node: Node) -> StateSpec:
     node.keys({"name", "shape", "kind"}, optional={"dtype"})
     dtype = node.child("dtype").text("|".join(ITEMSIZES)) if node.has("dtype") else "float32"
     kind = node.child("kind").text("|".join(KINDS))
-    if kind == "statistic" and dtype != "float32":
-        raise node.child("dtype").wrong("float32, of a statistic", dtype)
+    if kind in ("statistic", "memory") and dtype != "float32":
+        raise node.child("dtype").wrong(f"float32, of a {kind}", dtype)
     return StateSpec(node.child("name").text(_NAME), _shape(node), kind, dtype)
 
 

@@ -20,7 +20,7 @@ class Updates:
 
 def updates_of(state: Sequence[StateSpec], options: Mapping[str, Any]) -> Updates | None:
     """How a state's parameters and moments are held; None where nothing is trained. options: the method's, as the manifest has them."""
-    held = [spec for spec in state if spec.kind != "statistic"]
+    held = [spec for spec in state if spec.kind in ("parameter", "moment")]
     told = options.get("trainable")
     count = told if isinstance(told, int) and told > 0 else sum(spec.size for spec in held if spec.kind == "parameter")
     return Updates(str(options.get("updates", "reference")), count, sum(spec.nbytes for spec in held) / count) if count else None

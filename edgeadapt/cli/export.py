@@ -84,7 +84,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--std", type=_numbers, metavar="R,G,B", help="deviation that it expects them divided by")
     given.add_argument("--resize", type=parse_shape, metavar="HxW", help="resize images to the input's size, here and on the device")
     how = parser.add_argument_group("method")
-    how.add_argument("--method", help="ecotta (default), tent, norm, side or source")
+    how.add_argument("--method", help="ecotta (default), side, tent, eata, sar, norm or source: docs/methods.md")
+    how.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="a choice that the method alone has; may be repeated")
     how.add_argument("--parts", type=_count, metavar="K", help="parts to cut the model into (default: 4)")
     how.add_argument("--cuts", type=_names, metavar="A,B,C", help="cut at these places instead; --list-cuts shows them")
     how.add_argument("--train", type=_count, metavar="N", help="train only the last N parts on the device, in less memory (default: all)")
@@ -204,7 +205,16 @@ def _choices(arguments: argparse.Namespace) -> dict[str, Any]:
     choices: dict[str, Any] = {name: getattr(arguments, name) for name in CHOICES if getattr(arguments, name) is not None}
     if arguments.batch:
         choices["batches"] = tuple(sorted({size for sizes in arguments.batch for size in sizes}))
+    if arguments.setting:
+        choices["settings"] = dict(_setting(text) for text in arguments.setting)
     return {**choices, "exact": arguments.exact_gradient}
+
+
+def _setting(text: str) -> tuple[str, str]:
+    name, mark, value = text.partition("=")
+    if not mark or not name or not value:
+        raise UsageError(f"--setting {text} is not NAME=VALUE", "write --setting freeze=none")
+    return name, value
 
 
 def _place(arguments: argparse.Namespace) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from edgeadapt.exporters.methods.base import Hyper, Method, Outcome, Setup, Term, Terms, loss
+from edgeadapt.exporters.methods.base import Hyper, Method, Outcome, Setting, Setup, Term, Terms, loss
+from edgeadapt.exporters.methods.eata import Eata
 from edgeadapt.exporters.methods.ecotta import EcoTTA
+from edgeadapt.exporters.methods.sar import Sar
 from edgeadapt.exporters.methods.side import Side
 from edgeadapt.exporters.methods.source import Norm, Source
 from edgeadapt.exporters.methods.tent import Tent
 
-METHODS: dict[str, type[Method]] = {method.name: method for method in (Source, Norm, Tent, EcoTTA, Side)}
+METHODS: dict[str, type[Method]] = {method.name: method for method in (Source, Norm, Tent, Eata, Sar, EcoTTA, Side)}
 
-__all__ = ["METHODS", "Hyper", "Method", "Outcome", "Setup", "Term", "Terms", "loss"]
+__all__ = ["METHODS", "Hyper", "Method", "Outcome", "Setting", "Setup", "Term", "Terms", "loss"]

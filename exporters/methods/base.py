@@ -13,12 +13,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 from operator import add
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from edgeadapt.errors import UsageError
 from edgeadapt.exporters.backbone import Backbone, BackboneRun
 from edgeadapt.exporters.capture import Captured
 from edgeadapt.exporters.partition import Partition
@@ -37,8 +38,43 @@ class Hyper:
 
 
 @dataclass(frozen=True)
+class Setting:
+    """A choice that one method alone has, made at export.
+
+    Attributes:
+        default: its value, and with that its type: text, a whole number, or a number.
+        help: what it does, in a line.
+        allowed: the texts that it may be; of a number the least and the most.
+    """
+
+    default: str | int | float
+    help: str
+    allowed: tuple[Any, ...] = ()
+
+    def read(self, name: str, given: object) -> str | int | float:
+        """A given value, in the setting's type.
+
+        Raises:
+            UsageError: it is none that the setting may have.
+        """
+        kind: type = type(self.default)
+        number = "a whole number" if kind is int else "a number"
+        fix = f"choose one of {', '.join(self.allowed)}" if kind is str else f"give {number} from {self.allowed[0]} to {self.allowed[1]}"
+        if isinstance(given, bool):
+            raise UsageError(f"{name} = {given!r} is not possible", fix)
+        try:
+            value = kind(given) if not isinstance(given, float) or kind is not int or given.is_integer() else None
+        except (TypeError, ValueError):
+            value = None
+        if value is None or (value not in self.allowed if kind is str else not self.allowed[0] <= value <= self.allowed[1]):
+            raise UsageError(f"{name} = {given!r} is not possible", fix)
+        result: str | int | float = value
+        return result
+
+
+@dataclass(frozen=True)
 class Setup:
-    """The user's choices that shape a method."""
+    """The user's choices that shape a method; `settings` are its own, by name."""
 
     classes: int
     parts: int = 4
@@ -47,11 +83,12 @@ class Setup:
     width: int = 64
     seed: int = 0
     train: int | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class Outcome:
-    """One forward pass: logits (N, C, …) and whatever else the objective reads."""
+    """One forward pass: logits (N, C, …), which are the predictions, and whatever else the objective or the method's memory reads."""
 
     logits: Tensor
     terms: Tensors = field(default_factory=dict)
@@ -98,11 +135,17 @@ class Method(ABC):
         warms_up: whether its parameters are trained on source data before the export.
         optimiser: "sgd" or "adam".
         rate: learning rate at a batch of 64; it scales with the batch.
-        calibrates: whether it measures source data before the export, and so needs some.
+        calibrates: whether it measures source data before the export, and so needs some; calibration_batches: at most so many batches of it.
         modes: the statistics it can be exported with.
         choices: which of the options parts, cuts, kernel, width and train shape it.
         first: the cut at which its first part ends; what lies before belongs to no part, or is counted to the first.
         enters: whether it puts tensors of its own in place of the model's at the cuts.
+        cut_to_train: whether parts serve only to say which of them are trained.
+        settings: its own choices, by name.
+        remembers: when its memory changes: "steps", by steps of adaptation alone; "passes", by every pass that predicts, those of steps too.
+        restarts: whether parameters and moments may go back to where they started, as `start_again` says.
+        checked: scalars at which its steps are first checked, where those by default could hide what a step does.
+        skips: whether a step in which no prediction counts leaves parameters and moments as they are. Without, momentum goes on.
     """
 
     name: ClassVar[str]
@@ -113,10 +156,17 @@ class Method(ABC):
     optimiser: ClassVar[str] = "sgd"
     rate: ClassVar[float] = 5e-4
     calibrates: ClassVar[bool] = False
+    calibration_batches: ClassVar[int] = 8
     modes: ClassVar[tuple[str, ...]] = ("live", "source")
     choices: ClassVar[tuple[str, ...]] = ()
     first: ClassVar[int] = 1
     enters: ClassVar[bool] = False
+    cut_to_train: ClassVar[bool] = False
+    settings: ClassVar[Mapping[str, Setting]] = {}
+    remembers: ClassVar[str] = "steps"
+    restarts: ClassVar[bool] = False
+    skips: ClassVar[bool] = False
+    checked: ClassVar[Mapping[str, float]] = {}
 
     def __init__(self, captured: Captured, setup: Setup) -> None:
         self.setup = setup
@@ -150,6 +200,10 @@ class Method(ABC):
         prefix = self.prefix(index)
         return frozenset(name for name in names if prefix and name.startswith(prefix))
 
+    def setting(self, name: str) -> Any:
+        """A choice of its own, as the user made it or by default."""
+        return self.setup.settings.get(name, self.settings[name].default)
+
     @property
     def parts(self) -> int:
         """How many parts there are that may be trained or left as they are."""
@@ -163,12 +217,28 @@ class Method(ABC):
         """Fixed tensors that the method adds, by name."""
         return {}
 
+    def memory(self) -> Tensors:
+        """What it keeps of the stream besides statistics and parameters, float32 by name, as it starts."""
+        return {}
+
+    def remembered(self, passes: Sequence[Outcome], hyper: Mapping[str, Tensor]) -> Tensors:
+        """The memory after a step of these passes, by the names of `memory`; before, it is among the tensors that `forward` gets."""
+        return {}
+
+    def start_again(self, passes: Sequence[Outcome], hyper: Mapping[str, Tensor]) -> Tensor | None:
+        """Whether, after a step of these passes, parameters and moments go back to where they started: a scalar truth value. None: never."""
+        return None
+
+    def ascent(self, gradients: Mapping[str, Tensor | None], hyper: Mapping[str, Tensor]) -> Tensors:
+        """What is added to the parameters for a second pass, whose gradients are then the step's; {}: there is one pass."""
+        return {}
+
     def calibrate(self, batches: Sequence[Tensor], tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Look at source inputs once before anything is trained; nothing by default."""
 
     @abstractmethod
     def forward(self, run: BackboneRun, x: Tensor, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Outcome:
-        """One forward pass for x (N, …); `run` holds the backbone, `tensors` all frozen ones."""
+        """One forward pass for x (N, …); `run` holds the backbone, `tensors` all frozen ones and, as "memory.NAME", the memory."""
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -191,6 +261,10 @@ class Method(ABC):
     def unlabelled(self, outcome: Outcome, hyper: Mapping[str, Tensor]) -> Terms:
         """The objective of an adaptation step."""
         return (Term(entropy(outcome.logits).mean()),)
+
+    def second(self, passes: Sequence[Outcome], hyper: Mapping[str, Tensor]) -> Terms:
+        """The objective of the second pass of an adaptation step, where there is one; the first is among `passes`."""
+        return self.unlabelled(passes[-1], hyper)
 
     def labelled(self, outcome: Outcome, target: Tensor, hyper: Mapping[str, Tensor]) -> Terms:
         """The objective of a learning step with targets (N, …) of class indices."""

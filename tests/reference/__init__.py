@@ -6,14 +6,17 @@ from tests.reference.base import Adaptation, Norm, Source, Tent
 from tests.reference.ecotta import EcoTTA
 from tests.reference.normalisation import LiveBatchNorm, follow_stream
 from tests.reference.parts import Split, counts, split
+from tests.reference.reliable import Eata, Sar
 from tests.reference.side import Side
 from tests.reference.twin import fixed, scalars, twin
 
 __all__ = [
     "Adaptation",
+    "Eata",
     "EcoTTA",
     "LiveBatchNorm",
     "Norm",
+    "Sar",
     "Side",
     "Source",
     "Split",
