@@ -41,7 +41,7 @@ def convert(frames: NDArray[Any], spec: InputSpec, out: NDArray[np.float32] | No
         out = np.empty((len(frames), *spec.shape), np.float32)
     if frames.shape[1:3] != spec.shape[1:]:
         for frame, place in zip(frames, out):
-            np.divide(_resized(frame, spec.shape[1], spec.shape[2]).transpose(2, 0, 1), np.float32(255), out=place)
+            np.divide(resized(frame, spec.shape[1], spec.shape[2]).transpose(2, 0, 1), np.float32(255), out=place)
     else:
         np.divide(frames.transpose(0, 3, 1, 2), np.float32(255), out=out)
     if spec.mean is not None:
@@ -108,8 +108,12 @@ def _images(x: NDArray[Any], spec: InputSpec) -> tuple[NDArray[Any], bool]:
     return frames, single
 
 
-def _resized(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
-    """One image [H,W,C] in another size."""
+def resized(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """One image uint8 [H,W,C] in another size, by Pillow's bilinear filter.
+
+    Raises:
+        InputError: Pillow is not installed.
+    """
     try:
         from PIL import Image
     except ImportError:

@@ -39,7 +39,7 @@ def serve(setting: Setting, take: BinaryIO, give: BinaryIO) -> None:
             send(give, "facts", {"prepared": True})
             return
         adapter.hyper = dict(setting.hyper or {})
-        for window in _windows(adapter, setting, _frames(take, give)):
+        for window in windows(adapter, setting, _frames(take, give)):
             for one in window:
                 send(give, "answer", {"milliseconds": one.milliseconds, "adapted": one.adapted}, one.logits)
         memory = adapter.memory
@@ -59,7 +59,8 @@ def _frames(take: BinaryIO, give: BinaryIO) -> Iterator[Frame]:
         index += 1
 
 
-def _windows(adapter: Adapter, setting: Setting, frames: Iterator[Frame]) -> Iterator[list[Prediction]]:
+def windows(adapter: Adapter, setting: Setting, frames: Iterator[Frame]) -> Iterator[list[Prediction]]:
+    """Predictions as a setting asks for them, in the frames' order, one list a window; what is left at the end is predicted."""
     if setting.mode != SOURCE:
         return Stream(adapter, setting.mode == ADAPT, setting.batch).run(frames)
     return _source(adapter, setting.batch, frames)

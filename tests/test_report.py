@@ -211,3 +211,38 @@ def test_the_report_of_a_stream_without_labels_says_nothing_of_errors():
 def test_running_means():
     assert smooth([(1, 1.0), (2, 3.0), (3, 5.0)], 2) == [(1, 1.0), (2, 2.0), (3, 4.0)]
     assert smooth([]) == []
+
+
+def test_bars_show_intervals_and_rows_of_many_colours():
+    names = [f"method {index} of a long name" for index in range(10)]
+    root = parsed(bars("error", [Group("batch 4", [40.0] * 10, [(30.0, 50.0), *[None] * 9])], names, "%"))
+    whiskers = [element for element in root.iter(f"{SVG}line") if element.attrib["class"] == "whisker"]
+    assert len(whiskers) == 3
+    span = whiskers[0]
+    (bar, *_) = [element for element in root.iter(f"{SVG}rect") if element.find(f"{SVG}title") is not None]
+    begin, end = (float(span.attrib[name]) for name in ("x1", "x2"))
+    tip = float(bar.attrib["x"]) + float(bar.attrib["width"])
+    assert begin < tip < end
+    assert end - tip == pytest.approx(tip - begin, abs=0.2)
+    assert "batch 4, method 0 of a long name: 40.0 % (30.0 to 50.0)" in texts(root)
+    legend = [element for element in root.iter(f"{SVG}text") if element.text in names]
+    assert len({element.attrib["y"] for element in legend}) > 1
+    assert max(float(element.attrib["x"]) for element in legend) < WIDTH
+    assert min(float(element.attrib["y"]) for element in root.iter(f"{SVG}rect") if element.find(f"{SVG}title") is not None) > max(
+        float(element.attrib["y"]) for element in legend
+    )
+
+
+def test_many_curves_have_a_legend_of_several_lines_above_the_chart():
+    names = [f"method {index} of a long name" for index in range(9)]
+    root = parsed(lines("error", [Curve(name, [(0, 1), (1, 2)], index) for index, name in enumerate(names)], "%"))
+    legend = [float(element.attrib["y"]) for element in root.iter(f"{SVG}text") if element.text in names]
+    assert len(set(legend)) == 3
+    assert max(legend) < min(y for _, y in coordinates(root))
+    classes = [element.attrib["class"] for element in root.iter(f"{SVG}polyline")]
+    assert classes == [f"curve c{index % 8}" for index in range(9)]
+
+
+def test_a_table_of_words_says_so():
+    page = Page("t", "l", sections=[Section("s", table=Table(("", ""), [("a", "b c")], words=True))])
+    assert '<table class="words">' in render(page)

@@ -18,7 +18,7 @@ from typing import IO, Any
 from numpy.typing import NDArray
 
 from edgeadapt import errors
-from edgeadapt.bench.runner import Answer
+from edgeadapt.bench.runner import Answer, Row
 from edgeadapt.bench.setting import Setting
 from edgeadapt.bench.wire import receive, send
 from edgeadapt.errors import BudgetError, EdgeAdaptError
@@ -28,8 +28,8 @@ CHILD = "edgeadapt.runtime.benched"
 """The module that serves; it is run, not imported, because it needs onnxruntime."""
 
 
-class Child:
-    """Implements `runner.Row`.
+class Child(Row):
+    """A row in a process of its own.
 
     Args:
         setting: what is served.

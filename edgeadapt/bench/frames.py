@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -150,6 +151,8 @@ class Stream:
         order = np.arange(sum(counts)) if order is None else order
         self._stage: Indices = np.repeat(np.arange(len(stages)), counts)[order]
         self._draw: Indices = np.concatenate([stage.draw for stage in stages])[order]
+        self._kept: dict[tuple[int, int], NDArray[Any]] = {}
+        self._room = 0
         self._begins = np.cumsum([0, *(len(one.x) for one in samples)])
         self.domains = tuple(dict.fromkeys(stage.domain for stage in stages))
         self.domain = np.array([self.domains.index(stage.domain) for stage in stages], np.int16)[self._stage]
@@ -177,7 +180,25 @@ class Stream:
         return found
 
     def pixels(self, first: int, count: int) -> NDArray[Any]:
-        """`count` frames from the first on, in the type and shape of the data; fewer at the end."""
+        """`count` frames from the first on, in the type and shape of the data; fewer at the end. Not to be written to."""
+        found = self._kept.get((first, count))
+        if found is None:
+            found = self._made(first, count)
+            if found.nbytes <= self._room:
+                self._kept[first, count] = found
+                self._room -= found.nbytes
+        return found
+
+    @contextmanager
+    def kept(self, room: int = 2**26) -> Iterator[None]:
+        """Meanwhile frames that were made are kept, up to `room` bytes of them, for those who ask for them again in equal portions."""
+        self._room = room
+        try:
+            yield
+        finally:
+            self._kept, self._room = {}, 0
+
+    def _made(self, first: int, count: int) -> NDArray[Any]:
         data = self._samples[0].x
         stages = self._stage[first : first + count]
         found = np.empty((len(stages), *data.shape[1:]), data.dtype)

@@ -6,7 +6,7 @@ are no independent samples, so a draw takes images, not frames (a cluster bootst
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ DRAWS, LEVEL, BINS = 2000, 0.95, 15
 
 Floats = NDArray[np.float64]
 Statistic = Callable[[Floats, Floats], Floats]
-"""From sums and counts of groups, both float64 (draws, groups), to one value a draw; NaN where there is none."""
+"""From sums and counts of groups, both float64 (draws, groups), to values (draws, k); NaN where there is none."""
 
 _CELLS = 2_000_000  # numbers in a block of draws: 16 MB
 
@@ -90,18 +90,18 @@ def together(outcomes: Sequence[Outcome]) -> Outcome:
 
 def error(outcome: Outcome, seed: int = 0, draws: int = DRAWS) -> Estimate | None:
     """Percent wrong; None where nothing is scored."""
-    return _resampled([outcome.wrong], outcome.index, np.zeros(len(outcome), np.int64), 1, _mean, seed, draws)
+    return _resampled([outcome.wrong], outcome.index, np.zeros(len(outcome), np.int64), 1, _percent, seed, draws)[0]
 
 
 def by_domain(outcome: Outcome, seed: int = 0, draws: int = DRAWS) -> dict[str, Estimate]:
     """`error` of each domain that has scored frames, in the order of the domains."""
-    found = {name: error(outcome.of(name), seed, draws) for name in outcome.domains}
-    return {name: value for name, value in found.items() if value is not None}
+    found = _resampled([outcome.wrong], outcome.index, outcome.domain, len(outcome.domains), _percent, seed, draws)
+    return {name: value for name, value in zip(outcome.domains, found) if value is not None}
 
 
 def by_round(outcome: Outcome, seed: int = 0, draws: int = DRAWS) -> list[Estimate]:
-    """`error` of each round, from the first."""
-    found = [error(outcome.where(outcome.round == number), seed, draws) for number in range(int(outcome.round.max(initial=-1)) + 1)]
+    """`error` of each round that has scored frames, from the first."""
+    found = _resampled([outcome.wrong], outcome.index, outcome.round, int(outcome.round.max(initial=0)) + 1, _percent, seed, draws)
     return [value for value in found if value is not None]
 
 
@@ -113,9 +113,9 @@ def slope(outcome: Outcome, seed: int = 0, draws: int = DRAWS) -> Estimate | Non
     steps = np.arange(rounds) - (rounds - 1) / 2
 
     def fitted(sums: Floats, counts: Floats) -> Floats:
-        return 100 * (_share(sums, counts) @ steps) / (steps @ steps)
+        return (_percent(sums, counts) @ steps / (steps @ steps))[:, None]
 
-    return _resampled([outcome.wrong], outcome.index, outcome.round, rounds, fitted, seed, draws)
+    return _resampled([outcome.wrong], outcome.index, outcome.round, rounds, fitted, seed, draws)[0]
 
 
 def forgetting(outcome: Outcome, before: str, after: str, seed: int = 0, draws: int = DRAWS) -> Estimate | None:
@@ -126,10 +126,9 @@ def forgetting(outcome: Outcome, before: str, after: str, seed: int = 0, draws: 
     groups = (kept.domain == kept.domains.index(after)).astype(np.int64)
 
     def rise(sums: Floats, counts: Floats) -> Floats:
-        shares = _share(sums, counts)
-        return 100 * (shares[:, 1] - shares[:, 0])
+        return np.diff(_percent(sums, counts))
 
-    return _resampled([kept.wrong], kept.index, groups, 2, rise, seed, draws)
+    return _resampled([kept.wrong], kept.index, groups, 2, rise, seed, draws)[0]
 
 
 def calibration(outcome: Outcome, bins: int = BINS) -> float | None:
@@ -154,7 +153,7 @@ def paired(a: Outcome, b: Outcome, seed: int = 0, draws: int = DRAWS) -> Estimat
         UsageError: the two did not see the same frames.
     """
     _same(a, b)
-    return _resampled([a.wrong - b.wrong], a.index, np.zeros(len(a), np.int64), 1, _mean, seed, draws)
+    return _resampled([a.wrong - b.wrong], a.index, np.zeros(len(a), np.int64), 1, _percent, seed, draws)[0]
 
 
 def gain_kept(guarded: Outcome, unguarded: Outcome, without: Outcome, seed: int = 0, draws: int = DRAWS) -> Estimate | None:
@@ -181,9 +180,9 @@ def gain_kept(guarded: Outcome, unguarded: Outcome, without: Outcome, seed: int 
     gains = [without.wrong - guarded.wrong, without.wrong - unguarded.wrong]
 
     def ratio(sums: Floats, _: Floats) -> Floats:
-        return np.divide(sums[:, 0], sums[:, 1], out=np.full(len(sums), np.nan), where=sums[:, 1] > 0)
+        return np.divide(sums[:, :1], sums[:, 1:], out=np.full((len(sums), 1), np.nan), where=sums[:, 1:] > 0)
 
-    return _resampled(gains, without.index, np.zeros(len(without), np.int64), 1, ratio, seed, draws)
+    return _resampled(gains, without.index, np.zeros(len(without), np.int64), 1, ratio, seed, draws)[0]
 
 
 def _same(a: Outcome, b: Outcome) -> None:
@@ -192,18 +191,14 @@ def _same(a: Outcome, b: Outcome) -> None:
         raise UsageError("two runs can be compared only over the same frames", "give runs of one stream with one seed")
 
 
-def _share(sums: Floats, counts: Floats) -> Floats:
-    return np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
-
-
-def _mean(sums: Floats, counts: Floats) -> Floats:
-    return 100 * _share(sums, counts)[:, 0]
+def _percent(sums: Floats, counts: Floats) -> Floats:
+    return 100 * np.divide(sums, counts, out=np.full(sums.shape, np.nan), where=counts > 0)
 
 
 def _resampled(
     values: Sequence[Floats], index: NDArray[np.int64], group: NDArray[np.int64], groups: int, statistic: Statistic, seed: int, draws: int
-) -> Estimate | None:
-    """A statistic of sums over groups of frames, with the interval that drawing images with replacement gives.
+) -> list[Estimate | None]:
+    """Statistics of sums over groups of frames, with the intervals that drawing images with replacement gives; None for one that has no value.
 
     Args:
         values: each (F,); their sums stand one after another in what the statistic is given, `groups` of each.
@@ -219,18 +214,20 @@ def _resampled(
     cells = places.reshape(-1) * groups + group
     sums = np.concatenate([np.bincount(cells, value, size * groups).reshape(size, groups) for value in values], axis=1)
     counts = np.bincount(cells, minlength=size * groups).reshape(size, groups).astype(np.float64)
-    value = float(statistic(sums.sum(0, keepdims=True), counts.sum(0, keepdims=True))[0]) if size else float("nan")
-    if not np.isfinite(value):
-        return None
-    rng, found = np.random.default_rng(seed), []
-    block = max(1, _CELLS // size)
+    whole = statistic(sums.sum(0, keepdims=True), counts.sum(0, keepdims=True))[0]
+    if not np.isfinite(whole).any():
+        return [None] * len(whole)
+    drawn = np.concatenate([statistic(times @ sums, times @ counts) for times in _times(size, seed, draws)])
+    return [Estimate(float(value), *_bounds(column)) if np.isfinite(value) else None for value, column in zip(whole, drawn.T)]
+
+
+def _times(size: int, seed: int, draws: int) -> Iterator[Floats]:
+    """How often each of `size` images is in each draw, float64 (n, size), block by block."""
+    rng, block = np.random.default_rng(seed), max(1, _CELLS // size)
     for first in range(0, draws, block):
         count = min(block, draws - first)
         chosen = rng.integers(0, size, (count, size)) + size * np.arange(count)[:, None]
-        times = np.bincount(chosen.reshape(-1), minlength=count * size).reshape(count, size).astype(np.float64)
-        found.append(statistic(times @ sums, times @ counts))
-    low, high = _bounds(np.concatenate(found))
-    return Estimate(value, low, high)
+        yield np.bincount(chosen.reshape(-1), minlength=count * size).reshape(count, size).astype(np.float64)
 
 
 def _bounds(drawn: Floats) -> tuple[float, float]:

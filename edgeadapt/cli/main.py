@@ -16,7 +16,7 @@ from typing import Any
 from edgeadapt._version import __version__
 from edgeadapt.errors import EdgeAdaptError
 
-COMMANDS = ("export", "inspect", "simulate", "prepare", "run", "demo", "doctor", "calibrate")
+COMMANDS = ("export", "inspect", "simulate", "prepare", "run", "bench", "demo", "doctor", "calibrate")
 """In the order of their use; each is the module edgeadapt.cli.NAME."""
 
 PIPE_CLOSED = 128 + signal.SIGPIPE

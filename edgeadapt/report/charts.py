@@ -20,17 +20,20 @@ svg.chart .band { fill: var(--band); }
 svg.chart .ramp { fill: var(--soft); opacity: .35; }
 svg.chart .limit { stroke: var(--text); stroke-width: 1.5; stroke-dasharray: 6 4; }
 svg.chart .curve { fill: none; stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-svg.chart .curve.c0 { stroke: var(--c0); } svg.chart .curve.c1 { stroke: var(--c1); }
-svg.chart .fill.c0 { fill: var(--c0); } svg.chart .fill.c1 { fill: var(--c1); }
+svg.chart .whisker { stroke: var(--text); stroke-width: 1.5; }
 """
 
+COLOURS = 8
+STYLE += "".join(f"svg.chart .curve.c{k} {{ stroke: var(--c{k}); }} svg.chart .fill.c{k} {{ fill: var(--c{k}); }}\n" for k in range(COLOURS))
+
 _LEFT, _RIGHT, _BOTTOM = 56, 16, 30
+_LINE = 16  # between two lines of a legend
 _ILLEGAL = re.compile("[^\t\n\r -\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 @dataclass(frozen=True)
 class Curve:
-    """A named line through (x, y) points; `colour` is 0 or 1."""
+    """A named line through (x, y) points; `colour` counts from 0 and begins again after `COLOURS`."""
 
     name: str
     points: Sequence[tuple[float, float]]
@@ -57,10 +60,11 @@ class Level:
 
 @dataclass(frozen=True)
 class Group:
-    """One row of a bar chart: its name and one value for each series; None draws no bar."""
+    """One row of a bar chart: its name and one value for each series, None for no bar; `intervals` has (low, high) for each value, or None."""
 
     name: str
     values: Sequence[float | None]
+    intervals: Sequence[tuple[float, float] | None] = ()
 
 
 def escape(text: str) -> str:
@@ -82,7 +86,7 @@ def lines(
 
     Args:
         title: for readers of the page's text; not drawn.
-        curves: at most two, drawn in their order.
+        curves: drawn in their order.
         unit: of y, drawn at the top of its axis.
         x_name: what x counts.
         bands: stretches of x; neighbours of one name share one label.
@@ -97,7 +101,9 @@ def lines(
     ys = [y for curve in curves for _, y in curve.points] + ([level.value] if level else [])
     right = _end(xs)
     steps = _ticks(_end(ys, top))
-    head = 62 if bands else 34
+    entries = [(curve.name, curve.colour) for curve in curves]
+    more = _LINE * (_legend(entries, 14)[1] - 1)
+    head, height = (62 if bands else 34) + more, height + more
     plot = _Plot(right, steps[-1], head, height - _BOTTOM)
     parts = [*_bands(bands, plot), *_grid(plot, steps, unit), *_x_axis(plot, x_name)]
     if level:
@@ -108,39 +114,48 @@ def lines(
         path = " ".join(f"{plot.x(x):.1f},{plot.y(min(y, plot.top)):.1f}" for x, y in curve.points)
         if len(curve.points) == 1:
             x, y = curve.points[0]
-            parts.append(f'<circle class="fill c{curve.colour}" cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}" r="3"/>')
-        parts.append(f'<polyline class="curve c{curve.colour}" points="{path}"><title>{escape(curve.name)}</title></polyline>')
-    return _svg(title, height, [*parts, *_legend([(curve.name, curve.colour) for curve in curves], 14)])
+            parts.append(f'<circle class="fill c{curve.colour % COLOURS}" cx="{plot.x(x):.1f}" cy="{plot.y(y):.1f}" r="3"/>')
+        parts.append(f'<polyline class="curve c{curve.colour % COLOURS}" points="{path}"><title>{escape(curve.name)}</title></polyline>')
+    return _svg(title, height, [*parts, *_legend(entries, 14)[0]])
 
 
 def bars(title: str, groups: Sequence[Group], series: Sequence[str], unit: str, top: float | None = None) -> str:
-    """Horizontal bars, one row a group and in it one bar a series, each with its value at its end.
+    """Horizontal bars, one row a group and in it one bar a series, each with its value at its end, and its interval if it has one.
 
     Args:
         title: for readers of the page's text; not drawn.
         groups: the rows, from above.
-        series: names of the values of a group, at most two; for the legend.
+        series: names of the values of a group; for the legend.
         unit: written after each value.
         top: the end of the axis; None fits it.
     """
     thick, gap, label = 11, 2, 150
+    legend, rows = _legend([(name, place) for place, name in enumerate(series)], 14, label)
+    above = _LINE * (rows - 1)
     row = len(series) * (thick + gap) + 14
-    height = 30 + row * len(groups) + 6
+    height = 30 + above + row * len(groups) + 6
     values = [value for group in groups for value in group.values if value is not None]
-    most = _end(values, top)
-    parts = [f'<line class="base" x1="{label}" x2="{label}" y1="28" y2="{height - 6}"/>']
+    values += [span[1] for group in groups for span in group.intervals if span is not None]
+    most, room = _end(values, top), WIDTH - label - 80
+    parts = [f'<line class="base" x1="{label}" x2="{label}" y1="{28 + above}" y2="{height - 6}"/>']
     for index, group in enumerate(groups):
-        y = 34 + index * row
-        parts.append(_text(label - 10, y + (row - 14) / 2 + 3, group.name, "end", "strong"))
+        y = 34 + above + index * row
+        parts.append(_text(label - 10, y + (row - 14) / 2 + 3, _fit(group.name, label - 12), "end", "strong"))
         for place, value in enumerate(group.values):
             if value is None:
                 continue
-            at, length = y + place * (thick + gap), max(1.0, min(value / most, 1.0) * (WIDTH - label - 80))
-            tip = f"{group.name}, {series[place]}: {value:.1f} {unit}"
+            at, length = y + place * (thick + gap), max(1.0, min(value / most, 1.0) * room)
+            span = group.intervals[place] if place < len(group.intervals) else None
+            tip = f"{group.name}, {series[place]}: {value:.1f} {unit}" + (f" ({span[0]:.1f} to {span[1]:.1f})" if span else "")
             size = f'x="{label}" y="{at}" width="{length:.1f}" height="{thick}"'
-            parts.append(f'<rect class="fill c{place}" {size} rx="2"><title>{escape(tip)}</title></rect>')
+            parts.append(f'<rect class="fill c{place % COLOURS}" {size} rx="2"><title>{escape(tip)}</title></rect>')
+            if span:
+                low, high = (label + min(max(end / most, 0.0), 1.0) * room for end in span)
+                middle, length = at + thick / 2, max(length, high - label)
+                parts.append(f'<line class="whisker" x1="{low:.1f}" x2="{high:.1f}" y1="{middle}" y2="{middle}"/>')
+                parts += [f'<line class="whisker" x1="{x:.1f}" x2="{x:.1f}" y1="{at + 2}" y2="{at + thick - 2}"/>' for x in (low, high)]
             parts.append(_text(label + length + 6, at + thick - 1.5, f"{value:.1f} {unit}", "start", "strong"))
-    return _svg(title, height, [*parts, *_legend([(name, place) for place, name in enumerate(series)], 14, label)])
+    return _svg(title, height, [*parts, *legend])
 
 
 @dataclass(frozen=True)
@@ -221,13 +236,17 @@ def _fit(name: str, width: float) -> str:
     return name if len(name) <= room else name[: max(1, room - 1)] + "…"
 
 
-def _legend(entries: Sequence[tuple[str, int]], y: float, x: float = _LEFT) -> list[str]:
-    parts = []
+def _legend(entries: Sequence[tuple[str, int]], y: float, x: float = _LEFT) -> tuple[list[str], int]:
+    """Its parts, and how many lines they take."""
+    parts, left, rows = [], x, 1
     for name, colour in entries:
-        parts.append(f'<rect class="fill c{colour}" x="{x:.1f}" y="{y - 8}" width="14" height="4" rx="2"/>')
-        parts.append(_text(x + 20, y - 2, name, "start", "strong"))
-        x += 44 + 6.6 * len(name)
-    return parts
+        width = 44 + 6.6 * len(name)
+        if left + width > WIDTH and left > x:
+            left, y, rows = x, y + _LINE, rows + 1
+        parts.append(f'<rect class="fill c{colour % COLOURS}" x="{left:.1f}" y="{y - 8}" width="14" height="4" rx="2"/>')
+        parts.append(_text(left + 20, y - 2, name, "start", "strong"))
+        left += width
+    return parts, rows
 
 
 def _text(x: float, y: float, text: str, anchor: str, style: str = "") -> str:

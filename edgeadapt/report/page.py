@@ -13,9 +13,11 @@ from edgeadapt.errors import UsageError
 from edgeadapt.report.charts import STYLE, escape
 
 _CSS = """
-:root { color-scheme: light dark; --page: #ffffff; --text: #16202c; --soft: #5b6775; --line: #e4e8ec; --band: #f3f5f8; --c0: #d2570f; --c1: #1667c7; }
+:root { color-scheme: light dark; --page: #ffffff; --text: #16202c; --soft: #5b6775; --line: #e4e8ec; --band: #f3f5f8; --c0: #d2570f; --c1: #1667c7;
+  --c2: #23803a; --c3: #7d43bd; --c4: #6a7480; --c5: #0a8588; --c6: #b8324c; --c7: #8a6a08; }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #12171d; --text: #e8edf2; --soft: #98a5b3; --line: #28313b; --band: #191f27; --c0: #f59350; --c1: #62a8f7; }
+  :root { --page: #12171d; --text: #e8edf2; --soft: #98a5b3; --line: #28313b; --band: #191f27; --c0: #f59350; --c1: #62a8f7;
+    --c2: #68c77b; --c3: #b58cf0; --c4: #a2acb8; --c5: #4bcacd; --c6: #f0788c; --c7: #d6b548; }
 }
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--text); font: 16px/1.5 system-ui, sans-serif; }
@@ -34,6 +36,8 @@ table { border-collapse: collapse; font-size: 14px; font-variant-numeric: tabula
 th, td { padding: 5px 18px 5px 0; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 th { color: var(--soft); font-weight: 500; }
 th:first-child, td:first-child { text-align: left; white-space: normal; }
+table.words td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
+table.words td:first-child { color: var(--soft); white-space: nowrap; vertical-align: top; }
 tr.total td { font-weight: 600; border-bottom: 0; }
 footer { margin-top: 52px; color: var(--soft); font-size: 13px; }
 """
@@ -41,11 +45,12 @@ footer { margin-top: 52px; color: var(--soft); font-size: 13px; }
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of text under a header; the last row stands out if `total`."""
+    """Rows of text under a header; the last row stands out if `total`; cells of `words` are wrapped and not aligned as numbers are."""
 
     header: Sequence[str]
     rows: Sequence[Sequence[str]]
     total: bool = False
+    words: bool = False
 
 
 @dataclass(frozen=True)
@@ -125,4 +130,5 @@ def _table(table: Table) -> str:
     for index, row in enumerate(table.rows):
         kind = ' class="total"' if table.total and index == len(table.rows) - 1 else ""
         rows.append(f"<tr{kind}>{''.join(f'<td>{escape(cell)}</td>' for cell in row)}</tr>")
-    return f'<div class="wide"><table><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+    style = ' class="words"' if table.words else ""
+    return f'<div class="wide"><table{style}><thead><tr>{header}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
