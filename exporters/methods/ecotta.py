@@ -6,7 +6,10 @@ For part k with frozen function f_k and input x̃_{k−1}:
     x̃_k = BN_k(x_k) + ReLU(BN'_k(Conv_k(x̃_{k−1})))                        (figure 3)
     loss = entropy of confident predictions + λ Σ_k mean|x̃_k − sg(x_k)|     (equations 2–4)
 
-where the regulariser of part k reaches the parameters of meta network k alone. The paper gets this by a second forward pass; here both gradients
+With the setting anchor=start, sg(x_k) is what meta network k gave at step 0 of the same input and statistics, instead of x_k: the adapted network is
+held near the warmed-up one, and not near the model without meta networks.
+
+The regulariser of part k reaches the parameters of meta network k alone. The paper gets this by a second forward pass; here both gradients
 share one pass (`split_gradient`).
 """
 
@@ -14,15 +17,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, fx
 from torch.nn import functional as F
 
-from edgeadapt.exporters.backbone import BackboneRun
+from edgeadapt.exporters.backbone import BackboneRun, Normaliser
 from edgeadapt.exporters.capture import NORMALISATION, Captured
-from edgeadapt.exporters.methods.base import MARGIN, Hyper, Method, Outcome, Tensors, Term, Terms, confident_entropy, generator
+from edgeadapt.exporters.methods.base import MARGIN, START, Hyper, Method, Outcome, Setting, Tensors, Term, Terms, confident_entropy, generator
 from edgeadapt.exporters.operators import rectified, split_gradient
 from edgeadapt.exporters.partition import Cut, Partition, partition
 
@@ -36,6 +39,14 @@ class EcoTTA(Method):
     warms_up = True
     enters = True
     choices = ("parts", "cuts", "kernel", "train")
+    settings: ClassVar[Mapping[str, Setting]] = {
+        "anchor": Setting("frozen", "hold each part near the frozen part's output (the paper's), or what it gave at the start", ("frozen", "start"))
+    }
+
+    @property
+    def remembers_start(self) -> bool:
+        """Where the start is what is held near."""
+        return bool(self.setting("anchor") == "start")
 
     def divide(self, captured: Captured) -> Partition:
         """Cuts by EcoTTA's rule, or by name."""
@@ -102,9 +113,17 @@ class EcoTTA(Method):
                 x = through
                 continue
             local = self._meta(run, k, x.detach(), y.detach(), parameters)
-            drift = drift + run.magnitude(local - y.detach()).mean()
+            drift = drift + run.magnitude(local - self._anchor(run, k, x.detach(), y.detach(), tensors)).mean()
             x = split_gradient(through, local)
         return Outcome(run.segment(len(self.cuts), x), {"drift": drift})
+
+    def _anchor(self, run: BackboneRun, k: int, x: Tensor, y: Tensor, tensors: Mapping[str, Tensor]) -> Tensor:
+        """What part k is held near: the frozen part's output y, or what the meta network as it started makes of the same input and statistics."""
+        start = {name.removeprefix(START): value for name, value in tensors.items() if name.startswith(f"{START}meta.{k}.")}
+        if not self.remembers_start or not start:
+            return y
+        now = Normaliser({**run.normalise.statistics, **run.normalise.updated}, "source")
+        return self._meta(run.beside(run.affine, now), k, x, y, start).detach()
 
     def _meta(self, run: BackboneRun, k: int, x: Tensor, y: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         before, after = self.cuts[k], self.cuts[k + 1]

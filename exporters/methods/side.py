@@ -14,19 +14,19 @@ import math
 from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 from torch.nn import functional as F
 
 from edgeadapt.errors import ExportError
 from edgeadapt.exporters.backbone import BackboneRun, Normaliser
 from edgeadapt.exporters.capture import Captured
+from edgeadapt.exporters.classifier import after, classifier
 from edgeadapt.exporters.methods.base import MARGIN, Hyper, Method, Outcome, Tensors, Term, Terms, confident_entropy, generator
 from edgeadapt.exporters.operators import adaptive_max_pool, rectified
 from edgeadapt.exporters.partition import Cut, Partition, candidates
 
 GRID, TAPS = 4, 4
 aten = torch.ops.aten
-_WEIGHTED = {aten.linear: 1, aten.conv1d: 1, aten.conv2d: 1, aten.addmm: 2, aten.conv_transpose2d: 1, aten.conv_transpose1d: 1}
 
 
 class Side(Method):
@@ -60,7 +60,7 @@ class Side(Method):
     def bind(self, captured: Captured) -> None:
         """Also find the classifier: the last layer with weights that everything passes through."""
         super().bind(captured)
-        self.classifier, self.features = _classifier(captured)
+        self.classifier, self.features = classifier(captured)
         last = self.backbone.segments[-1]
         if self.features not in last and self.features is not self.backbone.ends[-2]:
             raise ExportError("the side network's taps must lie before the classifier", "name earlier taps with --cuts")
@@ -181,7 +181,7 @@ class Side(Method):
         z = run.segment(end, x, self.features) if self.features is not self.backbone.ends[-2] else x
         residual = self._residual(hidden, parameters)
         z = z.detach()
-        return Outcome(self._classify(run, z + residual), {"frozen": self._classify(run, z)})
+        return Outcome(after(run, self.classifier, self.features, z + residual), {"frozen": after(run, self.classifier, self.features, z)})
 
     def _residual(self, hidden: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:
         weight, bias = parameters["side.residual.weight"], parameters["side.residual.bias"]
@@ -194,18 +194,6 @@ class Side(Method):
         mode = "bilinear" if len(size) == 2 else "linear"
         return plane if tuple(grid) == tuple(size) else F.interpolate(plane, size=list(size), mode=mode, align_corners=False)
 
-    def _classify(self, run: BackboneRun, z: Tensor) -> Tensor:
-        """The frozen layers from the classifier on."""
-        values = dict(run.known)
-        values[self.features] = z
-        started = False
-        for node in self.backbone.segments[-1]:
-            started = started or node is self.classifier
-            if started:
-                run.execute(node, values)
-        result: Tensor = values[self.backbone.captured.result]
-        return result
-
     def hyper(self) -> dict[str, Hyper]:
         """Entropy margin and the weight of the divergence from the frozen model."""
         return {"margin": MARGIN, "regulariser": Hyper(1.0, 0.0, 100.0, "weight of the divergence from the frozen model's predictions")}
@@ -215,18 +203,3 @@ class Side(Method):
         frozen, adapted = outcome.terms["frozen"].detach().log_softmax(1), outcome.logits.log_softmax(1)
         divergence = (frozen.exp() * (frozen - adapted)).sum(1).mean()
         return confident_entropy(outcome.logits, hyper["margin"]), Term(hyper["regulariser"] * divergence)
-
-
-def _classifier(captured: Captured) -> tuple[fx.Node, fx.Node]:
-    """The last layer with weights, and the node of its input, between which and the logits nothing else depends on the input."""
-    for node in reversed(captured.operators):
-        packet = getattr(node.target, "overloadpacket", None)
-        if packet in _WEIGHTED:
-            position = _WEIGHTED[packet] - 1
-            features, weight = node.args[position], node.args[position + 1]
-            if isinstance(features, fx.Node) and isinstance(weight, fx.Node) and weight.name in captured.owner:
-                return node, features
-    raise ExportError(
-        "the model ends without a layer with weights, so there is no classifier for the side network to stand before",
-        "use --method ecotta, tent or norm",
-    )
