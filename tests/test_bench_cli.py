@@ -239,12 +239,14 @@ def test_a_budget_bounds_the_serving_process(bench, toys):
         (("--data", "test.npz", "--corruptions", "fogg"), 2, "did you mean 'fog'?"),
         (("--data", "absent.npz",), 6, "absent.npz cannot be opened"),
         (("--data", "nolabels.npz"), 2, "nolabels.npz has no labels"),
+        (("--data", "beyond.npz"), 3, "beyond.npz has the label 5, and the model has classes 0 to 4"),
         (("--data", "grey.npz"), 3, "uint8 images are N x H x W x 3"),
     ],
 )
 def test_mistakes_are_told_before_anything_runs(arguments, code, message, bench, toys, monkeypatch):
     monkeypatch.chdir(toys)
     np.savez("nolabels.npz", x=IMAGES)
+    np.savez("beyond.npz", x=IMAGES, y=LABELS + 1)
     np.savez("grey.npz", x=IMAGES[..., :1], y=LABELS)
     monkeypatch.setattr(child.Child, "serve", lambda *_: pytest.fail("something ran"))
     Toy(batches=(1, 4)).write(toys / "toy.edgeadapt")

@@ -26,7 +26,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeadapt.errors import UsageError
+from edgeadapt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
     from edgeadapt.bench.frames import Samples, Stream
@@ -113,8 +113,7 @@ def rows(bundles: Sequence[Bundle]) -> list[Line]:
 
     found, models = [], []
     for bundle in bundles:
-        manifest = bundle.manifest
-        model = (manifest.model.weights_sha256, manifest.quantisation)
+        model = _frozen(bundle)
         if model not in models:
             models.append(model)
             found.append(Line("source" if len(models) == 1 else f"source of {_stem(bundle)}", bundle, SOURCE))
@@ -126,6 +125,20 @@ def rows(bundles: Sequence[Bundle]) -> list[Line]:
     for name, bundle in zip(names, adapting):
         found.append(Line("step 0" if len(names) == 1 else f"{name}, step 0", bundle, INITIAL))
     return [*found, *(Line(name, bundle, ADAPT) for name, bundle in zip(names, adapting))]
+
+
+def _frozen(bundle: Bundle) -> str:
+    """SHA-256 in hex of the frozen model: its operators in their order, and what its tensors hold, wherever in the bundle's file they lie."""
+    from edgeadapt.bundle.digest import sha256
+    from edgeadapt.memory.graph import read
+
+    graph = bundle.graph("source.b1")
+    with bundle.mapped() as file:
+        places = [(tensor, file[tensor.offset : tensor.offset + tensor.length]) for tensor in graph.external]
+        held = sorted(f"{tensor.kind} {tensor.shape} {sha256(data).hexdigest()}" for tensor, data in places)
+        del places
+    operators = [node.op for node in read(graph.data, "source.b1").nodes]
+    return sha256("\n".join([*operators, *held]).encode()).hexdigest()
 
 
 def _all(arguments: argparse.Namespace, lines: Sequence[Line], batches: Sequence[int], streams: Sequence[Stream]) -> Iterator[Run]:
@@ -290,8 +303,12 @@ def _samples(path: str, bundle: Bundle) -> Samples:
     from edgeadapt.devices.sources import open_source
     from edgeadapt.devices.sources.gather import gather
 
+    task = bundle.manifest.task
     with open_source(path, bundle.manifest) as source:
         x, y, faults = gather(source, bundle.manifest.input)
+    if task.kind == "classification" and y.max() >= task.classes:
+        hint = "number classes from 0, as in training"
+        raise InputError(f"{path} has the label {y.max()}, and the model has classes 0 to {task.classes - 1}", hint)
     if faults:
         print(f"{path}: {len(faults)} frames cannot be used and are left out; the first: {faults[0]}", file=sys.stderr)
     return Samples(x, y, Path(path).stem or str(path))
