@@ -47,8 +47,13 @@ class Normaliser:
         """Scale and shift (C,) of layer `name`; None where its statistics move."""
         return scaling(self.statistics[f"{name}.mean"], self.statistics[f"{name}.variance"], weight, bias, eps) if self.mode == "source" else None
 
-    def __call__(self, name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        """Normalise x (N, C, …) as layer `name`, whose statistics are `name.mean` and `name.variance`, each (C,)."""
+    def __call__(
+        self, name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, instead: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        """Normalise x (N, C, …) as layer `name`, whose statistics are `name.mean` and `name.variance`, each (C,).
+
+        instead: computes the result from (x, mean, variance, weight, bias, eps), where the statistics are constants.
+        """
         if self.mode in ("batch", "collect"):
             if self.mode == "collect":
                 with torch.no_grad():
@@ -66,6 +71,8 @@ class Normaliser:
             mean = (1.0 - self.mix) * mean + self.mix * batch_mean
             variance = (1.0 - self.mix) * variance + self.mix * batch_variance
             self.updated[f"{name}.mean"], self.updated[f"{name}.variance"] = mean.detach(), variance.detach()
+        if instead is not None:
+            return instead(x, mean, variance, weight, bias, eps)
         result: Tensor = scale_shift(x, *scaling(mean, variance, weight, bias, eps))
         return result
 
@@ -131,7 +138,10 @@ class Backbone:
 
 
 class BackboneRun:
-    """One forward pass, segment by segment."""
+    """One forward pass, segment by segment.
+
+    instead: what stands in for the operators of nodes, by name, with the same arguments; of a batch normalisation see `Normaliser`.
+    """
 
     def __init__(
         self, backbone: Backbone, tensors: Mapping[str, Tensor], normalise: Normaliser, affine: Mapping[str, Tensor], kept: Kept | None = None
@@ -139,6 +149,7 @@ class BackboneRun:
         self.backbone, self.tensors, self.normalise, self.affine, self.kept = backbone, tensors, normalise, affine, kept
         self.magnitude = torch.abs if kept is None else magnitude
         self.observe: Observe | None = None
+        self.instead: dict[str, Callable[..., Tensor]] = {}
         quantisation = backbone.captured.quantisation
         self.rounding = None if quantisation is None else Rounding(quantisation, tensors, backbone.norms, normalise, affine, kept)
         owner = backbone.captured.owner
@@ -150,9 +161,14 @@ class BackboneRun:
         for node in backbone.still:
             self.execute(node, self.known)
 
-    def beside(self, affine: Mapping[str, Tensor], normalise: Normaliser | None = None) -> BackboneRun:
-        """Another pass over the same frozen tensors, with other trained ones, and with statistics of its own or the same."""
-        return BackboneRun(self.backbone, self.tensors, normalise or self.normalise, affine, self.kept)
+    def beside(self, affine: Mapping[str, Tensor], normalise: Normaliser | None = None, backbone: Backbone | None = None) -> BackboneRun:
+        """Another pass over the same frozen tensors, with other trained ones, and with statistics of its own or the same.
+
+        backbone: the model at another batch size, which is then the one whose tensors are kept for the gradient; None: the same.
+        """
+        if backbone is not None and self.kept is not None:
+            self.kept.batch = backbone.captured.batch
+        return BackboneRun(backbone or self.backbone, self.tensors, normalise or self.normalise, affine, self.kept)
 
     def segment(self, index: int, x: Tensor, stop: fx.Node | None = None) -> Tensor:
         """Run segment `index` on the tensor that crosses the cut before it; stop early at node `stop`, inclusive."""
@@ -211,10 +227,10 @@ class BackboneRun:
         if node.target is operator.getitem:
             value = args[0][args[1]]
         else:
-            target: Any = REPLACED.get(node.target, node.target)
+            target: Any = self.instead[node.name] if node.name in self.instead else REPLACED.get(node.target, node.target)
             value = target(*args, **kwargs)
         return rounding.settled(node, value) if rounding is not None and isinstance(value, Tensor) else value
 
     def _normalisation(self, node: fx.Node, args: Any) -> Tensor:
         norm = self.backbone.norms[node.name]
-        return self.normalise(norm.name, args[0], args[1], args[2], norm.eps)
+        return self.normalise(norm.name, args[0], args[1], args[2], norm.eps, self.instead.get(node.name))

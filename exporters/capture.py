@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -51,7 +53,8 @@ class Captured:
     """A traced module at one batch size.
 
     graph: functional ATen operators; tensors: parameters, buffers and constants by qualified name; owner: qualified name of each
-    placeholder that stands for one of them; parameters: the names among them that are parameters; quantisation: what of it is computed in 8 bits.
+    placeholder that stands for one of them; parameters: the names among them that are parameters; quantisation: what of it is computed in 8 bits;
+    again: traces the same module at another batch size.
     """
 
     graph: fx.Graph
@@ -62,6 +65,25 @@ class Captured:
     norms: tuple[Norm, ...]
     parameters: frozenset[str]
     quantisation: Quantisation | None = None
+    again: Callable[[int], Captured] | None = dataclasses.field(default=None, compare=False, repr=False)
+
+    def at(self, batch: int) -> Captured:
+        """The same model, in the same numbers, at another batch size; traced once for each, where it is not the one it has.
+
+        Raises:
+            ExportError: it was made by hand, and cannot be traced again.
+        """
+        if batch == self.batch:
+            return self
+        if self.again is None:
+            raise ExportError(f"the model is traced at batch {self.batch}, and is needed at {batch}", "trace it with capture()")
+        return self.again(batch).quantised(self.quantisation)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """One input, without the batch."""
+        node = next(node for node in self.graph.nodes if node.op == "placeholder" and node.name == self.input)
+        return tuple(int(size) for size in node.meta["val"].shape[1:])
 
     def quantised(self, quantisation: Quantisation | None) -> Captured:
         """The same model with its numbers in 8 bits."""
@@ -130,6 +152,15 @@ def capture(model: nn.Module, shape: tuple[int, ...], batch: int) -> Captured:
     Raises:
         ExportError: the module cannot be traced, does not take one tensor, or does not return logits N×C or N×C×….
     """
+
+    @cache
+    def again(batch: int) -> Captured:
+        return dataclasses.replace(_traced(model, shape, batch), again=again)
+
+    return again(batch)
+
+
+def _traced(model: nn.Module, shape: tuple[int, ...], batch: int) -> Captured:
     model.eval()
     sample = torch.zeros((batch, *shape))
     try:

@@ -213,7 +213,8 @@ class _Export:
     def capture(self, batch: int) -> Captured:
         """The model traced at a batch size."""
         if batch not in self.captures:
-            self.captures[batch] = capture(self.model, self.shape, batch)
+            known = next(iter(self.captures.values()), None)
+            self.captures[batch] = capture(self.model, self.shape, batch) if known is None else known.at(batch)
         return self.captures[batch]
 
     def run(

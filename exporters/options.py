@@ -86,8 +86,8 @@ class Options:
 
     @property
     def saves_codes(self) -> bool:
-        """Whether a step keeps bytes for its backward pass: by default where the frozen model is computed in 8 bits."""
-        return self.saved == "int8" or (self.quantize != "none" and self.saved is None)
+        """Whether a step keeps bytes for its backward pass: by default where the frozen model is computed in 8 bits, or the method has it so."""
+        return self.saved == "int8" or (self.saved is None and (self.quantize != "none" or METHODS[self.method].saves == "int8"))
 
     @property
     def tier(self) -> Tier | None:
@@ -158,8 +158,12 @@ class Options:
                 users = [key for key, other in METHODS.items() if name in other.choices]
                 users = users or [key for key, other in METHODS.items() if (other.warms_up if name in _WARMUP else other.trains)]
                 raise UsageError(f"{self.method} has no use for {name}", f"leave it out, or take a method that has: {', '.join(users)}")
+        if self.quantize != "none" and not method.in_codes:
+            raise UsageError(f"{self.method} needs the model in float32, and quantize={self.quantize!r} contradicts that", "leave quantize out")
         if self.gradient == "int8" and self.quantize == "none":
             raise UsageError("gradients in 8 bits are of convolutions in 8 bits", 'give quantize="int8" too, or leave gradient out')
+        if method.whole:
+            self._check_whole()
         if self.parts is not None and self.cuts:
             raise UsageError("cuts already say how many parts there are", "give cuts or parts, not both")
         if method.cut_to_train and self.train is None and (self.parts is not None or self.cuts):
@@ -167,8 +171,17 @@ class Options:
             fix = "say with train how many of the last parts to train, or leave it out"
             raise UsageError(f"{self.method} has no use for {shape} without train", fix)
         if self.statistics is not None and self.statistics not in method.modes:
-            why = "adapts nothing but its statistics" if self.method == "norm" else "does not adapt"
+            why = "adapts nothing but its statistics" if self.method == "norm" else "moves its statistics" if method.trains else "does not adapt"
             raise UsageError(f"{self.method} {why}, so {self.statistics!r} statistics contradict it", f"use {method.modes[0]!r}, or another method")
+
+    def _check_whole(self) -> None:
+        """That nothing is asked to be in few bits of a method that trains the model's own weights."""
+        if self.quantize != "none":
+            raise UsageError(f"{self.method} trains all weights of the model, which 8 bits would freeze", "leave quantize out")
+        if self.updates != REFERENCE:
+            raise UsageError(
+                f"{self.method} sets trained weights back to the model's own, which {self.updates} updates cannot hold", "leave updates out"
+            )
 
 
 def divides(micro: int, batch: int) -> bool:
@@ -213,5 +226,5 @@ def rate_for(method: Method, optimiser: str, rate: float | None, batch: int) -> 
 
 def batch_defaults(method: Method, optimiser: str, rate: float | None, names: Iterable[str], batch: int) -> dict[str, float]:
     """The scalars among `names` whose default depends on the batch."""
-    values = {"mix": mixing_weight(batch), "rate": rate_for(method, optimiser, rate, batch)}
+    values = {"mix": mixing_weight(batch) if method.mix is None else method.mix, "rate": rate_for(method, optimiser, rate, batch)}
     return {name: values[name] for name in names if name in values}

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from edgeadapt.bundle.roles import STEPS
 from edgeadapt.exporters.backbone import Normaliser
-from edgeadapt.exporters.methods.base import Hyper, Method, Outcome, Tensors, Terms, entropy, loss, selected
+from edgeadapt.exporters.methods.base import START, Hyper, Method, Outcome, Tensors, Terms, entropy, loss, selected
 from edgeadapt.exporters.methods.source import Source
 from edgeadapt.exporters.operators import forward_ends
 from edgeadapt.exporters.optimisers import MOMENTUM
 from edgeadapt.exporters.quantise.kept import Kept
 from edgeadapt.exporters.storage import COUNTER, Packed, Plain, Storage, Tier
 
-STATISTICS, WEIGHTS, FIXED, MEMORY, START = "statistics.", "weights.", "fixed.", "memory.", "start."
+STATISTICS, WEIGHTS, FIXED, MEMORY = "statistics.", "weights.", "fixed.", "memory."
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,8 @@ class Model:
         table |= self.storage.frozen()
         if self.statistics != "live":
             table |= {STATISTICS + name: value for name, value in self.values.items()}
+        if self.method.remembers_start:
+            table |= {START + name: value for name, value in self.parameters.items()}
         if self.method.restarts:
             table |= {START + name: value for name, (_, value) in self.held().items() if bool(value.any())}
         return table
@@ -70,7 +72,8 @@ class Model:
         """Every scalar the device may set."""
         table: dict[str, Hyper] = {}
         if self.statistics == "live":
-            table["mix"] = Hyper(1.0, 0.0, 1.0, "weight of this batch's statistics: s ← (1 − mix)·s + mix·b")
+            mix = 1.0 if self.method.mix is None else self.method.mix
+            table["mix"] = Hyper(mix, 0.0, 1.0, "weight of this batch's statistics: s ← (1 − mix)·s + mix·b")
         if self.method.trains:
             table["rate"] = Hyper(self.method.rate, 0.0, 10.0, "learning rate")
             table["momentum"] = MOMENTUM
@@ -118,6 +121,9 @@ class Program:
             result |= {"metric.loss": objective.detach(), **{f"metric.{name}": value for name, value in done.measures().items()}}
             result |= self.updated(given, gradients, passes[-1].counted() if method.skips else None)
             result |= self.begun(given, result, again)
+            put, follows = self.settled(given, result, passes)
+            result |= put
+            memory |= follows
         result |= {f"new.{MEMORY}{name}": value.detach() for name, value in memory.items()}
         return result | {f"new.{STATISTICS}{name}": value for name, value in done.statistics.items()}
 
@@ -143,14 +149,14 @@ class Program:
             if kept is not None:
                 kept.whole([*given.values(), *everything.values()])
             run = method.backbone.run(tensors, normalise, method.affine(everything), kept)
-            outcome = method.forward(run, given["x"], tensors, everything)
+            outcome = method.passed(self.role, run, given["x"], tensors, everything, hyper)
             terms: Terms = ()
             if steps:
                 if "y" in given:
                     terms = method.labelled(outcome, given["y"], hyper)
                 else:
                     terms = method.second([*before, outcome], hyper) if before else method.unlabelled(outcome, hyper)
-        return Pass(outcome, terms, parameters, hyper, normalise.updated if live else {})
+        return Pass(outcome, terms, parameters, hyper, tensors, normalise.updated if live else {})
 
     def ended(self, done: Pass) -> Tensor:
         """The logits without gradient, at the end of the forward pass; it is marked where what the backward pass needs of it is kept small."""
@@ -172,6 +178,15 @@ class Program:
         following, metrics = model.storage.write(model.optimiser, known, state, _named(given, WEIGHTS), hyper)
         return {f"metric.{name}": value for name, value in metrics.items()} | {f"new.{name}": value for name, value in following.items()}
 
+    def settled(self, given: Mapping[str, Tensor], following: Mapping[str, Tensor], passes: Sequence[Pass]) -> tuple[Tensors, Tensors]:
+        """What the method puts in place of parameters after a step, and memory that follows from them."""
+        model, last = self.model, passes[-1]
+        state = {**_named(given, "state."), **_named(following, "new.")}
+        with torch.no_grad():
+            read = model.storage.read(model.parameters, state, last.tensors)
+            everything = {**{name: last.tensors[FIXED + name] for name in model.fixed}, **{name: value.detach() for name, value in read.items()}}
+            put, memory = model.method.settled([item.outcome for item in passes], everything, last.tensors, last.hyper)
+        return {f"new.{name}": value for name, value in put.items() if name in model.parameters}, memory
 
     def begun(self, given: Mapping[str, Tensor], following: Mapping[str, Tensor], again: Tensor | None) -> Tensors:
         """Of what follows a step, parameters and moments as they start, where `again` says so."""
@@ -184,12 +199,16 @@ class Program:
 
 @dataclass
 class Pass:
-    """A forward pass: what the method made of it, the terms of its objective, the parameters and scalars it used, the statistics that follow."""
+    """A forward pass: what the method made of it, the terms of its objective, what it used, and the statistics that follow.
+
+    parameters: as leaves of the gradient; tensors: the frozen ones and the method's memory.
+    """
 
     outcome: Outcome
     terms: Terms
     parameters: Tensors
     hyper: Tensors
+    tensors: Tensors
     statistics: Tensors
 
     def counted(self) -> Tensor:

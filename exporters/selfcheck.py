@@ -49,12 +49,17 @@ NOISE, RUNS = 1e-6, 4
 ODD, ODD_MOST = 16, 4
 """Where there are codes, one of so many elements of an update does not count, the furthest off, and so many at most: where the sign of a small
 gradient turns, Adam's first step of this element turns whole. What is wrong is wrong in more of them."""
+TIES, DRAWS = 1e-5, 8
+"""Noise in the inputs, of their size, that may not turn a choice of the method where a graph is checked, and other inputs that are tried for that."""
 NOTHING = 1e-3
-"""An update whose elements are this small against the largest tensor's is rounding, as before a layer that cancels it."""
+"""An update whose elements are this small against the largest tensor's is rounding, as before a layer that cancels it; under Adam, whose steps are
+as large for small gradients, one whose first moments are."""
 
 FLIPS = 0.1
 """The share of whole numbers that may be rounded to the other side. Ties come by rows, as Adam's first step is one and the same for all; on real
 samples 3 % were seen. A rule that rounds otherwise changes a quarter to half of them."""
+FIRST = "first."
+"""What the names of first moments begin with."""
 HALF = 1.001
 """Steps that a whole number may be off before it counts as more than rounding."""
 FLIPS_ROOM = 1.5
@@ -144,9 +149,9 @@ def examples(compiled: Compiled) -> Iterator[Tensors]:
     program = compiled.program
     shown = {f"hyper.{name}": torch.tensor(value) for name, value in program.model.method.checked.items() if f"hyper.{name}" in program.example}
     start = _with_margin(program, dict(program.example))
-    yield {**start, **shown}
+    yield _decided(program, {**start, **shown})
     if compiled.writes or program.model.parameters:
-        yield _with_margin(program, disturbed(program, start))
+        yield _decided(program, _with_margin(program, disturbed(program, start)))
 
 
 def _run(compiled: Compiled, session: onnxruntime.InferenceSession, example: Tensors) -> dict[str, Array]:
@@ -211,6 +216,28 @@ def _with_margin(program: Program, example: Tensors) -> Tensors:
     return {**example, "hyper.margin": (levels[at] + levels[at + 1]) / 2}
 
 
+def _decided(program: Program, example: Tensors) -> Tensors:
+    """The example with inputs that no rounding could have the method choose otherwise for: those given, or like them with some noise."""
+    names = [f"new.{MEMORY}{name}" for name in program.model.method.choosing]
+    if not names or program.role != "adapt":
+        return example
+    x = example["x"]
+
+    def chosen(x: torch.Tensor) -> list[torch.Tensor]:
+        table = program({name: value.clone() for name, value in {**example, "x": x}.items()})
+        return [table[name] for name in names]
+
+    def noisy(x: torch.Tensor, share: float, seed: int) -> torch.Tensor:
+        return x + share * x.square().mean().sqrt() * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+
+    for draw in range(DRAWS):
+        given = noisy(x, 0.1, draw) if draw else x
+        found = chosen(given)
+        if all(torch.equal(one, other) for seed in range(2) for one, other in zip(found, chosen(noisy(given, TIES, seed)), strict=True)):
+            return {**example, "x": given}
+    return example
+
+
 def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> Difference:
     """How far what onnxruntime made of some inputs is from what the program makes of them."""
     program, kinds = compiled.program, kinds_of(compiled)
@@ -219,18 +246,28 @@ def compare_at(compiled: Compiled, example: Tensors, got: dict[str, Array]) -> D
     after, before = _seen(program, example, want), _seen(program, example, {})
     trained = [name for name in compiled.writes if name in after and kinds[name] != "statistic"]
     rms = {name: float(np.sqrt(np.mean((after[name][0] - before[name][0]) ** 2))) for name in trained}
-    largest = {kind: max((rms[name] for name in trained if kinds[name] == kind and name != "step"), default=0.0) for kind in ("parameter", "moment")}
+    averages = tuple(f"{MEMORY}{program.model.method.averages}{name}" for name in kinds if kinds[name] == "parameter")
+    alike = {name: "average" if name in averages else kinds[name] for name in trained}
+    largest = {kind: max((rms[name] for name in trained if alike[name] == kind and name != "step"), default=0.0) for kind in ("parameter", "moment")}
+    largest["average"] = max((rms[name] for name in averages if name in rms), default=0.0)
+    slopes = {name: float(np.sqrt(np.mean(after[name][0] ** 2))) for name in trained if name.startswith(FIRST)}
+    steepest = max(slopes.values(), default=0.0)
+
+    def share(name: str) -> float:
+        """How much of a parameter's update counts under Adam: less where its gradient is so small that it may be rounding."""
+        slope = slopes.get(FIRST + name.removeprefix(f"{MEMORY}{program.model.method.averages}"))
+        return 1.0 if slope is None or not steepest else min(1.0, slope / (NOTHING * steepest))
 
     rounded = program.model.method.backbone.captured.quantisation is not None
 
     def apart(name: str, other: dict[str, tuple[Array, Array, Array]]) -> float:
         (theirs, gaps, weight), start = after[name], before[name][0]
         length = float(np.linalg.norm((theirs - start) * weight))
-        floor = NOTHING * largest.get(kinds[name], 0.0) * theirs.size**0.5 + 1e-5 * float(np.linalg.norm(start)) + 1e-12
+        floor = NOTHING * largest.get(alike[name], 0.0) * theirs.size**0.5 + 1e-5 * float(np.linalg.norm(start)) + 1e-12
         difference = np.maximum(np.abs(other[name][0] - theirs) - HALF * gaps, 0.0) if gaps.any() else other[name][0] - theirs
         far = np.abs(difference * weight).ravel()
         odd = min(far.size // ODD, ODD_MOST) if rounded else 0
-        return float(np.linalg.norm(np.partition(far, far.size - odd)[: far.size - odd] if odd else far)) / max(length, floor)
+        return share(name) * float(np.linalg.norm(np.partition(far, far.size - odd)[: far.size - odd] if odd else far)) / max(length, floor)
 
     ours = _seen(program, example, got)
     updates = {name: apart(name, ours) for name in trained}
@@ -293,7 +330,10 @@ def _seen(program: Program, example: Tensors, table: dict[str, Array]) -> dict[s
     found = program.model.storage.seen(program.model.optimiser if program.role.startswith(STEPS) else "", state)
     seen = {name: (item.values.numpy(), item.gaps.numpy(), item.weights.numpy()) for name, item in found.items()}
     nothing, whole = np.zeros((), np.float32), np.ones((), np.float32)
-    return seen | {name: (value.numpy(), nothing, whole) for name, value in state.items() if name.startswith(MEMORY)}
+    kept = {name.removeprefix(MEMORY): value.numpy() for name, value in state.items() if name.startswith(MEMORY)}
+    averages = program.model.method.averages
+    weights = {averages + name: item[2] for name, item in seen.items()} if averages else {}  # an average of parameters counts as these do
+    return seen | {MEMORY + name: (value, nothing, weights.get(name, whole)) for name, value in kept.items()}
 
 
 def _flips(theirs: tuple[Array, Array, Array], ours: tuple[Array, Array, Array]) -> float:

@@ -25,6 +25,8 @@ from edgeadapt.exporters.capture import Captured
 from edgeadapt.exporters.partition import Partition
 
 Tensors = dict[str, Tensor]
+START = "start."
+"""What the names of frozen tensors begin with that are what parameters and moments start at."""
 
 
 @dataclass(frozen=True)
@@ -140,12 +142,18 @@ class Method(ABC):
         choices: which of the options parts, cuts, kernel, width and train shape it.
         first: the cut at which its first part ends; what lies before belongs to no part, or is counted to the first.
         enters: whether it puts tensors of its own in place of the model's at the cuts.
+        in_codes: whether the frozen model may be computed in 8 bits.
         cut_to_train: whether parts serve only to say which of them are trained.
         settings: its own choices, by name.
         remembers: when its memory changes: "steps", by steps of adaptation alone; "passes", by every pass that predicts, those of steps too.
         restarts: whether parameters and moments may go back to where they started, as `start_again` says.
         checked: scalars at which its steps are first checked, where those by default could hide what a step does.
         skips: whether a step in which no prediction counts leaves parameters and moments as they are. Without, momentum goes on.
+        saves: "float" or "int8", what a step keeps for its backward pass, where the user does not say.
+        mix: the weight of a batch's statistics by default, at every batch size; None: it depends on the size.
+        whole: whether it trains the model's own weights: these are then float32, and nothing is held in small forms.
+        choosing: of its memory what is chosen and not computed, by name: rounding may turn a choice where two are as good.
+        averages: what the names of averages of parameters begin with in its memory, before the parameters' own.
     """
 
     name: ClassVar[str]
@@ -154,19 +162,25 @@ class Method(ABC):
     trains: ClassVar[bool] = True
     warms_up: ClassVar[bool] = False
     optimiser: ClassVar[str] = "sgd"
-    rate: ClassVar[float] = 5e-4
+    rate: float = 5e-4
     calibrates: ClassVar[bool] = False
     calibration_batches: ClassVar[int] = 8
     modes: ClassVar[tuple[str, ...]] = ("live", "source")
     choices: ClassVar[tuple[str, ...]] = ()
     first: ClassVar[int] = 1
     enters: ClassVar[bool] = False
+    in_codes: ClassVar[bool] = True
     cut_to_train: ClassVar[bool] = False
     settings: ClassVar[Mapping[str, Setting]] = {}
     remembers: ClassVar[str] = "steps"
     restarts: ClassVar[bool] = False
     skips: ClassVar[bool] = False
+    saves: ClassVar[str] = "float"
     checked: ClassVar[Mapping[str, float]] = {}
+    mix: ClassVar[float | None] = None
+    whole: ClassVar[bool] = False
+    choosing: ClassVar[tuple[str, ...]] = ()
+    averages: ClassVar[str] = ""
 
     def __init__(self, captured: Captured, setup: Setup) -> None:
         self.setup = setup
@@ -200,6 +214,11 @@ class Method(ABC):
         prefix = self.prefix(index)
         return frozenset(name for name in names if prefix and name.startswith(prefix))
 
+    @property
+    def remembers_start(self) -> bool:
+        """Whether its objective reads what its parameters start at, as `START` + name among the tensors that `forward` gets."""
+        return False
+
     def setting(self, name: str) -> Any:
         """A choice of its own, as the user made it or by default."""
         return self.setup.settings.get(name, self.settings[name].default)
@@ -225,6 +244,22 @@ class Method(ABC):
         """The memory after a step of these passes, by the names of `memory`; before, it is among the tensors that `forward` gets."""
         return {}
 
+    def settled(
+        self, passes: Sequence[Outcome], parameters: Mapping[str, Tensor], tensors: Mapping[str, Tensor], hyper: Mapping[str, Tensor]
+    ) -> tuple[Tensors, Tensors]:
+        """What follows from the parameters that a step, labelled or not, leaves: those to put in place of some of them, and memory.
+
+        Args:
+            passes: of the step.
+            parameters: all of the method's after the update, those that are fixed too.
+            tensors: as `forward` gets them, with the memory before.
+            hyper: scalars of the step.
+
+        Returns:
+            parameters by name, possible only where these are held as they are; and memory, by the names of `memory`.
+        """
+        return {}, {}
+
     def start_again(self, passes: Sequence[Outcome], hyper: Mapping[str, Tensor]) -> Tensor | None:
         """Whether, after a step of these passes, parameters and moments go back to where they started: a scalar truth value. None: never."""
         return None
@@ -239,6 +274,21 @@ class Method(ABC):
     @abstractmethod
     def forward(self, run: BackboneRun, x: Tensor, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Outcome:
         """One forward pass for x (N, …); `run` holds the backbone, `tensors` all frozen ones and, as "memory.NAME", the memory."""
+
+    def passed(
+        self,
+        role: str,
+        run: BackboneRun,
+        x: Tensor,
+        tensors: Mapping[str, Tensor],
+        parameters: Mapping[str, Tensor],
+        hyper: Mapping[str, Tensor],
+    ) -> Outcome:
+        """The pass of one role: `forward`, where it does not matter whether it predicts, adapts or learns.
+
+        Where predictions leave the statistics as they stand, those of `run` are not used: none then follow from the pass.
+        """
+        return self.forward(run, x, tensors, parameters)
 
     @property
     def entries(self) -> tuple[str, ...]:
@@ -265,6 +315,10 @@ class Method(ABC):
     def second(self, passes: Sequence[Outcome], hyper: Mapping[str, Tensor]) -> Terms:
         """The objective of the second pass of an adaptation step, where there is one; the first is among `passes`."""
         return self.unlabelled(passes[-1], hyper)
+
+    def taught(self, outcome: Outcome) -> tuple[Tensor, ...]:
+        """The logits, (N, C, …) each, that a warm-up trains: its loss is the sum of theirs."""
+        return (outcome.logits,)
 
     def labelled(self, outcome: Outcome, target: Tensor, hyper: Mapping[str, Tensor]) -> Terms:
         """The objective of a learning step with targets (N, …) of class indices."""

@@ -8,14 +8,17 @@ from tests.reference.normalisation import LiveBatchNorm, follow_stream
 from tests.reference.parts import Split, counts, split
 from tests.reference.reliable import Eata, Sar
 from tests.reference.side import Side
+from tests.reference.teachers import Cotta, Rotta
 from tests.reference.twin import fixed, scalars, twin
 
 __all__ = [
     "Adaptation",
+    "Cotta",
     "Eata",
     "EcoTTA",
     "LiveBatchNorm",
     "Norm",
+    "Rotta",
     "Sar",
     "Side",
     "Source",
