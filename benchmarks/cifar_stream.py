@@ -28,14 +28,18 @@ from edgeadapt.corruptions.parameters import CORRUPTIONS
 from edgeadapt.corruptions.streams import continual
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import export
+from edgeadapt.exporters.methods import METHODS as KINDS
 from edgeadapt.exporters.options import calibration_rows
 from edgeadapt.progress import Bars
 from edgeadapt.runtime.adapter import Adapter
 from tests.reference import Adaptation, Side, fixed, twin
 from tests.zoo.data import Pack
 
-METHODS = ("source", "norm", "tent", "ecotta", "side", "side-live")
-ADAPTING = ("tent", "ecotta", "side")
+EVERY = ("source", "norm", "tent", "ecotta", "side", "side-live", "surgeon", "exits")
+TWINNED = ("source", "norm", "tent", "ecotta", "side", "side-live")
+"""Methods that plain PyTorch is run beside."""
+ADAPTING = ("tent", "ecotta", "side", "surgeon", "exits")
+WARMED = ("ecotta", "exits")
 OWN_TEXTURES = ("frost",)
 
 
@@ -81,17 +85,19 @@ def source_samples(pack: Pack, model: str, count: int, seed: int) -> Samples:
 def bundle_of(choices: argparse.Namespace, pack: Pack, model: str, method: str) -> Path:
     """The bundle of a model and method, exported unless the cache holds it."""
     kind, _, mode = method.partition("-")
-    warm = f"-w{choices.warm_up_images}x{choices.epochs}" if kind == "ecotta" else f"-w{choices.warm_up_images}"
+    warm = f"-w{choices.warm_up_images}x{choices.epochs}" if kind in WARMED else f"-w{choices.warm_up_images}"
     trained = f"-train{choices.train}" if _partly(choices, kind) else ""
     tier = f"-{choices.updates}" if choices.updates != "reference" and kind in ADAPTING else ""
     small = _in_codes(choices, kind)
-    codes = "".join(f"-{name}-{value}" for name, value in small.items())
+    own = {name: value for name, value in (item.split("=") for item in choices.setting) if name in KINDS[kind].settings}
+    codes = "".join(f"-{name}-{value}" for name, value in {**small, **own}.items())
     path = Path(choices.cache) / f"{model}-{method}-b{choices.batch}{warm}{trained}{tier}{codes}-seed{choices.seed}.edgeadapt"
     if path.is_file() and not choices.fresh:
         return path
     data = source_samples(pack, model, choices.warm_up_images, choices.seed)
     options: dict[str, Any] = {"method": kind, "batches": (choices.batch,), "seed": choices.seed}
-    options |= {"epochs": choices.epochs} if kind == "ecotta" else {}
+    options |= {"epochs": choices.epochs} if kind in WARMED else {}
+    options |= {"settings": own} if own else {}
     options |= {"train": choices.train} if trained else {}
     options |= {"updates": choices.updates} if tier else {}
     options |= small
@@ -224,7 +230,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cache", required=True, help="folder for bundles, corrupted images and results")
     parser.add_argument("--models", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
-    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
+    parser.add_argument("--methods", nargs="+", default=list(TWINNED), choices=EVERY)
     parser.add_argument("--batch", type=int, default=64, help="frames in a batch, such as 200, 64, 16, 4 or 1")
     parser.add_argument("--train", type=int, help="train only the last so many parts on the stream, where the method has parts")
     parser.add_argument("--updates", choices=("reference", "compact", "tiny"), default="reference", help="how parameters and moments are held")
@@ -238,10 +244,13 @@ def main() -> None:
     parser.add_argument("--warm-up-images", type=int, default=20000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--set", nargs="*", default=[], metavar="NAME=VALUE", help="scalars of the step, such as rate=0.005")
+    parser.add_argument("--setting", nargs="*", default=[], metavar="NAME=VALUE", help="choices of a method's own, such as scope=full")
     parser.add_argument("--reference", action="store_true", help="also run plain PyTorch, and compare")
     parser.add_argument("--fresh", action="store_true", help="export and run again whatever the cache holds")
     parser.add_argument("--json", type=Path, help="write all results here")
     choices = parser.parse_args()
+    if choices.reference and set(choices.methods) - set(TWINNED):
+        parser.error(f"plain PyTorch is run beside {', '.join(TWINNED)}")
     if choices.reference and choices.updates != "reference":
         parser.error("plain PyTorch holds parameters in float32: --reference goes with --updates reference")
     if choices.reference and (choices.quantize != "none" or choices.saved == "int8"):

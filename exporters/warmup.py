@@ -1,7 +1,8 @@
 """Warm-up of a method's parameters on source data, before the export (EcoTTA, arXiv 2303.01904, section 4 and appendix C).
 
 The frozen model is run in training mode without being trained: every normalisation takes the batch's own statistics, gradients flow through them,
-and the statistics it was trained with are neither read nor written. They are measured anew afterwards for the adapted network.
+and the statistics it was trained with are neither read nor written. They are measured anew afterwards for the adapted network. A method that only
+reads the model, and puts nothing into it, reads it with the statistics that it was trained with, and these stay.
 """
 
 from __future__ import annotations
@@ -97,9 +98,9 @@ def warm_up(
             shuffled = order.permutation(rows)
         chosen = shuffled[step % an_epoch * batch :][:batch]
         target = _frozen(method, tensors, samples, chosen) if samples.y is None else torch.from_numpy(samples.y[chosen])
-        run = method.backbone.run(tensors, Normaliser({}, "batch"), method.affine(trained))
-        logits = method.forward(run, _augmented(samples, chosen, random), tensors, trained).logits
-        loss = divergence(target, logits) if samples.y is None else F.cross_entropy(logits, target)
+        run = method.backbone.run(tensors, _normaliser(method), method.affine(trained))
+        taught = method.taught(method.forward(run, _augmented(samples, chosen, random), tensors, trained))
+        loss = torch.stack([divergence(target, logits) if samples.y is None else F.cross_entropy(logits, target) for logits in taught]).sum()
         value = float(loss.detach())
         if not math.isfinite(value):
             raise _diverged(f"the loss is {value}", step, an_epoch, rate)
@@ -115,6 +116,11 @@ def warm_up(
     if broken:
         raise _diverged(f"{broken[0]} is not finite", steps - 1, an_epoch, rate)
     return {name: value.detach() for name, value in trained.items()}
+
+
+def _normaliser(method: Method) -> Normaliser:
+    """Training mode; where the method only reads the model, the statistics that it was trained with, as the device will."""
+    return Normaliser({}, "batch") if method.enters else Normaliser(method.backbone.source_statistics(), "source")
 
 
 def divergence(target: Tensor, logits: Tensor) -> Tensor:

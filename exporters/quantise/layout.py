@@ -119,7 +119,7 @@ def convolutions(captured: Captured) -> Iterator[fx.Node]:
             yield node
 
 
-def _how(node: fx.Node) -> Convolution | None:
+def windows(node: fx.Node) -> Convolution | None:
     """How its windows lie; None where it pads its two sides unlike, as "same" does with an even window."""
     rank, kernel = CONVOLUTIONS[node.target], weight_of(node).meta["val"].shape[2:]
     given: list[Any] = [*node.args[3:], *[None] * 4]
@@ -175,7 +175,7 @@ def layout(captured: Captured, cuts: Sequence[str] = (), floating: frozenset[str
     stops = set(cuts)
     found: dict[str, Layer] = {}
     for node in convolutions(captured):
-        how = _how(node)
+        how = windows(node)
         if node.name in floating or how is None or not isinstance(node.args[0], fx.Node):
             continue
         bias = node.args[2] if len(node.args) > 2 else None
