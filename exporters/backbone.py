@@ -73,8 +73,6 @@ class Normaliser:
             self.updated[f"{name}.mean"], self.updated[f"{name}.variance"] = mean.detach(), variance.detach()
         if instead is not None:
             return instead(x, mean, variance, weight, bias, eps)
-        if instead is not None:
-            return instead(x, mean, variance, weight, bias, eps)
         result: Tensor = scale_shift(x, *scaling(mean, variance, weight, bias, eps))
         return result
 

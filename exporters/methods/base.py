@@ -150,7 +150,6 @@ class Method(ABC):
         checked: scalars at which its steps are first checked, where those by default could hide what a step does.
         skips: whether a step in which no prediction counts leaves parameters and moments as they are. Without, momentum goes on.
         saves: "float" or "int8", what a step keeps for its backward pass, where the user does not say.
-        saves: "float" or "int8", what a step keeps for its backward pass, where the user does not say.
         mix: the weight of a batch's statistics by default, at every batch size; None: it depends on the size.
         whole: whether it trains the model's own weights: these are then float32, and nothing is held in small forms.
         choosing: of its memory what is chosen and not computed, by name: rounding may turn a choice where two are as good.
@@ -176,7 +175,6 @@ class Method(ABC):
     remembers: ClassVar[str] = "steps"
     restarts: ClassVar[bool] = False
     skips: ClassVar[bool] = False
-    saves: ClassVar[str] = "float"
     saves: ClassVar[str] = "float"
     checked: ClassVar[Mapping[str, float]] = {}
     mix: ClassVar[float | None] = None
@@ -317,10 +315,6 @@ class Method(ABC):
     def second(self, passes: Sequence[Outcome], hyper: Mapping[str, Tensor]) -> Terms:
         """The objective of the second pass of an adaptation step, where there is one; the first is among `passes`."""
         return self.unlabelled(passes[-1], hyper)
-
-    def taught(self, outcome: Outcome) -> tuple[Tensor, ...]:
-        """The logits, (N, C, …) each, that a warm-up trains: its loss is the sum of theirs."""
-        return (outcome.logits,)
 
     def taught(self, outcome: Outcome) -> tuple[Tensor, ...]:
         """The logits, (N, C, …) each, that a warm-up trains: its loss is the sum of theirs."""
