@@ -2,12 +2,15 @@
 
   edgeadapt bench model.edgeadapt --data test.npz
   edgeadapt bench tent.edgeadapt ecotta.edgeadapt --data test.npz --streams all --batch 4,16 --seeds 5 --output bench
+  edgeadapt bench --model net.py:model --weights net.pt --input 3x32x32 --source train.npz --methods all --data test.npz
   edgeadapt bench model.edgeadapt --own monday.npz tuesday.npz wednesday.npz
   edgeadapt bench model.edgeadapt --data test.npz --streams forgetting,noise --frames 500 --corruptions fog,snow --budget 128MiB
 
 Data is an .npz file (x: uint8 N x H x W x C, or float32 N x the model's input; y: labels) or a folder of images with one folder a class. It must be
 data that the model was not trained on. Streams are made of it: clean, continual, gradual, recurring, mixed, sorted, dirichlet, forgetting, single,
 repeated, noise. own is your recordings (--own) in their order, each a domain. docs/bench.md says what each is and what every figure means.
+
+With --model instead of bundles, one bundle a method is made in DIR/bundles first; a method that the model does not fit is left out, and told.
 
 Rows: source (the frozen model as it was), step 0 (the bundle before it has adapted, not adapting), and every bundle adapting. Each row serves each
 stream in a process of its own. Results are kept run by run in DIR/runs: after an interruption the same command goes on where it was. DIR/bench.html
@@ -26,6 +29,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeadapt.cli import bench_export
 from edgeadapt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -46,7 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
     from edgeadapt.units import parse_bytes
 
-    parser.add_argument("bundles", nargs="+", metavar="X.edgeadapt", help="bundles of one model, each with the method that it was exported with")
+    parser.add_argument("bundles", nargs="*", metavar="X.edgeadapt", help="bundles of one model, each with the method that it was exported with")
     parser.add_argument("--data", metavar="FILE|DIR", help="clean frames with labels, from which streams are made")
     parser.add_argument("--own", nargs="+", default=[], metavar="FILE|DIR", help="your own recordings, in their order: the stream own")
     parser.add_argument("--streams", type=_names, metavar="A,B,...|all", help=f"(default: {','.join(USUAL)}, and own with --own)")
@@ -67,6 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--output", default="bench", metavar="DIR", help="where results go (default: bench)")
     parser.add_argument("--fresh", action="store_true", help="run again what is there already")
+    bench_export.add_arguments(parser)
 
 
 @dataclass(frozen=True)
@@ -83,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     from edgeadapt.bench import page, report, scores
     from edgeadapt.cli.inspect import table
 
-    bundles = _bundles(arguments.bundles)
+    bundles = _bundles(bench_export.bundles(arguments))
     batches = _batches(bundles, arguments.batch)
     lines = rows(bundles)
     data, own = _data(arguments, bundles[0])
@@ -117,13 +122,14 @@ def rows(bundles: Sequence[Bundle]) -> list[Line]:
         if model not in models:
             models.append(model)
             found.append(Line("source" if len(models) == 1 else f"source of {_stem(bundle)}", bundle, SOURCE))
-    adapting = [bundle for bundle in bundles if any(graph.writes for graph in bundle.manifest.graphs.values())]
+    adapting = [bundle for bundle in bundles if bundle.manifest.method.name != "source"]
     methods = [bundle.manifest.method.name for bundle in adapting]
     names = [method if methods.count(method) == 1 else _stem(bundle) for method, bundle in zip(methods, adapting)]
     if len(set(names)) < len(names):
         names = [str(bundle.path) for bundle in adapting]
     for name, bundle in zip(names, adapting):
-        found.append(Line("step 0" if len(names) == 1 else f"{name}, step 0", bundle, INITIAL))
+        if any(graph.writes for graph in bundle.manifest.graphs.values()):  # others are always at their first state
+            found.append(Line("step 0" if len(names) == 1 else f"{name}, step 0", bundle, INITIAL))
     return [*found, *(Line(name, bundle, ADAPT) for name, bundle in zip(names, adapting))]
 
 
@@ -253,7 +259,7 @@ def _machine() -> dict[str, str]:
 
 
 def _bundles(paths: Sequence[str]) -> list[Bundle]:
-    """Opened and checked against each other. Where a model is exported with several methods for one bench, this is where these bundles come in."""
+    """Opened and checked against each other."""
     from edgeadapt.bundle import Bundle
 
     found = [Bundle.open(path) for path in paths]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -51,6 +52,6 @@ class FeatureMethod(Method):
         features, logits = self.both(run, x)
         return self.answered(features, logits, tensors)
 
+    @abstractmethod
     def answered(self, features: Tensor, logits: Tensor, tensors: Mapping[str, Tensor]) -> Outcome:
         """The predictions from features (N, D) and the model's own logits (N, C); `tensors` as `forward` gets them."""
-        raise NotImplementedError

@@ -31,7 +31,7 @@ class FrameNormaliser(Normaliser):
     strength: the most that a frame's own count.
     """
 
-    strength: float = 0.6
+    strength: float = 0.4
 
     def fixed(self, name: str, weight: Tensor | None, bias: Tensor | None, eps: float) -> None:
         """No layer has a scale and shift that all frames share."""
@@ -65,7 +65,7 @@ class Lean(Method):
     statistics, trains = "source", False
     modes: ClassVar[tuple[str, ...]] = ("source",)
     in_codes = False
-    settings: ClassVar[Mapping[str, Setting]] = {"strength": Setting(0.6, "the most that a frame's own statistics count", (0.0, 1.0))}
+    settings: ClassVar[Mapping[str, Setting]] = {"strength": Setting(0.4, "the most that a frame's own statistics count", (0.0, 1.0))}
 
     def __init__(self, captured: Captured, setup: Setup) -> None:
         super().__init__(captured, setup)

@@ -1,0 +1,195 @@
+"""The bundles of a bench made from a model: one for each method, kept in the bench's folder and made again only where something has changed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeadapt.errors import BundleError, ExportError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgeadapt.exporters.data import Samples
+    from edgeadapt.progress import Progress
+
+ALL = "all"
+YARDSTICKS = ("cotta",)
+"""Methods that `all` leaves out: they are there to compare with, and take hundreds of times a device's memory and time."""
+_GIVEN = ("weights", "source", "input", "mean", "std", "resize", "methods", "epochs", "setting")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say what to export."""
+    from edgeadapt.units import parse_shape
+
+    made = parser.add_argument_group("bundles made for the bench (needs edgeadapt[export])")
+    made.add_argument("--model", metavar="MODULE:FACTORY", help="instead of bundles: what gives the model, as for edgeadapt export")
+    made.add_argument("--weights", metavar="FILE", help="its state dict")
+    made.add_argument("--input", type=parse_shape, metavar="CxHxW", help="one input of it")
+    made.add_argument("--source", metavar="DATA", help="samples that it was trained on, for warm-up and calibration: never those of --data")
+    made.add_argument("--mean", type=_numbers, metavar="R,G,B", help="of pixels in 0..1")
+    made.add_argument("--std", type=_numbers, metavar="R,G,B", help="of pixels in 0..1")
+    made.add_argument("--resize", type=parse_shape, metavar="HxW", help="resize images to the input's size")
+    made.add_argument("--methods", type=_names, metavar="A,B,...|all", help=f"(default: all, which is without {', '.join(YARDSTICKS)})")
+    made.add_argument("--epochs", type=int, metavar="N", help="of warm-ups (default: 10)")
+    made.add_argument("--setting", action="append", default=[], metavar="METHOD.NAME=VALUE", help="a choice that one method alone has")
+
+
+def bundles(arguments: argparse.Namespace) -> list[str]:
+    """Paths of the bundles to bench: those named, or made now.
+
+    Raises:
+        UsageError: neither or both are given, or an option that goes with the other.
+        EdgeAdaptError: the model or its data cannot be used; no method fits.
+    """
+    if arguments.model is None:
+        odd = next((name for name in _GIVEN if getattr(arguments, name)), None)
+        if odd:
+            raise UsageError(f"--{odd} says how bundles are made from a model, and there is none", "give --model, or leave it out")
+        if not arguments.bundles:
+            raise UsageError("there is nothing to bench", "name bundles, or give --model")
+        return list(arguments.bundles)
+    if arguments.bundles:
+        raise UsageError("bundles are named, and --model would make others", "give the one or the other")
+    if arguments.input is None:
+        raise UsageError("--model needs the shape of one input", "give --input, such as 3x32x32")
+    return _made(arguments)
+
+
+def _made(arguments: argparse.Namespace) -> list[str]:
+    from edgeadapt.exporters.data import load_samples, spec_for
+    from edgeadapt.exporters.load import load_factory, load_weights
+    from edgeadapt.exporters.methods import METHODS
+    from edgeadapt.progress import Bars
+
+    named = list(arguments.methods or [ALL])
+    unknown = next((name for name in named if name not in (ALL, *METHODS)), None)
+    if unknown:
+        raise UsageError(f"unknown method {unknown!r}", f"use all, or some of {', '.join(METHODS)}")
+    methods = list(dict.fromkeys(one for name in named for one in (_usual(METHODS) if name == ALL else [name])))
+    settings = _settings(arguments.setting, methods)
+    model = load_factory(arguments.model)
+    if arguments.weights:
+        load_weights(model, arguments.weights)
+    spec = spec_for(arguments.input, arguments.mean, arguments.std, arguments.resize is not None)
+    folder = Path(arguments.output) / "bundles"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as reason:
+        raise UsageError(f"bundles cannot be written to {folder}: {reason.strerror}", "give --output a folder that can be made or written") from None
+    batches = tuple(sorted(set(arguments.batch or (64,))))
+    with Bars() as bars:
+        samples = load_samples(arguments.source, spec, progress=bars) if arguments.source else None
+        work = _Work(model, samples, tuple(arguments.input), spec, folder, batches, bars)
+        found = {method: work.bundle(method, METHODS[method].warms_up and arguments.epochs, settings.get(method, {})) for method in methods}
+    for method, (_, why) in found.items():
+        if why:
+            print(f"{method} is left out: {why}", file=sys.stderr)
+    paths = [str(path) for path, _ in found.values() if path is not None]
+    if not paths:
+        raise ExportError("none of the methods fits this model", "see the reasons above")
+    return paths
+
+
+def _usual(methods: Any) -> list[str]:
+    return [name for name in methods if name not in YARDSTICKS]
+
+
+class _Work:
+    """What bundles are made of."""
+
+    def __init__(
+        self, model: nn.Module, samples: Samples | None, shape: tuple[int, ...], spec: Any, folder: Path, batches: tuple[int, ...], bars: Progress
+    ) -> None:
+        self.model, self.samples, self.shape, self.spec, self.folder, self.batches, self.bars = model, samples, shape, spec, folder, batches, bars
+        data = None if samples is None else _samples_digest(samples)
+        self.facts = {"model": _model_digest(model), "data": data, "shape": shape, "input": repr(spec)}
+
+    def bundle(self, method: str, epochs: int | None, settings: dict[str, str]) -> tuple[Path | None, str]:
+        """The path of a method's bundle; or None, and why the model has none."""
+        from edgeadapt._version import __version__
+        from edgeadapt.bundle.atomic import replacing
+        from edgeadapt.bundle.digest import sha256
+        from edgeadapt.exporters.export import export
+
+        path, note = self.folder / f"{method}.edgeadapt", self.folder / f"{method}.json"
+        choices: dict[str, Any] = {"method": method, "batches": self.batches, **({"epochs": epochs} if epochs else {})}
+        choices |= {"settings": settings} if settings else {}
+        key = sha256(json.dumps({**self.facts, **choices, "version": __version__}, sort_keys=True, default=str).encode()).hexdigest()
+        known = _read(note)
+        if known.get("key") == key and known.get("left_out"):
+            return None, str(known["left_out"])
+        if known.get("key") == key and known.get("bundle") == _digest(path):
+            return path, ""
+        told: dict[str, Any] = {"key": key}
+        try:
+            data = {"data": self.samples} if self.samples is not None else {"mean": self.spec.mean, "std": self.spec.std}
+            export(self.model, path, shape=self.shape, progress=self.bars, allow_drop=True, model_name=type(self.model).__name__, **data, **choices)
+            told["bundle"] = _digest(path)
+        except ExportError as reason:
+            told["left_out"] = reason.message
+        with replacing(note) as (file, _):
+            file.write(json.dumps(told).encode())
+        return (None, told["left_out"]) if "left_out" in told else (path, "")
+
+
+def _digest(path: Path) -> str | None:
+    """The digest of a whole bundle; None if there is none, or not a whole one."""
+    from edgeadapt.bundle import Bundle
+
+    try:
+        return Bundle.open(path).digest
+    except BundleError:
+        return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _model_digest(model: nn.Module) -> str:
+    from edgeadapt.bundle.digest import sha256
+
+    parts = [repr(model).encode()]
+    parts += [name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes() for name, tensor in model.state_dict().items()]
+    return sha256(b"".join(parts)).hexdigest()
+
+
+def _samples_digest(samples: Samples) -> str:
+    from edgeadapt.bundle.digest import sha256
+
+    return sha256(samples.x.tobytes() + (b"" if samples.y is None else samples.y.tobytes())).hexdigest()
+
+
+def _settings(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[str, str]]:
+    found: dict[str, dict[str, str]] = {}
+    for text in given:
+        place, mark, value = text.partition("=")
+        method, dot, name = place.partition(".")
+        if not mark or not dot or not name or not value:
+            raise UsageError(f"--setting {text} is not METHOD.NAME=VALUE", "write --setting ecotta.anchor=start")
+        if method not in methods:
+            raise UsageError(f"--setting {text} is of a method that is not benched", f"the methods are {', '.join(methods)}")
+        found.setdefault(method, {})[name] = value
+    return found
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _numbers(text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5") from None
+
