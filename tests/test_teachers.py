@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgeadapt.corruptions.streams import correlated
 from edgeadapt.errors import ExportError, UsageError
+from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, capture
+from edgeadapt.exporters.compile import lowered
 from edgeadapt.exporters.export import export
 from edgeadapt.exporters.methods import METHODS, Setup
 from edgeadapt.exporters.methods.augmentation import ANGLE, SCALE, SHIFT, STREAMS, augmented
@@ -28,7 +31,8 @@ from tests.reference import Cotta, Rotta
 from tests.reference.teachers import Item, Memory
 from tests.test_reference import BATCH, CLASSES, SHAPE, disturbed, doubles, largest, network, stream
 from tests.test_reliable import grouped, labelled, scalars, start_of, state_of, stepped
-from tests.zoo.data import Pack, pack_fixture  # noqa: F401
+from tests.zoo.data import IMAGENET_MEAN, IMAGENET_STD, Pack, pack_fixture, to_float  # noqa: F401
+from tests.zoo.named import load_weights, resnet_cifar
 
 CAPACITY, AUGMENTATIONS = 12, 3
 HYPER = {"mix": 0.3, "rate": 0.01, "teacher": 0.2}
@@ -293,6 +297,7 @@ def test_rotta_in_small_forms(tier: str) -> None:
     for name, value in read.items():
         assert torch.equal(state[f"memory.teacher.{name}"], value)
     assert any(not torch.equal(value, model.parameters[name]) for name, value in read.items())
+    assert lowered(step).nodes
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
@@ -344,3 +349,25 @@ def test_segmentation_has_no_memory_of_frames() -> None:
 def test_a_model_without_anything_to_train_is_refused(kind: str, model: nn.Module, message: str) -> None:
     with pytest.raises(ExportError, match=message):
         export(model, None, shape=(3, 2, 2), method=kind)
+
+
+@pytest.mark.data
+@pytest.mark.slow
+def test_rotta_withstands_a_stream_sorted_by_class(pack: Pack) -> None:
+    """Where batches hold one class or two, statistics of the batch ruin the model, and RoTTA keeps it."""
+    trained = load_weights(resnet_cifar(20), pack.weights("resnet20_cifar10"))
+    method = METHODS["rotta"](capture(trained, SHAPE, 32), Setup(CLASSES, settings={"capacity": 32}))
+    model = Model(method, method.parameters(), method.backbone.source_statistics(), "live", method.optimiser)
+    step = build(model, "adapt", 32, torch.zeros(32, *SHAPE))
+    given, wrong = dict(step.example), {"norm": 0, "rotta": 0}
+    x, y = pack.images("cifar_test1000")
+    for batch in correlated(x[:256], y[:256], names=("brightness", "jpeg_compression"), severity=3, batch=32):
+        shown = torch.from_numpy(to_float(batch.x, IMAGENET_MEAN, IMAGENET_STD))
+        out = step({**given, "x": shown})
+        given |= {f"state.{name.removeprefix('new.')}": value.detach() for name, value in out.items() if name.startswith("new.")}
+        with torch.no_grad():
+            alone = method.backbone.run(method.backbone.tensors, Normaliser({}, "batch")).whole(shown)
+        for name, logits in (("norm", alone), ("rotta", out["logits"])):
+            wrong[name] += int((logits.argmax(1).numpy() != batch.y).sum())
+    assert wrong["rotta"] < 0.6 * wrong["norm"], wrong
+    assert int((given["state.memory.labels"] >= 0).sum()) > 16

@@ -95,7 +95,8 @@ def _moved(x: Tensor, drawn: Tensor, flip: bool) -> Tensor:
     across, top = across.reshape(-1, 1), top.reshape(-1, 1)
     upper = at(above, left) * (1.0 - across) + at(above, beyond) * across
     lower = at(below, left) * (1.0 - across) + at(below, beyond) * across
-    return (upper * (1.0 - top) + lower * top).reshape(frames, -1, channels).transpose(1, 2).reshape(x.shape)
+    result = (upper * (1.0 - top) + lower * top).reshape(frames, -1, channels).transpose(1, 2).reshape(x.shape)
+    return result.contiguous()  # torch's kernels would keep channels last from here on, and one that pools writes into its result then
 
 
 def _neighbours(place: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
