@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from edgeadapt.bench.setting import ADAPT, SOURCE, Setting
+from edgeadapt.bench.setting import ADAPT, SINGLE, SOURCE, Setting
 from edgeadapt.bench.wire import receive, send
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import EdgeAdaptError
@@ -32,7 +32,7 @@ def serve(setting: Setting, take: BinaryIO, give: BinaryIO) -> None:
     def progress(stage: str, done: int, total: int, note: str = "") -> None:
         send(give, "progress", {"stage": stage, "done": done, "total": total, "note": note})
 
-    roles = {ADAPT: "adapt", SOURCE: "source"}.get(setting.mode, "predict")
+    roles = {ADAPT: "adapt", SINGLE: "adapt", SOURCE: "source"}.get(setting.mode, "predict")
     used: dict[str, Any] = {"roles": roles, "batches": [setting.batch], "prepared": setting.prepared}
     with Adapter.open(setting.path, setting.budget, setting.threads, prepare=progress if setting.prepare else None, **used) as adapter:
         if setting.prepare:
@@ -62,7 +62,7 @@ def _frames(take: BinaryIO, give: BinaryIO) -> Iterator[Frame]:
 def windows(adapter: Adapter, setting: Setting, frames: Iterator[Frame]) -> Iterator[list[Prediction]]:
     """Predictions as a setting asks for them, in the frames' order, one list a window; what is left at the end is predicted."""
     if setting.mode != SOURCE:
-        return Stream(adapter, setting.mode == ADAPT, setting.batch).run(frames)
+        return Stream(adapter, setting.mode in (ADAPT, SINGLE), setting.batch, single=setting.mode == SINGLE).run(frames)
     return _source(adapter, setting.batch, frames)
 
 

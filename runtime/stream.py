@@ -1,4 +1,7 @@
-"""Frames in, predictions out: whole windows of frames are adapted on, what is left is predicted, and a bad frame is passed over."""
+"""Frames in, predictions out: whole windows of frames are adapted on, what is left is predicted, and a bad frame is passed over.
+
+A frame is answered with its window, or at once, while it waits for the window to fill that will be adapted on.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +31,9 @@ class Prediction:
         index: the frame's number in the stream, bad frames counted.
         frame: its name and truth; without its pixels.
         logits: float32 [C] or [C,H,W]; None for a bad frame, whose `frame.fault` says why.
-        milliseconds: of its window, a frame: preparing, predicting and adapting.
-        adapted: whether the model was changed by the window that it was part of.
+        milliseconds: of its window, a frame: preparing, predicting and adapting. One frame at a time: from when it came, or from when the stream
+            was ready for it, to its answer, so the step that a frame had to wait for is part of it.
+        adapted: whether the model was changed by the window that it was part of; one frame at a time: changed just before it was predicted.
     """
 
     index: int
@@ -62,13 +66,36 @@ class Stream:
         adapter: the adapter.
         adapt: adapt on whole windows; otherwise predict and leave the state alone.
         window: frames that are taken together; None takes the largest batch that is loaded.
+        single: answer every frame at once, by the state as it stands; it then waits in a window that is adapted on when it is full, before the next
+            frame is taken. What is in a window that never fills is not adapted on.
+        every: take a step on each so manieth window, the first one among them; statistics follow the others.
+        alike: with `single`, a frame that differs from the last one in the window by no more than this joins no window: the mean absolute difference
+            of what the model is given. 0 leaves out exact repetitions; None none.
+
+    Attributes:
+        windows: those that were whole; steps: those that a step was to be taken on; repeated: frames that joined no window.
 
     Raises:
-        UsageError: there is no graph for windows of that size, or the bundle adapts but was opened without.
+        UsageError: there is no graph for windows of that size, or the bundle adapts but was opened without; `every` is below 1; `alike` is below 0,
+            or given without `single`.
     """
 
-    def __init__(self, adapter: Adapter, adapt: bool = True, window: int | None = None) -> None:
+    def __init__(
+        self,
+        adapter: Adapter,
+        adapt: bool = True,
+        window: int | None = None,
+        *,
+        single: bool = False,
+        every: int = 1,
+        alike: float | None = None,
+    ) -> None:
         manifest = adapter.manifest
+        if every < 1:
+            raise UsageError(f"every = {every} is no number of windows", "give 1 to take a step on each window, 2 on every second, and so on")
+        if alike is not None and (not single or not alike >= 0):
+            reason = f"alike = {alike:g} is no difference" if single else "frames of a window are answered together, so none can be left out of it"
+            raise UsageError(reason, "give a number of at least 0" if single else "answer frames one at a time, or leave alike out")
         role = served_as(manifest, adapt, window)
         sizes = adapter.batches[role]
         if not sizes or (window is not None and window not in sizes):
@@ -77,10 +104,13 @@ class Stream:
         self.window = window or sizes[0]
         self._adapter, self._adapt = adapter, adapt
         self._follows = bool(manifest.graphs[f"predict.b{self.window}"].writes) if f"predict.b{self.window}" in manifest.graphs else False
+        self._single, self._every, self._alike = single, every, alike
+        self.windows = self.steps = self.repeated = 0
+        self._last: Floats | None = None
         self._buffer = np.zeros((self.window, *manifest.input.shape), np.float32)
 
     def run(self, frames: Iterable[Frame]) -> Iterator[list[Prediction]]:
-        """Predictions in the frames' order, one list a window.
+        """Predictions in the frames' order, one list a window, or with `single` one list a frame.
 
         Args:
             frames: may be endless. What they raise is raised here, after the frames that came before have been answered if it is a SourceError.
@@ -89,6 +119,9 @@ class Stream:
             SourceError: the source broke off.
             BudgetError, BundleError: as the adapter's.
         """
+        if self._single:
+            yield from self._singly(frames)
+            return
         waiting: list[tuple[int, Frame]] = []
         good, begin, spent, broken = 0, 0.0, 0.0, None
         source = enumerate(frames)
@@ -112,6 +145,48 @@ class Stream:
             yield self._answer(waiting, good, spent)
         if broken:
             raise broken
+
+    def _singly(self, frames: Iterable[Frame]) -> Iterator[list[Prediction]]:
+        """One frame at a time; the window is adapted on between an answer and the next frame."""
+        good, changed, ready = 0, False, time.perf_counter()
+        for index, frame in enumerate(frames):
+            begin = ready if changed else time.perf_counter()
+            fault = frame.fault or self._take(frame.pixels, good)
+            known = Frame(frame.id, None, frame.truth, fault)
+            if fault:
+                yield [Prediction(index, known, None, 1000 * (time.perf_counter() - begin), False)]
+                continue
+            logits = self._adapter.predict(self._buffer[good], update_statistics=False)
+            yield [Prediction(index, known, logits, 1000 * (time.perf_counter() - begin), changed)]
+            ready, changed = time.perf_counter(), False
+            if not self._adapt or self._repeats(good):
+                continue
+            good += 1
+            if good == self.window:
+                _, changed = self._step(self._buffer)
+                good = 0
+
+    def _repeats(self, place: int) -> bool:
+        """Whether the frame at this place of the window is hardly another than the one before it."""
+        if self._alike is None:
+            return False
+        if self._last is not None and float(np.abs(self._buffer[place] - self._last).mean()) <= self._alike:
+            self.repeated += 1
+            return True
+        self._last = self._buffer[place].copy()
+        return False
+
+    def _step(self, x: Floats) -> tuple[Floats, bool]:
+        """Logits of a whole window, and whether the model was changed by it."""
+        due = self.windows % self._every == 0
+        self.windows += 1
+        self.steps += due
+        before = self._adapter.stats
+        logits = self._adapter.adapt(x) if due else self._adapter.predict(x)
+        after = self._adapter.stats
+        if due and self._adapter.manifest.planned("adapt"):
+            return logits, after["steps"] > before["steps"]
+        return logits, self._follows and after["rejected_steps"] == before["rejected_steps"]
 
     def _take(self, pixels: NDArray[Any] | None, place: int) -> str:
         """Puts a frame into the window, or says what is wrong with it."""
@@ -144,12 +219,7 @@ class Stream:
             return self._adapter.predict(x, update_statistics=False), False
         if good < self.window:
             return self._adapter.predict(x), False
-        before = self._adapter.stats
-        logits = self._adapter.adapt(x)
-        after = self._adapter.stats
-        if self._adapter.manifest.planned("adapt"):
-            return logits, after["steps"] > before["steps"]
-        return logits, self._follows and after["rejected_steps"] == before["rejected_steps"]
+        return self._step(x)
 
 
 @dataclass(frozen=True)

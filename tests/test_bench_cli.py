@@ -155,6 +155,17 @@ def test_several_bundles_are_rows_of_their_methods(here, bench, toys):
     assert found["adapting"] == ["toy", "norm"]
 
 
+def test_rows_that_answer_each_frame_at_once(here, bench, toys):
+    """Beside those of windows; the step before it is part of what the first frame of a window waits."""
+    code, found, printed, _ = bench(toys / "toy.edgeadapt", "--data", toys / "test.npz", "--streams", "clean", "--single")
+    assert code == 0
+    assert found["rows"] == ["source", "step 0", "toy", "toy, one by one"]
+    assert found["adapting"] == ["toy", "toy, one by one"]
+    steps = [cell["counters"]["steps"] for cell in found["cells"]]
+    assert steps[3] == steps[2] > 0
+    assert "one by one" in printed
+
+
 def test_bundles_of_one_method_go_by_their_files_and_other_models_have_a_source_of_their_own(toys, tmp_path):
     small = Toy(width=4, batches=(1, 4)).write(tmp_path / "small.edgeadapt")
     bundles = [Bundle.open(path) for path in (toys / "toy.edgeadapt", small, Toy(method="source").write(tmp_path / "plain.edgeadapt"))]

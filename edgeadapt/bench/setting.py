@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-SOURCE, INITIAL, ADAPT = "source", "initial", "adapt"
+SOURCE, INITIAL, ADAPT, SINGLE = "source", "initial", "adapt", "single"
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Setting:
 
     Attributes:
         path: the bundle.
-        mode: "source" (the frozen model), "initial" (the bundle's first state, nothing follows the stream), "adapt".
+        mode: "source" (the frozen model), "initial" (the bundle's first state, nothing follows the stream), "adapt",
+            "single" (adapting, each frame answered at once).
         batch: frames in a window.
         budget: bytes, or None.
         threads: of one operator.

@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--own", nargs="+", default=[], metavar="FILE|DIR", help="your own recordings, in their order: the stream own")
     parser.add_argument("--streams", type=_names, metavar="A,B,...|all", help=f"(default: {','.join(USUAL)}, and own with --own)")
     parser.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="frames in a window (default: the largest that all bundles adapt on)")
+    parser.add_argument("--single", action="store_true", help="also rows that answer each frame at once, and adapt when a window is full")
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="COUNT|A,B,...", help="how many, or which ones (default: 1, the seed 0)")
     parser.add_argument("--frames", type=int, metavar="N", help="frames of each corruption and each clean stretch (default: every image once)")
     parser.add_argument("--severity", type=int, default=5, metavar="1..5", help="of corruptions (default: 5)")
@@ -86,11 +87,12 @@ class Line:
 def run(arguments: argparse.Namespace) -> int:
     """Runs what is not there yet, and reports."""
     from edgeadapt.bench import page, report, scores
+    from edgeadapt.bench.setting import ADAPT, SINGLE
     from edgeadapt.cli.inspect import table
 
     bundles = _bundles(bench_export.bundles(arguments))
     batches = _batches(bundles, arguments.batch)
-    lines = rows(bundles)
+    lines = rows(bundles, arguments.single)
     data, own = _data(arguments, bundles[0])
     streams = _streams(arguments, data, own)
     told = _settings(arguments, bundles, batches, [*([data] if data else []), *own], streams)
@@ -100,7 +102,7 @@ def run(arguments: argparse.Namespace) -> int:
         "bundles": [bundle.path.name for bundle in bundles],
         "digests": {bundle.path.name: bundle.digest for bundle in bundles},
         "settings": told,
-        "adapting": [line.name for line in lines if line.mode == "adapt"],
+        "adapting": [line.name for line in lines if line.mode in (ADAPT, SINGLE)],
         "draws": scores.DRAWS,
         **report.summarise(runs, lines[0].name),
     }
@@ -112,9 +114,9 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def rows(bundles: Sequence[Bundle]) -> list[Line]:
-    """The rows of a bench: frozen models, each once, then every bundle before and while it adapts."""
-    from edgeadapt.bench.setting import ADAPT, INITIAL, SOURCE
+def rows(bundles: Sequence[Bundle], single: bool = False) -> list[Line]:
+    """The rows of a bench: frozen models, each once, then every bundle before and while it adapts; with `single` also answering frame by frame."""
+    from edgeadapt.bench.setting import ADAPT, INITIAL, SINGLE, SOURCE
 
     found, models = [], []
     for bundle in bundles:
@@ -130,7 +132,9 @@ def rows(bundles: Sequence[Bundle]) -> list[Line]:
     for name, bundle in zip(names, adapting):
         if any(graph.writes for graph in bundle.manifest.graphs.values()):  # others are always at their first state
             found.append(Line("step 0" if len(names) == 1 else f"{name}, step 0", bundle, INITIAL))
-    return [*found, *(Line(name, bundle, ADAPT) for name, bundle in zip(names, adapting))]
+    for name, bundle in zip(names, adapting):
+        found += [Line(name, bundle, ADAPT), *([Line(f"{name}, one by one", bundle, SINGLE)] if single else [])]
+    return found
 
 
 def _frozen(bundle: Bundle) -> str:

@@ -49,6 +49,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stdin-format", choices=("paths", "npy"), default="paths", help="what standard input carries (default: paths)")
     parser.add_argument("--adapt", action=argparse.BooleanOptionalAction, default=True, help="adapt to the frames (default), or only predict")
     parser.add_argument("--batch", type=int, metavar="N", help="frames in a window, one of the bundle's batches (default: the largest)")
+    parser.add_argument("--single", action="store_true", help="answer each frame at once; it then waits in a window that is adapted on when full")
+    parser.add_argument("--every", type=_positive, default=1, metavar="N", help="take a step on each Nth window (default: 1)")
+    parser.add_argument("--alike", type=float, metavar="DIFFERENCE", help="with --single: frames that differ less from the last join no window")
     parser.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes the process may hold resident, such as 128MiB")
     parser.add_argument("--reserve", type=parse_bytes, metavar="SIZE", help="with --budget: give way when the system has less than this left")
     parser.add_argument("--slack", type=parse_bytes, default=0, metavar="SIZE", help="with --budget: keep that much of it free")
@@ -97,7 +100,7 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.state or arguments.resume:
                 adapter.load(arguments.state)
             adapter.hyper = settings
-            stream = Stream(adapter, arguments.adapt, arguments.batch)
+            stream = Stream(adapter, arguments.adapt, arguments.batch, single=arguments.single, every=arguments.every, alike=arguments.alike)
             tally = Tally(adapter.manifest.task.kind)
             begun = adapter.stats
             try:
