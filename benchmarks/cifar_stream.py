@@ -35,7 +35,7 @@ from edgeadapt.runtime.adapter import Adapter
 from tests.reference import Adaptation, Side, fixed, twin
 from tests.zoo.data import Pack
 
-EVERY = ("source", "norm", "tent", "ecotta", "side", "side-live", "surgeon", "exits")
+EVERY = ("source", "norm", "tent", "ecotta", "side", "side-live", "surgeon", "exits", "exits-live")
 TWINNED = ("source", "norm", "tent", "ecotta", "side", "side-live")
 """Methods that plain PyTorch is run beside."""
 ADAPTING = ("tent", "ecotta", "side", "surgeon", "exits")

@@ -153,7 +153,7 @@ class Training:
         kept, held, truth, before, batch = warmed.kept, warmed.held, warmed.truth, warmed.before, method.backbone.captured.batch
 
         def measured(model: Model) -> Model:
-            if not method.enters:  # the model's own values are as they were
+            if method.reads:  # the model's own values are as they were
                 return model
             found = estimate_statistics(method, model.parameters, tensors, self.data, kept, batch=batch, progress=self.progress)
             return dataclasses.replace(model, values={name: found[name] for name in exact.values})  # in that order: the graph is the planned one

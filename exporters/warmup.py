@@ -120,7 +120,7 @@ def warm_up(
 
 def _normaliser(method: Method) -> Normaliser:
     """Training mode; where the method only reads the model, the statistics that it was trained with, as the device will."""
-    return Normaliser({}, "batch") if method.enters else Normaliser(method.backbone.source_statistics(), "source")
+    return Normaliser(method.backbone.source_statistics(), "source") if method.reads else Normaliser({}, "batch")
 
 
 def divergence(target: Tensor, logits: Tensor) -> Tensor:

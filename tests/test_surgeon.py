@@ -200,7 +200,7 @@ def crossing(graph: Graph) -> dict[str, Any]:
     return {name: graph.values[name] for name in kept if name not in graph.outputs}
 
 
-@pytest.mark.parametrize("scope", ["norm", "full"])
+@pytest.mark.parametrize("scope", ["full", pytest.param("norm", marks=pytest.mark.slow)])
 def test_only_bytes_cross_from_the_forward_pass_to_the_backward_one(scope: str) -> None:
     """The dense input of a pruned layer is not kept as well; what is kept is what the shares say."""
     program = program_of("wideresnet10", scope, small=True)

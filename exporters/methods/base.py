@@ -149,6 +149,7 @@ class Method(ABC):
         restarts: whether parameters and moments may go back to where they started, as `start_again` says.
         checked: scalars at which its steps are first checked, where those by default could hide what a step does.
         skips: whether a step in which no prediction counts leaves parameters and moments as they are. Without, momentum goes on.
+        reads: whether it only reads the model, so that a warm-up leaves the model's statistics as they were trained.
         saves: "float" or "int8", what a step keeps for its backward pass, where the user does not say.
         mix: the weight of a batch's statistics by default, at every batch size; None: it depends on the size.
         whole: whether it trains the model's own weights: these are then float32, and nothing is held in small forms.
@@ -175,6 +176,7 @@ class Method(ABC):
     remembers: ClassVar[str] = "steps"
     restarts: ClassVar[bool] = False
     skips: ClassVar[bool] = False
+    reads: ClassVar[bool] = False
     saves: ClassVar[str] = "float"
     checked: ClassVar[Mapping[str, float]] = {}
     mix: ClassVar[float | None] = None

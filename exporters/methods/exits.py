@@ -3,10 +3,12 @@
     f_k = pooled output of part k, standardised as on source data, without gradient
     z_k = g_k · Ŵ_k f_k + b_k,   Ŵ = each row less its mean, over its length           (weight standardisation, arXiv 1903.10520)
     p   = Σ_k a_k softmax(z_k),  a = softmax over k of −sharpness · H(softmax(z_k))    the model's own logits are one of the z_k
-    loss = Σ_k mean entropy of those predictions of exit k that are confident
+    loss = Σ_k mean entropy of those predictions of exit k that are confident,
+        or Σ_k mean cross-entropy of exit k with p, where p is confident
 
-A warm-up trains all heads by cross-entropy. Nothing inside the model is trained, and no gradient enters it; nothing depends on other frames, so a
-batch of one works. Unlike there, no frame leaves early: a graph computes all exits.
+A warm-up trains all heads by cross-entropy. The second loss is not of the paper: weak heads are surer than they are right, and their own entropy
+makes them worse (docs/methods.md has figures). Nothing inside the model is trained, and no gradient enters it; nothing depends on other frames, so a
+batch of one works. Unlike in the paper no frame leaves early: a graph computes all exits.
 """
 
 from __future__ import annotations
@@ -36,11 +38,14 @@ from edgeadapt.exporters.methods.base import (
     confident_entropy,
     entropy,
     generator,
+    selected,
 )
 from edgeadapt.exporters.partition import Cut, Partition, partition
 
 LEAST = 1e-5
 """Of the length of a row of weights that is divided by."""
+TAUGHT_RATE = 1e-3
+"""Learning rate at a batch of 64 where the ensemble is the teacher."""
 
 
 class Exits(Method):
@@ -48,10 +53,11 @@ class Exits(Method):
 
     name, summary = "exits", "early-exit heads at the ends of the frozen parts, and their ensemble with the model itself"
     statistics = "source"
-    optimiser, rate = "adam", 1e-3
-    calibrates = warms_up = True
+    optimiser, rate = "adam", 1e-4
+    calibrates = warms_up = reads = True
     choices = ("parts", "cuts", "train")
     settings: ClassVar[Mapping[str, Setting]] = {
+        "teacher": Setting("self", "what a head learns from: its own confident predictions, or those of all exits together", ("self", "ensemble")),
         "grid": Setting(2, "cells that a part's output is pooled to, along each side", (1, 8)),
         "sharpness": Setting(1.0, "how much more the surer exits count, by their entropy in nats", (0.0, 100.0)),
     }
@@ -61,6 +67,8 @@ class Exits(Method):
         logits = tuple(int(size) for size in captured.result.meta["val"].shape)
         if len(logits) != 2:
             raise ExportError(f"exits predict one class a frame, and this model's logits are {logits}", "use --method ecotta, side, tent or norm")
+        if self.setting("teacher") == "ensemble":
+            self.rate = TAUGHT_RATE
 
     def divide(self, captured: Captured) -> Partition:
         """EcoTTA's cuts, or those that are named."""
@@ -149,7 +157,11 @@ class Exits(Method):
         return {"margin": MARGIN}
 
     def unlabelled(self, outcome: Outcome, hyper: Mapping[str, Tensor]) -> Terms:
-        """Entropy of each head's own confident predictions."""
+        """Entropy of each head's own confident predictions; or cross-entropy with those of the ensemble."""
+        if self.setting("teacher") == "ensemble":
+            kept, wanted = selected(outcome.logits, hyper["margin"]), outcome.logits.softmax(1)
+            values = torch.stack([-(wanted * value.log_softmax(1)).sum(1) for value in outcome.terms.values()]).sum(0)
+            return (Term((values * kept).sum(), "selected", kept.sum()),)
         found = {name: confident_entropy(value, hyper["margin"]) for name, value in outcome.terms.items()}
         return tuple(dataclasses.replace(term, over=f"{term.over}.{name}") for name, term in found.items())
 

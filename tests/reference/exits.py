@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -38,6 +39,7 @@ class Exits(Adaptation):
 
     Args:
         counts: residual blocks of each part.
+        teacher: "self", or "ensemble" to learn from the confident predictions of all together.
         grid, sharpness: cells along a side that a part's output is pooled to; weight of an exit's entropy.
         standard: mean and inverse deviation of each head's features by the bundle's names.
     """
@@ -51,10 +53,11 @@ class Exits(Adaptation):
         counts: Sequence[int],
         grid: int = 2,
         sharpness: float = 1.0,
+        teacher: str = "self",
         standard: Mapping[str, Tensor] | None = None,
         **options: object,
     ) -> None:
-        self.counts, self.grid, self.sharpness = counts, grid, sharpness
+        self.counts, self.grid, self.sharpness, self.teacher = counts, grid, sharpness, teacher
         super().__init__(model, **{"rate": 1e-3, **options})  # type: ignore[arg-type]
         for name, value in (standard or {}).items():
             _, index, kind = name.split(".")
@@ -97,6 +100,11 @@ class Exits(Adaptation):
     def backward(self, x: Tensor, y: Tensor | None) -> Tensor:
         exits, own = self.all(x)
         trained = [one for one, head in zip(exits, self.exit) if head.weight.requires_grad]
-        losses = [confident_entropy(one, self.margin) if y is None else F.cross_entropy(one, y) for one in trained]
+        answer = self.together(exits, own).detach()
+        if y is None and self.teacher == "ensemble":
+            sure = entropy(answer) < self.margin * math.log(answer.shape[1])
+            losses = [F.cross_entropy(one[sure], answer[sure].softmax(1)) for one in trained]
+        else:
+            losses = [confident_entropy(one, self.margin) if y is None else F.cross_entropy(one, y) for one in trained]
         torch.stack(losses).sum().backward()
-        return self.together(exits, own).detach()
+        return answer
