@@ -162,8 +162,8 @@ class Options:
             raise UsageError(f"{self.method} needs the model in float32, and quantize={self.quantize!r} contradicts that", "leave quantize out")
         if self.gradient == "int8" and self.quantize == "none":
             raise UsageError("gradients in 8 bits are of convolutions in 8 bits", 'give quantize="int8" too, or leave gradient out')
-        if method.whole:
-            self._check_whole()
+        if method.whole and self.updates != REFERENCE:
+            raise UsageError(f"{self.method} sets parameters back to the model's own, which {self.updates} updates cannot hold", "leave updates out")
         if self.parts is not None and self.cuts:
             raise UsageError("cuts already say how many parts there are", "give cuts or parts, not both")
         if method.cut_to_train and self.train is None and (self.parts is not None or self.cuts):
@@ -173,15 +173,6 @@ class Options:
         if self.statistics is not None and self.statistics not in method.modes:
             why = "adapts nothing but its statistics" if self.method == "norm" else "moves its statistics" if method.trains else "does not adapt"
             raise UsageError(f"{self.method} {why}, so {self.statistics!r} statistics contradict it", f"use {method.modes[0]!r}, or another method")
-
-    def _check_whole(self) -> None:
-        """That nothing is asked to be in few bits of a method that trains the model's own weights."""
-        if self.quantize != "none":
-            raise UsageError(f"{self.method} trains all weights of the model, which 8 bits would freeze", "leave quantize out")
-        if self.updates != REFERENCE:
-            raise UsageError(
-                f"{self.method} sets trained weights back to the model's own, which {self.updates} updates cannot hold", "leave updates out"
-            )
 
 
 def divides(micro: int, batch: int) -> bool:

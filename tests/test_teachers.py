@@ -304,9 +304,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
     "capacity": ("rotta", {"settings": {"capacity": 0}}, UsageError, "capacity = 0 is not possible"),
     "statistics": ("rotta", {"statistics": "source"}, UsageError, "rotta moves its statistics"),
     "augmentations": ("cotta", {"settings": {"augmentations": 65}}, UsageError, "augmentations = 65 is not possible"),
-    "int8": ("cotta", {"quantize": "int8"}, UsageError, "cotta trains all weights"),
-    "auto": ("cotta", {"quantize": "auto", "budget": "1GiB"}, UsageError, "cotta trains all weights"),
-    "compact": ("cotta", {"updates": "compact"}, UsageError, "cotta sets trained weights back"),
+    "int8": ("cotta", {"quantize": "int8"}, UsageError, "cotta needs the model in float32"),
+    "auto": ("cotta", {"quantize": "auto", "budget": "1GiB"}, UsageError, "cotta needs the model in float32"),
+    "compact": ("cotta", {"updates": "compact"}, UsageError, "cotta sets parameters back"),
     "parts": ("cotta", {"train": 1}, UsageError, "cotta has no use for train"),
 }
 

@@ -152,7 +152,7 @@ class Method(ABC):
         reads: whether it only reads the model, so that a warm-up leaves the model's statistics as they were trained.
         saves: "float" or "int8", what a step keeps for its backward pass, where the user does not say.
         mix: the weight of a batch's statistics by default, at every batch size; None: it depends on the size.
-        whole: whether it trains the model's own weights: these are then float32, and nothing is held in small forms.
+        whole: whether its steps put parameters in place themselves (see `settled`): these are then held in float32.
         choosing: of its memory what is chosen and not computed, by name: rounding may turn a choice where two are as good.
         averages: what the names of averages of parameters begin with in its memory, before the parameters' own.
     """

@@ -38,7 +38,8 @@ class Cotta(Method):
 
     name, summary = "cotta", "all weights follow an averaged teacher and return to the source by chance; takes tens of predictions a step"
     optimiser, rate = "adam", 1e-3
-    whole = True
+    whole, in_codes = True, False
+    modes: ClassVar[tuple[str, ...]] = ("live", "source")
     averages: ClassVar[str] = PREFIX
     checked: ClassVar[Mapping[str, float]] = {"teacher": 0.5, "threshold": 1.0, "restore": 0.2}
     settings: ClassVar[Mapping[str, Setting]] = {
