@@ -6,6 +6,7 @@ import copy
 import math
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,15 +17,17 @@ from torch.nn import functional as F
 
 from edgeadapt.corruptions.streams import correlated
 from edgeadapt.errors import ExportError, UsageError
+from edgeadapt.exporters import selfcheck
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, capture
-from edgeadapt.exporters.compile import lowered
+from edgeadapt.exporters.compile import PlacedWeights, compile_program, lowered
 from edgeadapt.exporters.export import export
 from edgeadapt.exporters.methods import METHODS, Setup
 from edgeadapt.exporters.methods.augmentation import ANGLE, SCALE, SHIFT, STREAMS, augmented
 from edgeadapt.exporters.methods.rotta import Rotta as OurRotta
 from edgeadapt.exporters.noise import uniform
 from edgeadapt.exporters.programs import Model, Program, build, last_parts
+from edgeadapt.exporters.schedules import Schedules
 from edgeadapt.exporters.storage import TIERS, Packed
 from edgeadapt.runtime.adapter import Adapter
 from tests.reference import Cotta, Rotta
@@ -298,6 +301,32 @@ def test_rotta_in_small_forms(tier: str) -> None:
         assert torch.equal(state[f"memory.teacher.{name}"], value)
     assert any(not torch.equal(value, model.parameters[name]) for name, value in read.items())
     assert lowered(step).nodes
+
+
+def test_self_check_sees_a_frame_in_another_slot_and_no_ties() -> None:
+    """One slot that holds another frame is refused; inputs for which rounding could choose otherwise are not checked with."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    method = METHODS["rotta"](capture(model, (6,), 4), Setup(3, settings={"capacity": 5}))
+    ready = Model(method, method.parameters(), method.backbone.source_statistics(), "live", "adam")
+    made = compile_program(build(ready, "adapt", 4, torch.randn(4, 6)), PlacedWeights(), Schedules(0.1, False))[0]
+    found, runs = selfcheck.compare(made)
+    selfcheck.refuse(found)
+    example, got = runs[0]
+    frames = got["new.memory.frames"].copy()
+    frames[[0, 1]] = frames[[1, 0]]
+    with pytest.raises(ExportError, match=r"updates differ .* worst in memory\.frames"):
+        selfcheck.refuse(selfcheck.compare_at(made, example, {**got, "new.memory.frames": frames}))
+
+    class Tied(SimpleNamespace):
+        def __call__(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {"new.memory.labels": (given["x"][:, 0] > 0.0).float()}
+
+    tied: Any = Tied(role="adapt", model=SimpleNamespace(method=SimpleNamespace(choosing=("labels",))))
+    x = torch.ones(4, 6)
+    assert selfcheck._decided(tied, {"x": x})["x"] is x
+    x[2, 0] = 0.0
+    assert float(selfcheck._decided(tied, {"x": x})["x"][:, 0].abs().min()) > 1e-3
 
 
 REFUSED: dict[str, tuple[str, dict[str, Any], type[Exception], str]] = {
