@@ -16,6 +16,7 @@ from torch import Tensor, fx
 from torch.fx import traceback
 from torch.nn import functional as F
 
+from edgeadapt.exporters.blending import Blend
 from edgeadapt.exporters.capture import NORMALISATION, Captured
 from edgeadapt.exporters.operators import REPLACED, batch_statistics, channel_axes, magnitude, scale_shift
 from edgeadapt.exporters.quantise.kept import Kept
@@ -34,6 +35,7 @@ class Normaliser:
     (s ← (1 − w)·s + w·b) and normalises with the result; "batch" is training mode, as in the warm-up, with gradients through the
     batch's statistics; "collect" is "batch" and also records the batch's statistics.
     exact: in "live", let gradients flow through the batch's statistics instead of taking them as constants.
+    blend: what the statistics are before a layer is normalised with them; None: as they are. What is updated is not blended.
     """
 
     statistics: Mapping[str, Tensor]
@@ -41,11 +43,14 @@ class Normaliser:
     mix: Tensor | float = 1.0
     exact: bool = False
     shifted: frozenset[str] = frozenset()
+    blend: Blend | None = None
     updated: dict[str, Tensor] = field(default_factory=dict)
 
     def fixed(self, name: str, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor] | None:
         """Scale and shift (C,) of layer `name`; None where its statistics move."""
-        return scaling(self.statistics[f"{name}.mean"], self.statistics[f"{name}.variance"], weight, bias, eps) if self.mode == "source" else None
+        if self.mode != "source" or self.blend is not None:
+            return None
+        return scaling(self.statistics[f"{name}.mean"], self.statistics[f"{name}.variance"], weight, bias, eps)
 
     def __call__(
         self, name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, instead: Callable[..., Tensor] | None = None
@@ -71,6 +76,8 @@ class Normaliser:
             mean = (1.0 - self.mix) * mean + self.mix * batch_mean
             variance = (1.0 - self.mix) * variance + self.mix * batch_variance
             self.updated[f"{name}.mean"], self.updated[f"{name}.variance"] = mean.detach(), variance.detach()
+        if self.blend is not None:
+            mean, variance = self.blend(name, mean, variance, eps)
         if instead is not None:
             return instead(x, mean, variance, weight, bias, eps)
         result: Tensor = scale_shift(x, *scaling(mean, variance, weight, bias, eps))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from edgeadapt.errors import UsageError
 from edgeadapt.exporters.methods import Method
-from edgeadapt.exporters.options import Options
+from edgeadapt.exporters.options import ANCHORED, Options
 from edgeadapt.exporters.programs import Model, held, last_parts
 
 SHIFTED = 1000.0
@@ -15,7 +15,8 @@ def mode_of(options: Options, method: Method) -> str:
     """What normalisation statistics do: "live", "source", or "none" where there are none."""
     if not {**method.backbone.source_statistics(), **method.own_statistics()}:
         return "none"
-    return options.statistics or method.statistics
+    asked = options.statistics or method.statistics
+    return "live" if asked == ANCHORED else asked
 
 
 def started(options: Options, method: Method) -> Model:
@@ -27,7 +28,11 @@ def started(options: Options, method: Method) -> Model:
         if name.endswith(".mean") and float((mean**2 / (source[name.removesuffix(".mean") + ".variance"] + 1e-5)).max()) > SHIFTED
     )
     values, optimiser = {**source, **method.own_statistics()}, options.optimiser or method.optimiser
-    return Model(method, method.parameters(), values, mode_of(options, method), optimiser, options.exact, shifted, small=options.saves_codes)
+    mode = mode_of(options, method)
+    anchored = mode == "live" and (options.statistics or method.statistics) == ANCHORED
+    return Model(
+        method, method.parameters(), values, mode, optimiser, options.exact, shifted, small=options.saves_codes, anchored=anchored
+    )
 
 
 def left_to_train(options: Options, model: Model) -> Model:

@@ -47,6 +47,8 @@ def describe(
     for key, value in defaults(list(hyper), adapted[-1]).items():
         hyper[key] = dataclasses.replace(hyper[key], default=value)
     chosen = {**_shape(model, options), "optimiser": model.optimiser if method.trains else "", "exact_gradient": model.exact, "seed": options.seed}
+    if model.anchored:
+        chosen["statistics"] = "anchored"
     if method.settings:
         chosen["settings"] = {key: method.setting(key) for key in method.settings}
     if options.tier is not None:

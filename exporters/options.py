@@ -19,6 +19,8 @@ from edgeadapt.exporters.storage import TIERS, Tier
 REFERENCE_BATCH = 64
 CALIBRATION_BATCHES = 8
 AUTO = "auto"
+ANCHORED = "anchored"
+"""Statistics that follow the stream as far as it has left the source; see `blending`."""
 QUANTIZE = ("none", "int8", AUTO)
 """What the frozen model may be computed in: float32, or 8 bits; or what is best within a budget, see `exporters.quantise.auto`."""
 REFERENCE = "reference"
@@ -98,7 +100,7 @@ class Options:
         """Values alone."""
         choices = {
             "method": (self.method, tuple(METHODS)),
-            "statistics": (self.statistics, (None, "live", "source")),
+            "statistics": (self.statistics, (None, "live", ANCHORED, "source")),
             "optimiser": (self.optimiser, (None, *OPTIMISERS)),
             "task": (self.task, (None, "classification", "segmentation")),
             "kernel": (self.kernel, (0, 1, 3, 5)),

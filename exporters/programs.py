@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edgeadapt.bundle.roles import STEPS
 from edgeadapt.exporters.backbone import Normaliser
+from edgeadapt.exporters.blending import ASSUMED, Blend
 from edgeadapt.exporters.methods.base import START, Hyper, Method, Outcome, Tensors, Terms, entropy, loss, selected
 from edgeadapt.exporters.methods.source import Source
 from edgeadapt.exporters.operators import forward_ends
@@ -25,13 +26,22 @@ from edgeadapt.exporters.storage import COUNTER, Packed, Plain, Storage, Tier
 STATISTICS, WEIGHTS, FIXED, MEMORY = "statistics.", "weights.", "fixed.", "memory."
 
 
+ANCHOR, NOISE = "anchor.", "noise."
+FOLLOWING = {
+    "trust": Hyper(0.6, 0.0, 1.0, "the most that the stream's statistics count beside the source's"),
+    "doubt": Hyper(0.01, 1e-6, 100.0, "distance beyond chance, in squared deviations, at which they count half of that"),
+}
+"""Scalars of statistics that are anchored at the source."""
+
+
 @dataclass(frozen=True)
 class Model:
     """A method with its trained tensors, ready to be compiled.
 
     statistics: the mode, "live", "source" or "none"; values: statistics by `layer.mean` and `layer.variance`; exact: gradients flow through the
     batch's statistics; shifted: layers whose variance is computed around the source mean; fixed: parameters that are not trained on the device;
-    small: whether steps keep bytes of the forward pass for the backward one; storage: how parameters and moments are held between steps.
+    small: whether steps keep bytes of the forward pass for the backward one; storage: how parameters and moments are held between steps;
+    anchored: statistics that follow the stream count as far as it has left the source, see `blending`; noise: by layer, what chance makes of that.
     """
 
     method: Method
@@ -44,6 +54,8 @@ class Model:
     fixed: Tensors = field(default_factory=dict)
     small: bool = False
     storage: Storage = field(default_factory=Plain)
+    anchored: bool = False
+    noise: Tensors = field(default_factory=dict)
 
     def state(self) -> dict[str, tuple[str, Tensor]]:
         """What changes on the device: name → (kind, initial value)."""
@@ -51,6 +63,11 @@ class Model:
         if self.statistics == "live":
             table |= {STATISTICS + name: ("statistic", value) for name, value in self.values.items()}
         return table
+
+    @property
+    def layers(self) -> tuple[str, ...]:
+        """Layers that have statistics."""
+        return tuple(dict.fromkeys(name.rpartition(".")[0] for name in self.values))
 
     def held(self) -> dict[str, tuple[str, Tensor]]:
         """Parameters and moments as they start."""
@@ -62,6 +79,9 @@ class Model:
         table |= self.storage.frozen()
         if self.statistics != "live":
             table |= {STATISTICS + name: value for name, value in self.values.items()}
+        if self.anchored:
+            table |= {ANCHOR + name: value for name, value in self.values.items()}
+            table |= {NOISE + name: self.noise.get(name, torch.tensor(ASSUMED)) for name in self.layers}
         if self.method.remembers_start:
             table |= {START + name: value for name, value in self.parameters.items()}
         if self.method.restarts:
@@ -74,6 +94,8 @@ class Model:
         if self.statistics == "live":
             mix = 1.0 if self.method.mix is None else self.method.mix
             table["mix"] = Hyper(mix, 0.0, 1.0, "weight of this batch's statistics: s ← (1 − mix)·s + mix·b")
+        if self.anchored:
+            table |= FOLLOWING
         if self.method.trains:
             table["rate"] = Hyper(self.method.rate, 0.0, 10.0, "learning rate")
             table["momentum"] = MOMENTUM
@@ -142,7 +164,8 @@ class Program:
         parameters = {name: value.detach().requires_grad_(steps) for name, value in read.items()}
         live = model.statistics == "live"
         values = {name: (state if live else tensors)[STATISTICS + name] for name in model.values}
-        normalise = Normaliser(values, "live" if live else "source", hyper.get("mix", 1.0), model.exact, model.shifted)
+        blend = Blend(_named(tensors, ANCHOR), _named(tensors, NOISE), hyper["trust"], hyper["doubt"]) if model.anchored else None
+        normalise = Normaliser(values, "live" if live else "source", hyper.get("mix", 1.0), model.exact, model.shifted, blend)
         everything = {**{name: tensors[FIXED + name] for name in model.fixed}, **parameters}
         kept = Kept(given["x"].shape[0]) if steps and model.small else None
         with nullcontext() if kept is None else kept.hooks():
@@ -243,7 +266,7 @@ def build(model: Model, role: str, batch: int, x: Tensor, target: Tensor | None 
     if role == "learn":
         assert target is not None
         example["y"] = target
-    names = [name for name in model.hyper() if name == "mix" or role in STEPS]
+    names = [name for name in model.hyper() if name in ("mix", *FOLLOWING) or role in STEPS]
     example |= {f"hyper.{name}": torch.tensor(model.hyper()[name].default) for name in names}
     steps = role in STEPS
     example |= {f"state.{name}": value for name, (kind, value) in model.state().items() if kind != "moment" or steps}

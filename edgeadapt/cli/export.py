@@ -92,7 +92,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how.add_argument("--kernel", type=int, choices=(0, 1, 3), help="of the meta networks; 0 (default): 3 for pre-activation models, else 1")
     how.add_argument("--width", type=_count, metavar="N", help="of the side network (default: 64)")
     how.add_argument("--batch", type=_sizes, action="append", metavar="N", help="batch to adapt with, such as 4,16; may be repeated (default: 16)")
-    how.add_argument("--statistics", choices=("live", "source"), help="normalisation follows the stream, or stays as trained (default: the method's)")
+    follow = "normalisation follows the stream, or only as far as that has left the source, or stays as trained (default: the method's)"
+    how.add_argument("--statistics", choices=("live", "anchored", "source"), help=follow)
     how.add_argument("--exact-gradient", action="store_true", help="let gradients flow through the batch's statistics: more memory")
     how.add_argument("--optimiser", choices=("sgd", "adam"), help="on the device (default: the method's)")
     how.add_argument("--micro", type=_micro, metavar="M", help="also take steps in pieces of M frames, such as 1,4; auto (default) or none")

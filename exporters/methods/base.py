@@ -166,7 +166,7 @@ class Method(ABC):
     rate: float = 5e-4
     calibrates: ClassVar[bool] = False
     calibration_batches: ClassVar[int] = 8
-    modes: ClassVar[tuple[str, ...]] = ("live", "source")
+    modes: ClassVar[tuple[str, ...]] = ("live", "anchored", "source")
     choices: ClassVar[tuple[str, ...]] = ()
     first: ClassVar[int] = 1
     enters: ClassVar[bool] = False

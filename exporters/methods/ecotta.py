@@ -122,7 +122,7 @@ class EcoTTA(Method):
         start = {name.removeprefix(START): value for name, value in tensors.items() if name.startswith(f"{START}meta.{k}.")}
         if not self.remembers_start or not start:
             return y
-        now = Normaliser({**run.normalise.statistics, **run.normalise.updated}, "source")
+        now = Normaliser({**run.normalise.statistics, **run.normalise.updated}, "source", blend=run.normalise.blend)
         return self._meta(run.beside(run.affine, now), k, x, y, start).detach()
 
     def _meta(self, run: BackboneRun, k: int, x: Tensor, y: Tensor, parameters: Mapping[str, Tensor]) -> Tensor:

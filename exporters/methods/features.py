@@ -20,7 +20,7 @@ class FeatureMethod(Method):
     """Reads one vector of features a frame, the classifier's input, and changes the predictions alone."""
 
     statistics, trains = "source", False
-    modes: ClassVar[tuple[str, ...]] = ("source", "live")
+    modes: ClassVar[tuple[str, ...]] = ("source", "live", "anchored")
     remembers = "passes"
 
     def __init__(self, captured: Captured, setup: Setup) -> None:

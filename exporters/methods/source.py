@@ -30,7 +30,7 @@ class Norm(Source):
 
     name, summary = "norm", "normalisation statistics follow the stream; no gradients"
     statistics = "live"
-    modes = ("live",)
+    modes = ("live", "anchored")
 
     def __init__(self, captured: Captured, setup: Setup) -> None:
         super().__init__(captured, setup)

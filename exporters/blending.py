@@ -1,0 +1,48 @@
+"""Statistics of the stream that count as far as the stream has left the source, layer by layer.
+
+For a layer with source statistics μ, σ² and the stream's m, v:
+
+    D² = mean over channels of (m − μ)²/σ²                  Mahalanobis distance by a diagonal covariance, over C
+    w  = trust · e/(e + doubt), e = max(0, D² − n)          n: what D² is on source windows by chance alone, measured at export
+    normalised with mean (1 − w)·μ + w·m and variance (1 − w)·σ² + w·v + w·(1 − w)·(m − μ)²
+
+which are the moments of a mixture of both. On clean frames w is near 0, and the model is what it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+REFERENCE = 64
+"""Frames in a window that `noise` is of."""
+ASSUMED = 0.02
+"""What it is taken for where there is no source data to measure it on."""
+
+
+@dataclass(frozen=True)
+class Blend:
+    """How far to follow the stream.
+
+    source: statistics by `layer.mean` and `layer.variance`; noise: by layer, a scalar; trust, doubt: see above.
+    """
+
+    source: Mapping[str, Tensor]
+    noise: Mapping[str, Tensor]
+    trust: Tensor | float
+    doubt: Tensor | float
+
+    def __call__(self, name: str, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+        """The statistics (C,) to normalise layer `name` with, where the stream's are `mean` and `variance`."""
+        centre, spread = self.source[f"{name}.mean"], self.source[f"{name}.variance"]
+        away = mean - centre
+        beyond = (distance(away, spread, eps) - self.noise[name]).clamp(min=0.0)
+        share = self.trust * beyond / (beyond + self.doubt)
+        return centre + share * away, (1.0 - share) * spread + share * variance + share * (1.0 - share) * (away * away)
+
+
+def distance(away: Tensor, variance: Tensor, eps: float) -> Tensor:
+    """D² of means that are `away` from those of a layer with this variance, each (C,): a scalar."""
+    return (away * away / (variance + eps)).mean()

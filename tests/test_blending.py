@@ -1,0 +1,167 @@
+"""Statistics that count as far as the stream has left the source."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgeadapt.errors import UsageError
+from edgeadapt.exporters.blending import ASSUMED
+from edgeadapt.exporters.export import export
+from edgeadapt.exporters.methods import METHODS, Setup
+from edgeadapt.exporters.programs import ANCHOR, NOISE, Model, Program, build
+from edgeadapt.runtime.adapter import Adapter
+from tests.test_reference import BATCH, CLASSES, SHAPE, captured, doubles, largest, network, stream
+
+TRUST, DOUBT = 0.7, 0.03
+
+
+class Blended(nn.Module):
+    """One batch normalisation that follows the stream by moments of a mixture, written out."""
+
+    def __init__(self, norm: nn.Module, noise: float, mix: float) -> None:
+        super().__init__()
+        self.norm, self.noise, self.mix = norm, noise, mix
+        self.mean, self.second = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr, operator]
+
+    def forward(self, x: Tensor) -> Tensor:
+        centre, spread, eps = self.norm.running_mean, self.norm.running_var, self.norm.eps  # type: ignore[union-attr]
+        self.mean = (1 - self.mix) * self.mean + self.mix * x.mean((0, 2, 3))
+        self.second = (1 - self.mix) * self.second + self.mix * x.var((0, 2, 3), unbiased=False)
+        far = max(0.0, float(((self.mean - centre) ** 2 / (spread + eps)).mean()) - self.noise)  # type: ignore[operator]
+        w = TRUST * far / (far + DOUBT)
+        mean = (1 - w) * centre + w * self.mean  # type: ignore[operator]
+        square = (1 - w) * (spread + centre**2) + w * (self.second + self.mean**2)  # type: ignore[operator]
+        return nn.functional.batch_norm(x, mean, square - mean**2, self.norm.weight, self.norm.bias, False, 0.0, eps)  # type: ignore[arg-type]
+
+
+def blended(module: nn.Module, noise: dict[str, float], mix: float, path: str = "") -> nn.Module:
+    for name, child in module.named_children():
+        if isinstance(child, nn.BatchNorm2d):
+            setattr(module, name, Blended(child, noise[f"{path}{name}"], mix))
+        else:
+            blended(child, noise, mix, f"{path}{name}.")
+    return module
+
+
+def program_of(name: str, kind: str, role: str) -> Program:
+    method = METHODS[kind](captured(name), Setup(CLASSES))
+    values = {**method.backbone.source_statistics(), **method.own_statistics()}
+    model = Model(method, method.parameters(), values, "live", method.optimiser, anchored=True)
+    return build(model, role, BATCH, torch.zeros(BATCH, *SHAPE), torch.zeros(BATCH, dtype=torch.int64))
+
+
+def doubled(program: Program, **hyper: float) -> dict[str, Tensor]:
+    given = {**program.example, **{f"hyper.{key}": torch.tensor(value) for key, value in hyper.items()}}
+    return {key: value.double() if value.is_floating_point() else value for key, value in given.items()}
+
+
+@pytest.mark.parametrize("name", ["resnet14", "wideresnet10"])
+def test_layers_follow_as_far_as_the_stream_has_left(name: str) -> None:
+    """Batch after batch, with noise of each layer's own; some layers stay at the source, some follow."""
+    program = program_of(name, "norm", "predict")
+    given = doubled(program, mix=0.5, trust=TRUST, doubt=DOUBT)
+    random = torch.Generator().manual_seed(2)
+    noise = {layer: float(0.02 + 0.2 * torch.rand((), generator=random)) for layer in program.model.layers}
+    given |= {f"weights.{NOISE}{layer}": torch.tensor(value, dtype=torch.float64) for layer, value in noise.items()}
+    plain = blended(copy.deepcopy(network(name)).double(), noise, float(given["hyper.mix"]))
+    for x, _ in stream(4):
+        with doubles(), torch.no_grad():
+            out, want = program({**given, "x": x}), plain(x)
+        assert largest(out["logits"] - want) < 1e-8 * largest(want)
+        given |= {f"state.{key.removeprefix('new.')}": value for key, value in out.items() if key.startswith("new.")}
+    assert largest(want - network(name).double()(x).detach()) > 1e-3
+    network(name).float()
+
+
+def test_where_the_stream_is_the_source_the_model_is_itself() -> None:
+    """With statistics as they start, all else equal, the logits are the frozen model's."""
+    program = program_of("resnet14", "norm", "predict")
+    given = {**program.example, "hyper.mix": torch.tensor(0.0), "hyper.trust": torch.tensor(1.0)}
+    (x, _), *_ = stream(1)
+    want = network("resnet14")(x.float()).detach()
+    assert largest(program({**given, "x": x.float()})["logits"] - want) < 1e-5
+
+
+@pytest.mark.parametrize("kind", ["tent", "ecotta", "eata"])
+def test_steps_take_blended_statistics_as_constants(kind: str) -> None:
+    """With trust 0 a step is one at source statistics, to the last digits: gradients pass a fixed scale; the statistics still follow."""
+    (x, _), *_ = stream(1)
+    program = program_of("wideresnet10", kind, "adapt")
+    still = {"hyper.margin": torch.tensor(2.0)} if kind != "tent" else {}
+    given = {**doubled(program, mix=0.5, trust=0.0, doubt=0.1), "x": x, **still}
+    source = build(Model(program.model.method, program.model.parameters, program.model.values, "source", program.model.optimiser),
+                   "adapt", BATCH, torch.zeros(BATCH, *SHAPE))  # fmt: skip
+    with doubles():
+        ours, theirs = program(given), source({**doubled(source), "x": x, **still})
+    for key, value in theirs.items():
+        assert largest(ours[key] - value) <= 1e-9 * max(largest(value), 1e-9), key
+    moved = [key for key in ours if key.startswith("new.statistics.")]
+    assert moved
+    assert all(largest(ours[key] - given[f"state.{key.removeprefix('new.')}"]) > 0 for key in moved)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.na, self.b, self.nb = nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3, 2, 1), nn.BatchNorm2d(8)
+        self.fc = nn.Linear(8, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.na(self.a(x)).relu()
+        return self.fc(self.nb(self.b(x)).relu().mean((2, 3)))
+
+
+def data(count: int = 256) -> tuple[Any, Any]:
+    return np.random.default_rng(0).standard_normal((count, 3, 8, 8)).astype(np.float32), np.arange(count) % 4
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    """With statistics of the data."""
+    model = Net().train()
+    for norm in (model.na, model.nb):
+        norm.momentum = None
+    with torch.no_grad():
+        model(torch.from_numpy(data()[0]))
+    return model.eval()
+
+
+def test_noise_is_measured_on_source_windows(net: nn.Module, tmp_path: Any) -> None:
+    """It is what windows of 64 differ by; so on more of the source the model is nearly itself, and on something else it follows."""
+    path = tmp_path / "net.edgeadapt"
+    report = export(net, path, shape=(3, 8, 8), data=data(), method="norm", statistics="anchored", batches=(32,), allow_drop=True)
+    assert report.manifest["method"]["options"]["statistics"] == "anchored"
+    assert report.manifest["statistics"]["mode"] == "live"
+    assert set(report.manifest["hyper"]) == {"mix", "trust", "doubt"}
+    assert report.manifest["graphs"]["predict.b32"]["hyper"] == ["mix", "trust", "doubt"]
+    more = np.random.default_rng(1).standard_normal((32, 3, 8, 8)).astype(np.float32)
+    with Adapter.open(path, prepared=False) as adapter:
+        adapter.hyper = {"mix": 1.0, "trust": 1.0}
+        frozen, found = adapter.source(more), adapter.predict(more)
+        away = adapter.source(2 * more + 1), adapter.predict(2 * more + 1)
+        assert np.abs(found - frozen).max() < 0.25 * np.abs(away[1] - away[0]).max()
+        adapter.reset()
+        assert np.abs(adapter.predict(more, update_statistics=False) - frozen).max() < 1e-5
+
+
+def test_noise_without_data_is_assumed(net: nn.Module) -> None:
+    program = program_of("resnet14", "norm", "predict")
+    noise = {key: float(value) for key, value in program.frozen.items() if key.startswith(f"weights.{NOISE}")}
+    assert all(value == pytest.approx(ASSUMED) for value in noise.values())
+    assert len(noise) == len(program.model.layers)
+    anchors = [key for key in program.frozen if key.startswith(f"weights.{ANCHOR}")]
+    assert len(anchors) == 2 * len(noise)
+    assert export(net, None, shape=(3, 8, 8), method="norm", statistics="anchored", batches=(4,)).manifest["hyper"]["trust"]["default"] == 0.6
+
+
+@pytest.mark.parametrize("method", ["rotta", "cotta", "lean", "source"])
+def test_methods_with_statistics_of_their_own_have_no_anchored_ones(net: nn.Module, method: str) -> None:
+    with pytest.raises(UsageError, match="'anchored' statistics contradict it"):
+        export(net, None, shape=(3, 8, 8), data=data(), method=method, statistics="anchored")
