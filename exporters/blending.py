@@ -3,10 +3,14 @@
 For a layer with source statistics μ, σ² and the stream's m, v:
 
     D² = mean over channels of (m − μ)²/σ²                  Mahalanobis distance by a diagonal covariance, over C
-    w  = trust · e/(e + doubt), e = max(0, D² − n)          n: what D² is on source windows by chance alone, measured at export
+    w  = t · e/(e + doubt), e = max(0, D² − n)              n: what D² is on source windows by chance alone, measured at export
+    t  = trust at the first layer, falling evenly to trust · late at the last
     normalised with mean (1 − w)·μ + w·m and variance (1 − w)·σ² + w·v + w·(1 − w)·(m − μ)²
 
-which are the moments of a mixture of both. On clean frames w is near 0, and the model is what it was.
+which are the moments of a mixture of both. On clean frames w is near 0, and the model is what it was. Early layers see what changes with light, lens
+and noise; late ones see classes, and a window of few classes looks there like a shift. On ResNet-20 with windows sorted by class (severity 5, 320
+images a corruption) the error is 60.6 % with the window's own statistics, 47.9 without, 42.0 with late = 1 and 37.5 with late = 0.3; shuffled 31.3,
+47.9, 29.1 and 29.2.
 """
 
 from __future__ import annotations
@@ -26,20 +30,24 @@ ASSUMED = 0.02
 class Blend:
     """How far to follow the stream.
 
-    source: statistics by `layer.mean` and `layer.variance`; noise: by layer, a scalar; trust, doubt: see above.
+    source: statistics by `layer.mean` and `layer.variance`; noise: by layer, a scalar; depth: by layer, 0 for the first and 1 for the last; trust,
+    doubt, late: see above.
     """
 
     source: Mapping[str, Tensor]
     noise: Mapping[str, Tensor]
+    depth: Mapping[str, float]
     trust: Tensor | float
     doubt: Tensor | float
+    late: Tensor | float
 
     def __call__(self, name: str, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """The statistics (C,) to normalise layer `name` with, where the stream's are `mean` and `variance`."""
         centre, spread = self.source[f"{name}.mean"], self.source[f"{name}.variance"]
         away = mean - centre
         beyond = (distance(away, spread, eps) - self.noise[name]).clamp(min=0.0)
-        share = self.trust * beyond / (beyond + self.doubt)
+        depth = self.depth[name]
+        share = self.trust * ((1.0 - depth) + depth * self.late) * beyond / (beyond + self.doubt)
         return centre + share * away, (1.0 - share) * spread + share * variance + share * (1.0 - share) * (away * away)
 
 

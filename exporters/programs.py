@@ -28,8 +28,9 @@ STATISTICS, WEIGHTS, FIXED, MEMORY = "statistics.", "weights.", "fixed.", "memor
 
 ANCHOR, NOISE = "anchor.", "noise."
 FOLLOWING = {
-    "trust": Hyper(0.6, 0.0, 1.0, "the most that the stream's statistics count beside the source's"),
-    "doubt": Hyper(0.01, 1e-6, 100.0, "distance beyond chance, in squared deviations, at which they count half of that"),
+    "trust": Hyper(0.7, 0.0, 1.0, "the most that the stream's statistics count beside the source's, in the first layer"),
+    "doubt": Hyper(0.005, 1e-6, 100.0, "distance beyond chance, in squared deviations, at which they count half of that"),
+    "late": Hyper(0.3, 0.0, 1.0, "how much of that trust is left in the last layer"),
 }
 """Scalars of statistics that are anchored at the source."""
 
@@ -63,6 +64,13 @@ class Model:
         if self.statistics == "live":
             table |= {STATISTICS + name: ("statistic", value) for name, value in self.values.items()}
         return table
+
+    @property
+    def depths(self) -> dict[str, float]:
+        """How deep each layer that has statistics lies, from 0 to 1."""
+        norms = [norm.name for norm in self.method.backbone.captured.norms]
+        found = {name: index / max(1, len(norms) - 1) for index, name in enumerate(norms)}
+        return {name: found[name] if name in found else self.method.depth(name) for name in self.layers}
 
     @property
     def layers(self) -> tuple[str, ...]:
@@ -164,7 +172,7 @@ class Program:
         parameters = {name: value.detach().requires_grad_(steps) for name, value in read.items()}
         live = model.statistics == "live"
         values = {name: (state if live else tensors)[STATISTICS + name] for name in model.values}
-        blend = Blend(_named(tensors, ANCHOR), _named(tensors, NOISE), hyper["trust"], hyper["doubt"]) if model.anchored else None
+        blend = Blend(_named(tensors, ANCHOR), _named(tensors, NOISE), model.depths, *(hyper[name] for name in FOLLOWING)) if model.anchored else None
         normalise = Normaliser(values, "live" if live else "source", hyper.get("mix", 1.0), model.exact, model.shifted, blend)
         everything = {**{name: tensors[FIXED + name] for name in model.fixed}, **parameters}
         kept = Kept(given["x"].shape[0]) if steps and model.small else None

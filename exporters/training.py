@@ -112,7 +112,8 @@ class Training:
             return model
         method, tensors = model.method, self._tensors(model.method)
         batch = method.backbone.captured.batch
-        still = Blend(model.values, dict.fromkeys(model.layers, torch.zeros(())), 0.0, 1.0)  # everything is normalised as at the source
+        silent = dict.fromkeys(model.layers, torch.zeros(()))
+        still = Blend(model.values, silent, model.depths, trust=0.0, doubt=1.0, late=1.0)  # everything is normalised as at the source
         found: dict[str, list[Tensor]] = {}
         for rows in calibration_rows(kept, batch, self.options.seed):
             normalise = Normaliser(model.values, "live", 1.0, False, model.shifted, still)

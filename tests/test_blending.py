@@ -18,15 +18,15 @@ from edgeadapt.exporters.programs import ANCHOR, NOISE, Model, Program, build
 from edgeadapt.runtime.adapter import Adapter
 from tests.test_reference import BATCH, CLASSES, SHAPE, captured, doubles, largest, network, stream
 
-TRUST, DOUBT = 0.7, 0.03
+TRUST, DOUBT, LATE = 0.7, 0.03, 0.4
 
 
 class Blended(nn.Module):
     """One batch normalisation that follows the stream by moments of a mixture, written out."""
 
-    def __init__(self, norm: nn.Module, noise: float, mix: float) -> None:
+    def __init__(self, norm: nn.Module, noise: float, mix: float, trust: float) -> None:
         super().__init__()
-        self.norm, self.noise, self.mix = norm, noise, mix
+        self.norm, self.noise, self.mix, self.trust = norm, noise, mix, trust
         self.mean, self.second = norm.running_mean.double(), norm.running_var.double()  # type: ignore[union-attr, operator]
 
     def forward(self, x: Tensor) -> Tensor:
@@ -34,7 +34,7 @@ class Blended(nn.Module):
         self.mean = (1 - self.mix) * self.mean + self.mix * x.mean((0, 2, 3))
         self.second = (1 - self.mix) * self.second + self.mix * x.var((0, 2, 3), unbiased=False)
         far = max(0.0, float(((self.mean - centre) ** 2 / (spread + eps)).mean()) - self.noise)  # type: ignore[operator]
-        w = TRUST * far / (far + DOUBT)
+        w = self.trust * far / (far + DOUBT)
         mean = (1 - w) * centre + w * self.mean  # type: ignore[operator]
         square = (1 - w) * (spread + centre**2) + w * (self.second + self.mean**2)  # type: ignore[operator]
         return nn.functional.batch_norm(x, mean, square - mean**2, self.norm.weight, self.norm.bias, False, 0.0, eps)  # type: ignore[arg-type]
@@ -43,7 +43,8 @@ class Blended(nn.Module):
 def blended(module: nn.Module, noise: dict[str, float], mix: float, path: str = "") -> nn.Module:
     for name, child in module.named_children():
         if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, Blended(child, noise[f"{path}{name}"], mix))
+            deep = list(noise).index(f"{path}{name}") / (len(noise) - 1)  # noise is in the order of execution
+            setattr(module, name, Blended(child, noise[f"{path}{name}"], mix, TRUST * (1 + (LATE - 1) * deep)))
         else:
             blended(child, noise, mix, f"{path}{name}.")
     return module
@@ -65,7 +66,7 @@ def doubled(program: Program, **hyper: float) -> dict[str, Tensor]:
 def test_layers_follow_as_far_as_the_stream_has_left(name: str) -> None:
     """Batch after batch, with noise of each layer's own; some layers stay at the source, some follow."""
     program = program_of(name, "norm", "predict")
-    given = doubled(program, mix=0.5, trust=TRUST, doubt=DOUBT)
+    given = doubled(program, mix=0.5, trust=TRUST, doubt=DOUBT, late=LATE)
     random = torch.Generator().manual_seed(2)
     noise = {layer: float(0.02 + 0.2 * torch.rand((), generator=random)) for layer in program.model.layers}
     given |= {f"weights.{NOISE}{layer}": torch.tensor(value, dtype=torch.float64) for layer, value in noise.items()}
@@ -139,16 +140,25 @@ def test_noise_is_measured_on_source_windows(net: nn.Module, tmp_path: Any) -> N
     report = export(net, path, shape=(3, 8, 8), data=data(), method="norm", statistics="anchored", batches=(32,), allow_drop=True)
     assert report.manifest["method"]["options"]["statistics"] == "anchored"
     assert report.manifest["statistics"]["mode"] == "live"
-    assert set(report.manifest["hyper"]) == {"mix", "trust", "doubt"}
-    assert report.manifest["graphs"]["predict.b32"]["hyper"] == ["mix", "trust", "doubt"]
+    assert set(report.manifest["hyper"]) == {"mix", "trust", "doubt", "late"}
+    assert report.manifest["graphs"]["predict.b32"]["hyper"] == ["mix", "trust", "doubt", "late"]
     more = np.random.default_rng(1).standard_normal((32, 3, 8, 8)).astype(np.float32)
     with Adapter.open(path, prepared=False) as adapter:
-        adapter.hyper = {"mix": 1.0, "trust": 1.0}
+        adapter.hyper = {"mix": 1.0, "trust": 1.0, "late": 1.0}
         frozen, found = adapter.source(more), adapter.predict(more)
         away = adapter.source(2 * more + 1), adapter.predict(2 * more + 1)
         assert np.abs(found - frozen).max() < 0.25 * np.abs(away[1] - away[0]).max()
         adapter.reset()
         assert np.abs(adapter.predict(more, update_statistics=False) - frozen).max() < 1e-5
+
+
+def test_meta_networks_lie_where_their_parts_end() -> None:
+    model = program_of("resnet14", "ecotta", "predict").model
+    depths = {name: value for name, value in model.depths.items() if name.startswith("meta.")}
+    assert depths == {f"meta.{k}.{norm}": (k + 1) / 4 for k in range(4) for norm in ("norm", "conv_norm")}
+    own = [value for name, value in model.depths.items() if not name.startswith("meta.")]
+    assert own == sorted(own)
+    assert (own[0], own[-1]) == (0.0, 1.0)
 
 
 def test_noise_without_data_is_assumed(net: nn.Module) -> None:
@@ -158,7 +168,7 @@ def test_noise_without_data_is_assumed(net: nn.Module) -> None:
     assert len(noise) == len(program.model.layers)
     anchors = [key for key in program.frozen if key.startswith(f"weights.{ANCHOR}")]
     assert len(anchors) == 2 * len(noise)
-    assert export(net, None, shape=(3, 8, 8), method="norm", statistics="anchored", batches=(4,)).manifest["hyper"]["trust"]["default"] == 0.6
+    assert export(net, None, shape=(3, 8, 8), method="norm", statistics="anchored", batches=(4,)).manifest["hyper"]["trust"]["default"] == 0.7
 
 
 @pytest.mark.parametrize("method", ["rotta", "cotta", "lean", "source"])

@@ -234,6 +234,10 @@ class Method(ABC):
         """Statistics of normalisation layers that the method adds, as they start."""
         return {}
 
+    def depth(self, layer: str) -> float:
+        """How deep a layer of `own_statistics` lies in the model, from 0 to 1."""
+        return 1.0
+
     def frozen(self) -> Tensors:
         """Fixed tensors that the method adds, by name."""
         return {}

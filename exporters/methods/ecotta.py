@@ -102,6 +102,10 @@ class EcoTTA(Method):
                 table[f"meta.{k}.{norm}.mean"], table[f"meta.{k}.{norm}.variance"] = torch.zeros(cut.channels), torch.ones(cut.channels)
         return table
 
+    def depth(self, layer: str) -> float:
+        """Where its part ends."""
+        return (int(layer.split(".")[1]) + 1) / (len(self.cuts) - 1)
+
     def forward(self, run: BackboneRun, x: Tensor, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Outcome:
         """Stem, parts with their meta networks, classifier; terms: `drift`, Σ_k mean|x̃_k − sg(x_k)| over the parts k that are trained."""
         x = run.segment(0, x)
