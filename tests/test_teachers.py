@@ -261,7 +261,7 @@ def test_augmentation_noise_is_normal() -> None:
     assert float((noise.abs() > 0.01).double().mean()) == pytest.approx(0.0455, abs=0.003)
 
 
-@pytest.mark.parametrize(("kind", "settings"), [("rotta", {"capacity": 6}), ("cotta", {"augmentations": 2})])
+@pytest.mark.parametrize(("kind", "settings"), [("rotta", {"capacity": 6}), pytest.param("cotta", {"augmentations": 2}, marks=pytest.mark.slow)])
 def test_bundles_predict_adapt_learn_and_go_on(kind: str, settings: dict[str, int], tmp_path: Path) -> None:
     """Batches other than the memory's size; a prediction alone leaves RoTTA's state; a saved state goes on to the bit. Models without batch
     normalisation, too: their normalisations' scale and shift are trained, and there are no statistics."""
