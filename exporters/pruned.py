@@ -1,8 +1,9 @@
 """Layers that keep a part of what they read for the gradient of their weights; all other gradients are exact, and so is the result.
 
 Kept is the largest in magnitude of every group of `apart` numbers of a channel, and which of them it is, in as few bits as tell: a static number, as
-graphs need, and quick. `ArgMax` over 2 million numbers takes 2 to 7 ms here, `TopK` 55 to 70, over blocks of any size. The numbers of a group lie
-evenly spread over the channel, so that a group is not one edge of a picture.
+graphs need, and quick. `ArgMax` over groups took a fourth to a seventh of the time of `TopK` over blocks of 256 that keeps as many (2 million
+numbers, groups of 2 to 16, in turns). Of the squares of normal numbers it keeps 82 % in pairs and 62 % in fours, where the largest of all would be
+93 and 72 %. The numbers of a group lie evenly spread over the channel, so that a group is not one edge of a picture.
 """
 
 from __future__ import annotations
