@@ -16,14 +16,14 @@ from torch import Tensor
 from edgeadapt.bundle.roles import STEPS
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.blending import ASSUMED, Blend
-from edgeadapt.exporters.methods.base import START, Hyper, Method, Outcome, Tensors, Terms, entropy, loss, selected
+from edgeadapt.exporters.methods.base import MEMORY, START, Hyper, Method, Outcome, Tensors, Terms, entropy, loss, selected
 from edgeadapt.exporters.methods.source import Source
 from edgeadapt.exporters.operators import forward_ends
 from edgeadapt.exporters.optimisers import MOMENTUM
 from edgeadapt.exporters.quantise.kept import Kept
 from edgeadapt.exporters.storage import COUNTER, Packed, Plain, Storage, Tier
 
-STATISTICS, WEIGHTS, FIXED, MEMORY = "statistics.", "weights.", "fixed.", "memory."
+STATISTICS, WEIGHTS, FIXED = "statistics.", "weights.", "fixed."
 
 
 ANCHOR, NOISE = "anchor.", "noise."
@@ -224,8 +224,8 @@ class Program:
         if again is None:
             return {}
         start = _named(given, WEIGHTS + START)
-        moved = (name for name in self.model.held() if name != COUNTER and f"new.{name}" in following)
-        return {f"new.{name}": torch.where(again, start.get(name, _zero(following[f"new.{name}"])), following[f"new.{name}"]) for name in moved}
+        moved = {name: following[f"new.{name}"] for name in self.model.held() if name != COUNTER and f"new.{name}" in following}
+        return {f"new.{name}": _either(again, start.get(name, _zero(value)), value) for name, value in moved.items()}
 
 
 @dataclass
@@ -258,6 +258,13 @@ def _descent(done: Pass) -> tuple[Tensor, dict[str, Tensor | None]]:
     objective = loss(done.terms)
     found = torch.autograd.grad(objective, list(done.parameters.values()), allow_unused=True)
     return objective, dict(zip(done.parameters, found, strict=True))
+
+
+def _either(which: Tensor, one: Tensor, other: Tensor) -> Tensor:
+    """`one` where a scalar is true, else `other`; onnxruntime selects among neither int8 nor int16."""
+    if other.dtype in (torch.int8, torch.int16):
+        return torch.where(which, one.to(torch.int32), other.to(torch.int32)).to(other.dtype)
+    return torch.where(which, one, other)
 
 
 def _zero(like: Tensor) -> Tensor:

@@ -32,8 +32,8 @@ from edgeadapt.errors import ExportError
 from edgeadapt.exporters.compile import Compiled, named_refusals
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Array
-from edgeadapt.exporters.methods.base import Tensors, entropy
-from edgeadapt.exporters.programs import MEMORY, Program
+from edgeadapt.exporters.methods.base import MEMORY, Tensors, entropy
+from edgeadapt.exporters.programs import Program
 
 LOGITS, UPDATES, STATISTICS, METRICS = 1e-3, 2e-2, 1e-3, 1e-3
 ROOM, UNCERTAIN = 2.0, 0.1

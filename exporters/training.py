@@ -18,7 +18,7 @@ from edgeadapt.exporters.capture import Captured
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.methods import Method
 from edgeadapt.exporters.options import Options, calibration_rows
-from edgeadapt.exporters.programs import MEMORY, Model, source_model
+from edgeadapt.exporters.programs import Model, source_model
 from edgeadapt.exporters.programs import held as hold
 from edgeadapt.exporters.warmup import estimate_statistics, predictions, warm_up
 from edgeadapt.progress import Progress
@@ -119,15 +119,12 @@ class Training:
             normalise = Normaliser(model.values, "live", 1.0, False, model.shifted, still)
             with torch.no_grad():
                 run = method.backbone.run(tensors, normalise, method.affine(model.parameters))
-                method.forward(run, torch.from_numpy(self.data.tensor(rows)), self._remembering(method, tensors), model.parameters)
+                method.forward(run, torch.from_numpy(self.data.tensor(rows)), tensors, model.parameters)
             for name in model.layers:
                 away = normalise.updated[f"{name}.mean"] - model.values[f"{name}.mean"]
                 found.setdefault(name, []).append(distance(away, model.values[f"{name}.variance"], EPS))
         return dataclasses.replace(model, noise={name: torch.stack(values).mean() * (batch / REFERENCE) for name, values in found.items()})
 
-    @staticmethod
-    def _remembering(method: Method, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {**tensors, **{MEMORY + name: value for name, value in method.memory().items()}}
 
     def _how(self, batch: int) -> dict[str, Any]:
         return {"epochs": self.options.epochs, "rate": self.options.warmup_rate, "batch": batch}
@@ -201,7 +198,7 @@ class Training:
 
     @staticmethod
     def _tensors(method: Method) -> dict[str, Tensor]:
-        return {**method.backbone.tensors, **method.frozen()}
+        return method.tensors()
 
     def _agreement(self, model: Model, held: Any, truth: Any, batch: int) -> float:
         """Share of predictions that equal `truth`, with fixed statistics; the truth is the labels, or the frozen model's own predictions."""

@@ -41,7 +41,8 @@ def bench(place, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr("edgeadapt.bench.child.Child", Here)
 
     def call(*arguments: object, model: str = "net") -> tuple[int, str, str]:
-        given = ["--model", f"{place / 'net.py'}:{model}", "--input", "3x8x8", "--source", str(place / "train.npz"), "--data", str(place / "test.npz")]
+        given = ["--model", f"{place / 'net.py'}:{model}", "--input", "3x8x8"]
+        given += ["--source", str(place / "train.npz"), "--data", str(place / "test.npz")]
         quick = ["--no-prepared", "--streams", "clean", "--batch", "4", "--output", str(tmp_path / "out")]
         code = main(["bench", *given, *quick, *map(str, arguments)])
         told = capsys.readouterr()

@@ -289,3 +289,22 @@ def test_a_step_that_is_none_leaves_small_forms_as_they_are() -> None:
         assert any(held[name][0] == "parameter" for name in moved)
         for name in moved:
             assert torch.equal(after[f"new.{name}"], first[f"state.{name}"]), (optimiser, name)
+
+
+@pytest.mark.parametrize("kind", ["eata", "sar", "t3a", "tent"])
+@pytest.mark.parametrize("choices", [{"quantize": "int8"}, {"quantize": "int8", "statistics": "anchored"}, {"updates": "compact"}])
+def test_methods_with_a_memory_go_with_8_bits_and_small_forms(kind: str, choices: dict[str, Any]) -> None:
+    """Passes over source data, by which ranges are found and costs are measured, get the memory as it starts."""
+    if kind == "t3a" and "updates" in choices:
+        return
+    x = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    torch.manual_seed(0)
+    layers = [nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU()]
+    model = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    with torch.no_grad():
+        model.train()(x)
+    report = export(model.eval(), None, shape=(3, 16, 16), data=labelled(x), method=kind, batches=(8,), allow_drop=True, **choices)
+    assert {row["name"] for row in report.manifest["state"] if row["kind"] == "memory"} == {
+        "eata": {"memory.mean", "memory.known"}, "sar": {"memory.loss", "memory.known"},
+        "t3a": {"memory.supports", "memory.entropy"}, "tent": set(),
+    }[kind]  # fmt: skip

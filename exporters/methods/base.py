@@ -25,6 +25,8 @@ from edgeadapt.exporters.capture import Captured
 from edgeadapt.exporters.partition import Partition
 
 Tensors = dict[str, Tensor]
+MEMORY = "memory."
+"""What the names of the method's memory begin with, among the tensors that a pass gets."""
 START = "start."
 """What the names of frozen tensors begin with that are what parameters and moments start at."""
 
@@ -245,6 +247,10 @@ class Method(ABC):
     def memory(self) -> Tensors:
         """What it keeps of the stream besides statistics and parameters, float32 by name, as it starts."""
         return {}
+
+    def tensors(self) -> Tensors:
+        """What a pass gets besides parameters and statistics, as it starts: the model's tensors, the method's own fixed ones, and its memory."""
+        return {**self.backbone.tensors, **self.frozen(), **{MEMORY + name: value for name, value in self.memory().items()}}
 
     def remembered(self, passes: Sequence[Outcome], hyper: Mapping[str, Tensor]) -> Tensors:
         """The memory after a step of these passes, by the names of `memory`; before, it is among the tensors that `forward` gets."""

@@ -87,7 +87,7 @@ def grids_of(model: Model, layout: Layout, batches: Sequence[Tensor]) -> dict[st
 
 def _forward(model: Model, x: Tensor, observe: Any) -> None:
     method = model.method
-    tensors = {**method.backbone.tensors, **method.frozen()}
+    tensors = method.tensors()
     everything = {**model.fixed, **model.parameters}
     normalise = Normaliser(model.values, "live" if model.statistics == "live" else "source", 1.0, False, model.shifted)
     with torch.no_grad():

@@ -171,7 +171,7 @@ class Quantising:
         found = quantised(model, layout(captured, model.method.entries, chosen.floating), self.looks)
         if model.method.calibrates:
             method = bound_to(model, found).method
-            everything = {**method.backbone.tensors, **method.frozen()}
+            everything = method.tensors()
             method.calibrate(self.looks[:CLEAN], everything, model.values)
         values = self._statistics(model, found)
         if self.options.gradient_in_codes:
@@ -220,7 +220,7 @@ class Quantising:
     @staticmethod
     def _logits(model: Model, x: Tensor) -> Tensor:
         method = model.method
-        tensors, everything = {**method.backbone.tensors, **method.frozen()}, {**model.fixed, **model.parameters}
+        tensors, everything = method.tensors(), {**model.fixed, **model.parameters}
         normalise = Normaliser(model.values, "live" if model.statistics == "live" else "source", 1.0, False, model.shifted)
         with torch.no_grad():
             return method.forward(method.backbone.run(tensors, normalise, method.affine(everything)), x, tensors, everything).logits
@@ -235,7 +235,7 @@ class Quantising:
         if not model.values:
             return dict(model.values)
         everything = {**model.fixed, **model.parameters}
-        tensors = {**model.method.backbone.tensors, **found.tensors, **model.method.frozen()}
+        tensors = {**model.method.tensors(), **found.tensors}
 
         def measured(of: Model) -> dict[str, Tensor]:
             chosen: dict[str, Any] = {"batch": self.batch, "batches": MEASURED, "progress": self.progress}
