@@ -9,16 +9,19 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, BinaryIO
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeadapt.bench.setting import ADAPT, SINGLE, SOURCE, Setting
 from edgeadapt.bench.wire import receive, send
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.state import Floats
 from edgeadapt.runtime.stream import Prediction, Stream
 
 
@@ -35,11 +38,12 @@ def serve(setting: Setting, take: BinaryIO, give: BinaryIO) -> None:
     roles = {ADAPT: "adapt", SINGLE: "adapt", SOURCE: "source"}.get(setting.mode, "predict")
     used: dict[str, Any] = {"roles": roles, "batches": [setting.batch], "prepared": setting.prepared}
     with Adapter.open(setting.path, setting.budget, setting.threads, prepare=progress if setting.prepare else None, **used) as adapter:
+        adapter.hyper = dict(setting.hyper or {})
+        served = windows(adapter, setting, _frames(take, give))  # refused here, not with the first frame
         if setting.prepare:
             send(give, "facts", {"prepared": True})
             return
-        adapter.hyper = dict(setting.hyper or {})
-        for window in windows(adapter, setting, _frames(take, give)):
+        for window in served:
             for one in window:
                 send(give, "answer", {"milliseconds": one.milliseconds, "adapted": one.adapted}, one.logits)
         memory = adapter.memory
@@ -60,27 +64,32 @@ def _frames(take: BinaryIO, give: BinaryIO) -> Iterator[Frame]:
 
 
 def windows(adapter: Adapter, setting: Setting, frames: Iterator[Frame]) -> Iterator[list[Prediction]]:
-    """Predictions as a setting asks for them, in the frames' order, one list a window; what is left at the end is predicted."""
-    if setting.mode != SOURCE:
-        return Stream(adapter, setting.mode in (ADAPT, SINGLE), setting.batch, single=setting.mode == SINGLE).run(frames)
-    return _source(adapter, setting.batch, frames)
+    """Predictions as a setting asks for them, in the frames' order, one list a window; what is left at the end is predicted.
+
+    Raises:
+        UsageError: the adapter cannot adapt on windows of that size.
+    """
+    if setting.mode in (ADAPT, SINGLE):
+        return Stream(adapter, window=setting.batch, single=setting.mode == SINGLE).run(frames)
+    answer = adapter.source if setting.mode == SOURCE else partial(adapter.predict, update_statistics=False)
+    return _still(answer, setting.batch, frames)
 
 
-def _source(adapter: Adapter, batch: int, frames: Iterator[Frame]) -> Iterator[list[Prediction]]:
-    """Windows through the frozen model."""
+def _still(answer: Callable[[NDArray[Any]], Floats], batch: int, frames: Iterator[Frame]) -> Iterator[list[Prediction]]:
+    """Windows through a model that stays as it is, whatever batches of it are loaded."""
     waiting: list[Frame] = []
     for frame in frames:
         waiting.append(frame)
         if len(waiting) == batch:
-            yield _through(adapter, waiting)
+            yield _through(answer, waiting)
             waiting = []
     if waiting:
-        yield _through(adapter, waiting)
+        yield _through(answer, waiting)
 
 
-def _through(adapter: Adapter, waiting: list[Frame]) -> list[Prediction]:
+def _through(answer: Callable[[NDArray[Any]], Floats], waiting: list[Frame]) -> list[Prediction]:
     begin = time.perf_counter()
-    logits = adapter.source(np.stack([frame.pixels for frame in waiting if frame.pixels is not None]))
+    logits = answer(np.stack([frame.pixels for frame in waiting if frame.pixels is not None]))
     each = 1000 * (time.perf_counter() - begin) / len(waiting)
     return [Prediction(int(frame.id), Frame(frame.id, None), one, each, False) for frame, one in zip(waiting, logits)]
 

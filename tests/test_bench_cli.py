@@ -21,6 +21,7 @@ from edgeadapt.bench import child
 from edgeadapt.bench.runner import Answer
 from edgeadapt.bench.streams import NAMES
 from edgeadapt.bundle import Bundle
+from edgeadapt.cli import bench as cli
 from edgeadapt.cli.bench import rows
 from edgeadapt.cli.main import main
 from edgeadapt.devices.sources import Frame
@@ -181,6 +182,32 @@ def test_bundles_of_one_method_go_by_their_files_and_other_models_have_a_source_
     (tmp_path / "other").mkdir()
     twins = [bundles[0], Bundle.open(Toy(width=4).write(tmp_path / "other" / "toy.edgeadapt"))]
     assert len({line.name for line in rows(twins)}) == 6
+
+
+def test_no_two_rows_have_one_name(toys, tmp_path):
+    called = Bundle.open(Toy(width=4, batches=(1, 4)).write(tmp_path / "source.edgeadapt"))
+    assert len({line.name for line in rows([Bundle.open(toys / "toy.edgeadapt"), called])}) == 6
+    alike = []
+    for width in (3, 4, 5):
+        (tmp_path / str(width)).mkdir()
+        alike.append(Bundle.open(Toy(width=width, method="source").write(tmp_path / str(width) / "m.edgeadapt")))
+    assert len({line.name for line in rows(alike)}) == 3
+
+
+def test_onnxruntime_need_not_be_the_package_of_that_name(here, bench, toys, monkeypatch):
+    import importlib.metadata
+
+    whole = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return whole(name)
+
+    cli._machine.cache_clear()
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    code, _, printed, _ = bench(toys / "norm.edgeadapt", "--data", toys / "test.npz", "--streams", "clean")
+    assert (code, "onnxruntime " in printed) == (0, True)
 
 
 def test_every_stream_can_be_asked_for_and_own_recordings_too(here, bench, toys, tmp_path):

@@ -17,7 +17,9 @@ from edgeadapt.bench.runner import Answer, judged, run
 from edgeadapt.bench.setting import ADAPT, INITIAL, SOURCE, Setting
 from edgeadapt.bench.streams import Sizes, build, own
 from edgeadapt.bench.wire import receive, send
+from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import BudgetError, EdgeAdaptError, UsageError
+from edgeadapt.runtime.benched import serve, windows
 from edgeadapt.runtime.prepared import find
 from tests.toybundle import CLASSES, SIDE, Toy
 
@@ -161,6 +163,22 @@ def test_a_child_answers_as_an_adapter_does_here(mode, path):
     assert (columns["milliseconds"] > 0).all()
     assert figures["peak_bytes"] > 10**7
     assert figures["counters"]["steps"] == (4 if mode == ADAPT else 0)
+
+
+def test_a_bundle_that_only_predicts_is_served_in_the_batches_that_are_loaded(path):
+    x = DATA.x[:6]
+    with Adapter.open(path, roles="predict", batches=[1], prepared=False) as adapter:
+        served = list(windows(adapter, setting(path, INITIAL), (Frame(k, one) for k, one in enumerate(x))))
+        assert [len(window) for window in served] == [4, 2]
+        expected = adapter.predict(x, update_statistics=False)
+    assert np.allclose([one.logits for window in served for one in window], expected, atol=1e-6)
+
+
+def test_what_cannot_be_served_is_refused_when_it_is_prepared(path, monkeypatch):
+    whole = Adapter.open
+    monkeypatch.setattr(Adapter, "open", lambda *_, **__: whole(path, batches=[1], prepared=False))
+    with pytest.raises(UsageError, match="this adapter was opened without adapt at batch 4"):
+        serve(setting(path, ADAPT, prepare=True), io.BytesIO(), io.BytesIO())
 
 
 def test_scalars_reach_the_child(path):

@@ -116,19 +116,26 @@ def run(arguments: argparse.Namespace) -> int:
 
 def rows(bundles: Sequence[Bundle], single: bool = False) -> list[Line]:
     """The rows of a bench: frozen models, each once, then every bundle before and while it adapts; with `single` also answering frame by frame."""
-    from edgeadapt.bench.setting import ADAPT, INITIAL, SINGLE, SOURCE
-
-    found, models = [], []
-    for bundle in bundles:
-        model = _frozen(bundle)
-        if model not in models:
-            models.append(model)
-            found.append(Line("source" if len(models) == 1 else f"source of {_stem(bundle)}", bundle, SOURCE))
+    models = {_frozen(bundle): bundle for bundle in reversed(bundles)}  # of each model the first bundle
+    frozen = [bundle for bundle in bundles if bundle in models.values()]
     adapting = [bundle for bundle in bundles if bundle.manifest.method.name != "source"]
     methods = [bundle.manifest.method.name for bundle in adapting]
-    names = [method if methods.count(method) == 1 else _stem(bundle) for method, bundle in zip(methods, adapting)]
-    if len(set(names)) < len(names):
-        names = [str(bundle.path) for bundle in adapting]
+    files = {bundle.path: _stem(bundle) for bundle in bundles}
+    usual = files | {bundle.path: method for method, bundle in zip(methods, adapting) if methods.count(method) == 1}
+    paths = {path: str(path) for path in files}
+    numbers = {path: f"{number}: {name}" for number, (path, name) in enumerate(files.items(), 1)}
+    for sources, names in ((files, usual), (paths, paths), (numbers, numbers)):
+        found = _named(frozen, [sources[bundle.path] for bundle in frozen], adapting, [names[bundle.path] for bundle in adapting], single)
+        if len({line.name for line in found}) == len(found):
+            break
+    return found
+
+
+def _named(frozen: Sequence[Bundle], sources: Sequence[str], adapting: Sequence[Bundle], names: Sequence[str], single: bool) -> list[Line]:
+    """The rows of frozen models and of bundles that adapt, which are called so."""
+    from edgeadapt.bench.setting import ADAPT, INITIAL, SINGLE, SOURCE
+
+    found = [Line(f"source of {name}" if number else "source", bundle, SOURCE) for number, (name, bundle) in enumerate(zip(sources, frozen))]
     for name, bundle in zip(names, adapting):
         if any(graph.writes for graph in bundle.manifest.graphs.values()):  # others are always at their first state
             found.append(Line("step 0" if len(names) == 1 else f"{name}, step 0", bundle, INITIAL))
@@ -255,11 +262,10 @@ def _place(line: Line, stream: Stream, batch: int, setting: Setting) -> tuple[st
 
 @cache
 def _machine() -> dict[str, str]:
-    from importlib.metadata import version
-
     from edgeadapt.devices.boards import probe
+    from edgeadapt.runtime.prepared import version
 
-    return {"machine": probe.look().fingerprint, "onnxruntime": version("onnxruntime")}
+    return {"machine": probe.look().fingerprint, "onnxruntime": version()}
 
 
 def _bundles(paths: Sequence[str]) -> list[Bundle]:
@@ -364,11 +370,13 @@ def _settings(
 ) -> dict[str, str]:
     """All that the figures depend on, in words."""
     import platform
-    from importlib.metadata import version
+
+    import numpy as np
 
     from edgeadapt._version import __version__
     from edgeadapt.bench.streams import OWN
     from edgeadapt.devices.boards import probe
+    from edgeadapt.runtime.prepared import version
     from edgeadapt.units import format_bytes
 
     machine = probe.look()
@@ -388,7 +396,7 @@ def _settings(
     found["budget"] = format_bytes(arguments.budget) if arguments.budget else "none"
     found["graphs"] = f"{'optimised for this machine' if arguments.prepared else 'as exported'}, threads {arguments.threads}"
     found["machine"] = f"{machine.model or machine.cpu}, {machine.arch}"
-    libraries = f"onnxruntime {version('onnxruntime')}, numpy {version('numpy')}"
+    libraries = f"onnxruntime {version()}, numpy {np.__version__}"
     found["versions"] = f"edgeadapt {__version__}, {libraries}, Python {platform.python_version()}"
     return found
 
