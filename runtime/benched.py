@@ -9,7 +9,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, BinaryIO
 
@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 
 from edgeadapt.bench.setting import ADAPT, SINGLE, SOURCE, Setting
 from edgeadapt.bench.wire import receive, send
+from edgeadapt.bundle import Bundle
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.prepared import find
 from edgeadapt.runtime.state import Floats
 from edgeadapt.runtime.stream import Prediction, Stream
 
@@ -40,8 +42,9 @@ def serve(setting: Setting, take: BinaryIO, give: BinaryIO) -> None:
     with Adapter.open(setting.path, setting.budget, setting.threads, prepare=progress if setting.prepare else None, **used) as adapter:
         adapter.hyper = dict(setting.hyper or {})
         served = windows(adapter, setting, _frames(take, give))  # refused here, not with the first frame
+        names = adapter.memory["graphs"]
         if setting.prepare:
-            send(give, "facts", {"prepared": True})
+            send(give, "facts", {"exported": exported(adapter.bundle, names, setting)})
             return
         for window in served:
             for one in window:
@@ -49,7 +52,17 @@ def serve(setting: Setting, take: BinaryIO, give: BinaryIO) -> None:
         memory = adapter.memory
         told = {name: memory[name] for name in ("budget", "planned", "missing", "graphs")}
         changes = [str(change) for change in adapter.changes]
-        send(give, "facts", {"peak_bytes": memory["peak"], "counters": adapter.stats, "memory": told, "changes": changes})
+        facts = {"peak_bytes": memory["peak"], "counters": adapter.stats, "memory": told, "changes": changes}
+    send(give, "facts", {**facts, "exported": exported(adapter.bundle, names, setting)})
+
+
+def exported(bundle: Bundle, names: Sequence[str], setting: Setting) -> list[str]:
+    """Of the graphs that are served those that should run as prepared for this machine, and could not be prepared."""
+    if not setting.prepared:
+        return []
+    ready = find(bundle, setting.threads)
+    known = {} if ready is None else ready.record["graphs"]
+    return [name for name in names if name not in known or not known[name]["versions"]]
 
 
 def _frames(take: BinaryIO, give: BinaryIO) -> Iterator[Frame]:

@@ -264,6 +264,38 @@ def test_a_budget_bounds_the_serving_process(bench, toys):
     assert "budget" in said
 
 
+def test_what_could_not_be_prepared_is_told_and_run_again_once_it_can(bench, tmp_path, monkeypatch):
+    bundle, rng = small_bundle(tmp_path / "small.edgeadapt"), np.random.default_rng(2)
+    np.savez(tmp_path / "day.npz", x=rng.standard_normal((6, FEATURES)).astype(np.float32), y=rng.integers(0, 3, 6))
+    asked = (bundle, "--data", tmp_path / "day.npz")
+    (tmp_path / "file").write_text("", encoding="utf-8")
+    monkeypatch.setenv("EDGEADAPT_CACHE", str(tmp_path / "file" / "cache"))
+    code, found, _, said = bench(*asked, quick=False)
+    assert code == 0
+    assert "graphs that could not be optimised for this machine run as exported: adapt.b2, predict.b1, " in said
+    assert found["settings"]["graphs"].startswith("optimised for this machine, threads 1; as exported: ")
+    assert "source.b1 of small.edgeadapt" in found["settings"]["graphs"]
+    _, again, _, said = bench(*asked, quick=False)
+    assert again == found
+    assert ": error" not in said
+    monkeypatch.setenv("EDGEADAPT_CACHE", str(tmp_path / "cache"))
+    _, better, _, said = bench(*asked, quick=False)
+    assert said.count(": error") == 3
+    assert better["settings"]["graphs"] == "optimised for this machine, threads 1"
+    assert bench(*asked, quick=False)[3] == ""
+
+
+def test_what_was_run_without_energy_is_run_again_where_it_can_be_read(here, bench, toys, monkeypatch):
+    from edgeadapt.devices.boards import energy
+
+    asked = (toys / "norm.edgeadapt", "--data", toys / "test.npz", "--streams", "clean")
+    monkeypatch.setattr(energy.Energy, "__enter__", lambda self: setattr(self, "kind", "") or self)
+    assert bench(*asked)[3].count(": error") == 3
+    assert bench(*asked)[3] == ""
+    monkeypatch.setattr(energy.Energy, "__enter__", lambda self: setattr(self, "kind", "rapl") or self)
+    assert bench(*asked)[3].count(": error") == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [

@@ -86,14 +86,19 @@ class Child(Row):
                 self._facts = values
 
 
-def prepare(setting: Setting, progress: Progress = quiet) -> None:
+def prepare(setting: Setting, progress: Progress = quiet) -> Mapping[str, Any]:
     """Has the graphs that a setting needs optimised for this machine, where they are not yet.
+
+    Returns:
+        "exported": those for which that could not be done.
 
     Raises:
         EdgeAdaptError: the bundle cannot be opened with this setting.
     """
-    for _ in Child(replace(setting, prepare=True), progress).serve(iter(())):
+    child = Child(replace(setting, prepare=True), progress)
+    for _ in child.serve(iter(())):
         pass
+    return child.facts()
 
 
 def _as_error(code: int, message: str, hint: str) -> EdgeAdaptError:

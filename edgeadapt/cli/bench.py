@@ -23,7 +23,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import groupby
 from pathlib import Path
@@ -98,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     told = _settings(arguments, bundles, batches, [*([data] if data else []), *own], streams)
     print("\n".join(f"{name:<12} {value}" for name, value in told.items()) + "\n", flush=True)
     runs = list(_all(arguments, lines, batches, streams))
+    told["graphs"] = _graphs(arguments, [one.record for one in runs])
     found: dict[str, Any] = {
         "bundles": [bundle.path.name for bundle in bundles],
         "digests": {bundle.path.name: bundle.digest for bundle in bundles},
@@ -176,7 +177,9 @@ def _all(arguments: argparse.Namespace, lines: Sequence[Line], batches: Sequence
                 wanted.append(_Wanted(line, stream, batch, setting, name, key, done))
     terminal, number = sys.stderr.isatty(), 0
     with Bars() as bars, Energy() as energy:
-        _check(arguments, [one.setting for one in wanted if one.done is None], bars)
+        wanted = [replace(one, done=None) if one.done and energy.kind and not one.done.facts["energy_from"] else one for one in wanted]
+        exported = _check(arguments, [one.setting for one in wanted if one.done is None or one.done.facts.get("exported")], bars)
+        wanted = [replace(one, done=None) if one.done and _differs(one.done, exported.get(repr(one.setting))) else one for one in wanted]
         for stream, group in groupby(wanted, key=lambda one: one.stream):
             with stream.kept():
                 for one in group:
@@ -186,6 +189,11 @@ def _all(arguments: argparse.Namespace, lines: Sequence[Line], batches: Sequence
                     if one.done is None:
                         record.write(folder, one.name, found)
                     yield Run(one.line.name, stream.name, one.batch, found)
+
+
+def _differs(done: Record, exported: Sequence[str] | None) -> bool:
+    """Whether other graphs run as exported now than did then; None: it was not looked at."""
+    return exported is not None and sorted(done.facts.get("exported", ())) != sorted(exported)
 
 
 @dataclass(frozen=True)
@@ -229,8 +237,12 @@ def _made(wanted: _Wanted, energy: Any, progress: Any, what: str) -> Record:
     return found
 
 
-def _check(arguments: argparse.Namespace, settings: Sequence[Setting], bars: Any) -> None:
-    """Opens every bundle once in every way that it will be served, so that what does not fit is told before anything takes long."""
+def _check(arguments: argparse.Namespace, settings: Sequence[Setting], bars: Any) -> dict[str, list[str]]:
+    """Opens every bundle once in every way that it will be served, so that what does not fit is told before anything takes long.
+
+    Returns:
+        by the setting's `repr` the graphs that could not be prepared.
+    """
     from edgeadapt.bench.child import prepare
     from edgeadapt.bench.report import HTML
 
@@ -241,8 +253,11 @@ def _check(arguments: argparse.Namespace, settings: Sequence[Setting], bars: Any
             raise IsADirectoryError(21, f"{HTML} in it is a folder")
     except OSError as reason:
         raise UsageError(f"results cannot be written to {folder}: {reason.strerror}", "give --output a folder that can be made or written") from None
-    for setting in {repr(setting): setting for setting in settings}.values():
-        prepare(setting, bars)
+    found = {name: list(prepare(one, bars).get("exported", ())) for name, one in {repr(one): one for one in settings}.items()}
+    if odd := sorted({name for names in found.values() for name in names}):
+        said = f"graphs that could not be optimised for this machine run as exported: {', '.join(odd)}"
+        print(f"{said}\n  fix: edgeadapt prepare BUNDLE says why; EDGEADAPT_CACHE names another folder", file=sys.stderr)
+    return found
 
 
 def _setting(arguments: argparse.Namespace, line: Line, batch: int) -> Setting:
@@ -394,11 +409,19 @@ def _settings(
         found["corruptions"] = ", ".join(sizes.corruptions)
     found["batch"] = ", ".join(map(str, batches))
     found["budget"] = format_bytes(arguments.budget) if arguments.budget else "none"
-    found["graphs"] = f"{'optimised for this machine' if arguments.prepared else 'as exported'}, threads {arguments.threads}"
+    found["graphs"] = _graphs(arguments, [])
     found["machine"] = f"{machine.model or machine.cpu}, {machine.arch}"
     libraries = f"onnxruntime {version()}, numpy {np.__version__}"
     found["versions"] = f"edgeadapt {__version__}, {libraries}, Python {platform.python_version()}"
     return found
+
+
+def _graphs(arguments: argparse.Namespace, records: Sequence[Record]) -> str:
+    """How graphs run, as far as records of runs tell."""
+    if not arguments.prepared:
+        return f"as exported, threads {arguments.threads}"
+    pairs = {f"{name} of {record.facts['bundle']}": None for record in records for name in record.facts.get("exported", ())}
+    return f"optimised for this machine, threads {arguments.threads}{'; as exported: ' if pairs else ''}{', '.join(pairs)}"
 
 
 def _stem(bundle: Bundle) -> str:
