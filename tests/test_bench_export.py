@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.cli import bench_export
 from edgeadapt.cli.main import main
+from edgeadapt.errors import ExportError
+from edgeadapt.exporters import export
 from tests.test_bench_cli import Here
 
 MODEL = """
@@ -79,11 +82,66 @@ def test_methods_that_do_not_fit_are_left_out(bench, tmp_path):
     assert "norm is left out: norm adapts the statistics of batch normalisation, and this model has none" in err
     assert "lean is left out" in err
     assert "t3a" in out
-    told = json.loads((tmp_path / "out" / "bundles" / "norm.json").read_text())
-    assert "this model has none" in told["left_out"]
     code, _, err = bench("--methods", "norm", model="plain")
     assert code != 0
     assert "none of the methods fits this model" in err
+
+
+def test_what_failed_once_is_tried_again(bench, monkeypatch):
+    """The reason may have been a full disk."""
+    whole, full = export.export, True
+
+    def fails(*arguments: Any, **options: Any) -> Any:
+        if full and options["method"] == "tent":
+            raise ExportError("no space is left on the disk")
+        return whole(*arguments, **options)
+
+    monkeypatch.setattr(export, "export", fails)
+    assert "tent is left out: no space is left" in bench("--methods", "t3a,tent")[2]
+    full = False
+    code, out, err = bench("--methods", "t3a,tent")
+    assert (code, "left out" in err, "\n  tent " in out) == (0, False, True)
+
+
+def test_fresh_makes_bundles_anew(bench, tmp_path):
+    assert bench("--methods", "t3a")[0] == 0
+    bundle = tmp_path / "out" / "bundles" / "t3a.edgeadapt"
+    before = bundle.stat().st_mtime_ns
+    assert bench("--methods", "t3a")[0] == 0
+    assert bundle.stat().st_mtime_ns == before
+    assert bench("--methods", "t3a", "--fresh")[0] == 0
+    assert bundle.stat().st_mtime_ns != before
+
+
+def test_a_models_key_is_of_its_code_its_tensors_and_torch(tmp_path, monkeypatch):
+    file = tmp_path / "other.py"
+    file.write_text("one")
+    model = torch.nn.Linear(2, 2).bfloat16()
+
+    def digest() -> str:
+        return bench_export._model_digest(model, f"{file}:net")
+
+    found = [digest()]
+    file.write_text("two")
+    found.append(digest())
+    with torch.no_grad():
+        model.weight += 1
+    found.append(digest())
+    monkeypatch.setattr(torch, "__version__", "0")
+    found.append(digest())
+    assert len(set(found)) == 4
+    assert found[-1] == digest()
+    assert bench_export._model_digest(model, "no.such.module:net") == bench_export._model_digest(model, "__main__.nothing:net")
+
+
+def test_resizing_is_kept_without_source(place, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("edgeadapt.bench.child.Child", Here)
+    given = ["--model", f"{place / 'net.py'}:net", "--input", "3x8x8", "--data", str(place / "test.npz"), "--methods", "norm", "--batch", "4"]
+    quick = ["--no-prepared", "--streams", "clean", "--output", str(tmp_path / "out")]
+    assert main(["bench", *given, *quick, "--resize", "8x8"]) == 0
+    assert Bundle.open(tmp_path / "out" / "bundles" / "norm.edgeadapt").manifest.input.resize == (8, 8)
+    assert main(["bench", *given, *quick, "--resize", "9x8"]) == 2
+    assert "--resize 9x8 is not the input's size\n  fix: write --resize 8x8" in capsys.readouterr().err
 
 
 def test_all_is_every_method_but_yardsticks():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import tracemalloc
 from collections.abc import Iterator
 from typing import Any
 
@@ -250,6 +252,16 @@ def test_messages_come_back_as_they_were_sent(array):
     assert found is None if array is None else np.array_equal(found, array, equal_nan=array.dtype == np.float32) and found.shape == array.shape
     assert receive(pipe) == ("end", {}, None)
     assert receive(pipe) is None
+
+
+def test_a_message_is_sent_without_copies_of_its_array():
+    array = np.zeros((4, 256, 256), np.float32)
+    with open(os.devnull, "wb") as file:
+        tracemalloc.start()
+        send(file, "answer", {}, array)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+    assert peak < array.nbytes / 4
 
 
 @pytest.mark.parametrize("data", [b"hello\n", b"{}\n", b'{"kind": 1, "bytes": 4, "values": {}, "dtype": "object", "shape": [1]}\nabcd', b"[]\n"])

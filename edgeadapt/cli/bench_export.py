@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeadapt.errors import BundleError, ExportError, UsageError
+from edgeadapt.units import format_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,6 +74,10 @@ def _made(arguments: argparse.Namespace) -> list[str]:
         raise UsageError(f"unknown method {unknown!r}", f"use all, or some of {', '.join(METHODS)}")
     methods = list(dict.fromkeys(one for name in named for one in (_usual(METHODS) if name == ALL else [name])))
     settings = _settings(arguments.setting, methods)
+    size = arguments.input[1:]
+    if arguments.resize is not None and arguments.resize != size:
+        wanted = f"write --resize {format_shape(size)}, or leave it out" if len(size) == 2 else "leave it out"
+        raise UsageError(f"--resize {format_shape(arguments.resize)} is not the input's size", wanted)
     model = load_factory(arguments.model)
     if arguments.weights:
         load_weights(model, arguments.weights)
@@ -85,7 +90,7 @@ def _made(arguments: argparse.Namespace) -> list[str]:
     batches = tuple(sorted(set(arguments.batch or (64,))))
     with Bars() as bars:
         samples = load_samples(arguments.source, spec, progress=bars) if arguments.source else None
-        work = _Work(model, samples, tuple(arguments.input), spec, folder, batches, bars)
+        work = _Work(model, _model_digest(model, arguments.model), samples, tuple(arguments.input), spec, folder, batches, bars, arguments.fresh)
         found = {method: work.bundle(method, METHODS[method].warms_up and arguments.epochs, settings.get(method, {})) for method in methods}
     for method, (_, why) in found.items():
         if why:
@@ -104,11 +109,21 @@ class _Work:
     """What bundles are made of."""
 
     def __init__(
-        self, model: nn.Module, samples: Samples | None, shape: tuple[int, ...], spec: Any, folder: Path, batches: tuple[int, ...], bars: Progress
+        self,
+        model: nn.Module,
+        digest: str,
+        samples: Samples | None,
+        shape: tuple[int, ...],
+        spec: Any,
+        folder: Path,
+        batches: tuple[int, ...],
+        bars: Progress,
+        fresh: bool,
     ) -> None:
         self.model, self.samples, self.shape, self.spec, self.folder, self.batches, self.bars = model, samples, shape, spec, folder, batches, bars
+        self.fresh = fresh
         data = None if samples is None else _samples_digest(samples)
-        self.facts = {"model": _model_digest(model), "data": data, "shape": shape, "input": repr(spec)}
+        self.facts = {"model": digest, "data": data, "shape": shape, "input": repr(spec)}
 
     def bundle(self, method: str, epochs: int | None, settings: dict[str, str]) -> tuple[Path | None, str]:
         """The path of a method's bundle; or None, and why the model has none."""
@@ -121,21 +136,18 @@ class _Work:
         choices: dict[str, Any] = {"method": method, "batches": self.batches, **({"epochs": epochs} if epochs else {})}
         choices |= {"settings": settings} if settings else {}
         key = sha256(json.dumps({**self.facts, **choices, "version": __version__}, sort_keys=True, default=str).encode()).hexdigest()
-        known = _read(note)
-        if known.get("key") == key and known.get("left_out"):
-            return None, str(known["left_out"])
-        if known.get("key") == key and known.get("bundle") == _digest(path):
+        known = {} if self.fresh else _read(note)
+        if known.get("key") == key and known.get("bundle") and known["bundle"] == _digest(path):
             return path, ""
-        told: dict[str, Any] = {"key": key}
+        pixels = {"mean": self.spec.mean, "std": self.spec.std, "resize": self.spec.resize is not None}
+        data = {"data": self.samples} if self.samples is not None else pixels
         try:
-            data = {"data": self.samples} if self.samples is not None else {"mean": self.spec.mean, "std": self.spec.std}
             export(self.model, path, shape=self.shape, progress=self.bars, allow_drop=True, model_name=type(self.model).__name__, **data, **choices)
-            told["bundle"] = _digest(path)
-        except ExportError as reason:
-            told["left_out"] = reason.message
+        except ExportError as reason:  # not kept: it may be for want of memory or of room on a disk
+            return None, reason.message
         with replacing(note) as (file, _):
-            file.write(json.dumps(told).encode())
-        return (None, told["left_out"]) if "left_out" in told else (path, "")
+            file.write(json.dumps({"key": key, "bundle": _digest(path)}).encode())
+        return path, ""
 
 
 def _digest(path: Path) -> str | None:
@@ -156,12 +168,24 @@ def _read(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
-def _model_digest(model: nn.Module) -> str:
-    from edgeadapt.bundle.digest import sha256
+def _model_digest(model: nn.Module, factory: str) -> str:
+    """Of its tensors, its layers, the file that makes it and computes with it, and torch."""
+    import torch
 
-    parts = [repr(model).encode()]
-    parts += [name.encode() + tensor.detach().cpu().contiguous().numpy().tobytes() for name, tensor in model.state_dict().items()]
-    return sha256(b"".join(parts)).hexdigest()
+    from edgeadapt.bundle.digest import sha256
+    from edgeadapt.exporters.load import weights_sha256
+
+    return sha256(f"{weights_sha256(model)} {torch.__version__} {model!r}\n".encode() + _source(factory)).hexdigest()
+
+
+def _source(factory: str) -> bytes:
+    """The file of a factory's module; nothing where it has none."""
+    place = factory.rpartition(":")[0]
+    file = place if place.endswith(".py") else getattr(sys.modules.get(place), "__file__", None)
+    try:
+        return Path(file).read_bytes() if file else b""
+    except OSError:
+        return b""
 
 
 def _samples_digest(samples: Samples) -> str:
@@ -192,4 +216,3 @@ def _numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5") from None
-
