@@ -98,14 +98,19 @@ def test_without_a_rail_for_the_whole_board_all_rails_are_added(tmp_path):
     rail(tmp_path, 1, "VDD_GPU_SOC", 20_000, 100)
     rail(tmp_path, 2, "VDD_CPU_CV", 20_000, 50)
     rail(tmp_path, 3, "VIN_SYS_5V0", 5000, 200)
-    rail(tmp_path, 1, "VDDQ_VDD2_1V8AO", 5000, 300, 1)
+    rail(tmp_path, 1, "VDDQ_VDD2_1V8AO", 5000, 300, 1)  # fed by VIN_SYS_5V0
+    rail(tmp_path, 2, "CV", 5000, 300, 1)
     put(tmp_path, "class/hwmon/hwmon0/in7_label", "sum of shunt voltages")
     put(tmp_path, "class/hwmon/hwmon0/in7_input", 99999)
-    put(tmp_path, "class/hwmon/hwmon1/in1_enable", 0)
+    put(tmp_path, "class/hwmon/hwmon1/in2_enable", 0)
     clock = Clock()
     energy = Energy(tmp_path, clock, 0)
     clock.now += 1
     assert energy.joules() == pytest.approx(2 + 1 + 1)
+    put(tmp_path, "class/hwmon/hwmon0/in3_enable", 0)
+    energy = Energy(tmp_path, clock, 0)
+    clock.now += 1
+    assert energy.joules() == pytest.approx(2 + 1 + 1.5)
 
 
 def test_older_kernels_tell_power_itself(tmp_path):

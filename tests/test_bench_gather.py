@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from collections.abc import Iterator
 
 import numpy as np
@@ -43,9 +44,24 @@ def test_sizes_differ_only_where_the_bundle_resizes():
     x, _, _ = gather(Given(*frames), SPEC)
     assert x.shape == (2, 4, 4, 3)
     assert (x == 7).all()
-    assert gather(Given(*frames[:1]), SPEC)[0].shape == (1, 9, 5, 3)
+    assert gather(Given(*frames[:1]), SPEC)[0].shape == (1, 4, 4, 3)
     with pytest.raises(InputError, match="given holds frames of several sizes, such as 6x8x3 and 9x5x3"):
         gather(Given(*frames), InputSpec((3, 4, 4)))
+
+
+def test_large_pictures_are_resized_as_they_come():
+    """All of them in full size would take 40 MB."""
+
+    class Many(Given):
+        def __iter__(self) -> Iterator[Frame]:
+            return (Frame(number, image(600, 555), 0) for number in range(40))
+
+    tracemalloc.start()
+    x, _, _ = gather(Many(), SPEC)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert x.shape == (40, 4, 4, 3)
+    assert peak < 10**7
 
 
 def test_labels_of_pixels_and_frames_without():

@@ -131,6 +131,9 @@ def test_of_pixels_the_share_counts():
     logits[1] = 1
     truth = np.array([[1, 1], [0, -1]])
     assert judged(logits, truth, 3)[0] == pytest.approx(1 / 3)
+    confident = judged(logits, truth, 3)[1]
+    logits[:, 1, 1] = [np.nan, 9, 0]  # of no class: it does not count
+    assert judged(logits, truth, 3) == (pytest.approx(1 / 3), confident)
     logits[1, 0, 0] = np.nan
     wrong, confidence = judged(logits, truth, 3)
     assert wrong == pytest.approx(2 / 3)

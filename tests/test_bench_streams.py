@@ -165,6 +165,34 @@ def test_what_cannot_be_is_refused_in_words(name, sizes, seed, message):
         build(name, DATA, sizes, seed)
 
 
+def test_pillow_is_asked_for_before_anything_runs(monkeypatch):
+    monkeypatch.setattr("edgeadapt.bench.streams.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match=r"has pixelate in it, made by Pillow, .*\n.*or leave them out with --corruptions"):
+        build("continual", DATA, replace(SIZES, corruptions=("fog", "pixelate")))
+    assert len(build("continual", DATA, replace(SIZES, corruptions=("fog",))))
+    assert len(build("clean", DATA, replace(SIZES, corruptions=("pixelate",))))
+
+
+def test_a_key_tells_of_numpy_and_pillow(monkeypatch):
+    import PIL
+
+    found = [build("continual", DATA, SIZES).key]
+    for library in (np, PIL):
+        monkeypatch.setattr(library, "__version__", "0")
+        found.append(build("continual", DATA, SIZES).key)
+    assert len(set(found)) == 3
+
+
+def test_recordings_without_labels_go_with_those_of_pixels():
+    mask = np.ones((COUNT, 8, 8), np.int64)
+    stream = own([Samples(IMAGES, np.full(COUNT, -1), "a"), Samples(IMAGES, mask, "b")])
+    assert stream.truth(0, COUNT).shape == mask.shape
+    assert stream.scored.tolist() == [False] * COUNT + [True] * COUNT
+    assert len(stream.key) == 64
+    with pytest.raises(InputError, match=r"b holds labels of shape \(8, 8\), a one label a frame"):
+        own([Samples(IMAGES, np.zeros(COUNT, np.int64), "a"), Samples(IMAGES, mask, "b")])
+
+
 def test_windows_have_a_size():
     with pytest.raises(UsageError, match="batch is a number of frames"):
         next(build("clean", DATA, SIZES).windows(0))

@@ -20,6 +20,8 @@ _HWMON = "sys/class/hwmon"
 _IIO = "sys/bus/iio/devices"  # INA3221 under the kernels 4.x of JetPack 4
 _WHOLE = ("VDD_IN", "POM_5V_IN", "5V_IN")
 """Rails that carry the whole board, where it has one; else all rails of the sensor are added."""
+_WITHIN = {"VDDQ_VDD2_1V8AO": "VIN_SYS_5V0"}
+"""Rails that are fed by another one, and count as part of it where that is there."""
 
 
 class Energy:
@@ -126,7 +128,7 @@ def _rails(files: Files) -> list[tuple[str, ...]]:
                 if files.exists(path):
                     rails[(path,)] = files.line(f"{_IIO}/{name}/rail_name_{channel}")
     whole = [paths for paths, label in rails.items() if label in _WHOLE]
-    return whole[:1] or list(rails)
+    return whole[:1] or [paths for paths, label in rails.items() if _WITHIN.get(label) not in rails.values()]
 
 
 def _power(files: Files, rail: tuple[str, ...]) -> float | None:

@@ -19,7 +19,7 @@ def gather(source: Source, spec: InputSpec) -> tuple[NDArray[Any], NDArray[np.in
 
     Args:
         source: it ends.
-        spec: the model's input; frames of several sizes are resized to it where the bundle resizes.
+        spec: the model's input; images are resized to it as they are read where the bundle resizes.
 
     Returns:
         uint8 [N,H,W,C] or float32 [N,*spec.shape]; labels int64 [N] or [N,H,W], -1 for frames without; what was wrong with frames that were left out.
@@ -34,13 +34,13 @@ def gather(source: Source, spec: InputSpec) -> tuple[NDArray[Any], NDArray[np.in
             faults.append(f"{frame.id} {frame.fault}")
             continue
         pixels = frame.pixels if frame.pixels.dtype != np.uint8 or frame.pixels.ndim != 2 else frame.pixels[..., None]
+        if spec.resize is not None and pixels.dtype == np.uint8 and pixels.shape[:2] != spec.resize:
+            pixels = resized(pixels, *spec.resize)  # now: all of them in full size may be more than there is memory
         frames.append(pixels)
         labels.append(-1 if frame.truth is None else frame.truth)
     if not frames:
         why = f"; the first: {faults[0]}" if faults else ""
         raise SourceError(f"{source.name} gave no frames that can be used{why}", "check that its files are images this machine can read")
-    if spec.resize is not None and len({frame.shape for frame in frames}) > 1:
-        frames = [resized(frame, *spec.resize) for frame in frames]
     known = [np.shape(label) for label in labels if not isinstance(label, int) or label >= 0]
     shape = known[0] if known else ()
     for what, shapes in (("frames", {frame.shape for frame in frames}), ("labels", set(known))):

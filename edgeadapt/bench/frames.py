@@ -167,8 +167,9 @@ class Stream:
 
     @cached_property
     def key(self) -> str:
-        """SHA-256 in hex over everything that the frames follow from: name, settings, seed, data and edgeadapt's version."""
-        told = [__version__, self.name, self.settings, self.seed, [one.digest for one in self._samples]]
+        """SHA-256 in hex over everything that the frames follow from: name, settings, seed, data, and the versions of edgeadapt, numpy and Pillow."""
+        versions = [__version__, np.__version__, _pillow()]
+        told = [versions, self.name, self.settings, self.seed, [one.digest for one in self._samples]]
         return sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
     def truth(self, first: int, count: int) -> NDArray[Any]:
@@ -237,6 +238,15 @@ class Stream:
         for which in np.unique(holder).tolist():
             places = known[holder == which]
             yield which, places, index[places] - self._begins[which]
+
+
+def _pillow() -> str:
+    """Pillow's version; "" where it is not installed."""
+    try:
+        import PIL
+    except ImportError:
+        return ""
+    return PIL.__version__
 
 
 def _noise(data: NDArray[Any], rng: np.random.Generator) -> NDArray[Any]:

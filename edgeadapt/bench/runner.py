@@ -115,7 +115,7 @@ def judged(logits: NDArray[np.float32] | None, truth: NDArray[np.int64], classes
 
     Returns:
         the share that is wrong, NaN where there is no truth to compare with, and the mean probability of the chosen classes, NaN where any logit is
-        not finite. What is not finite is wrong: the whole frame, or those pixels.
+        not finite. What is not finite is wrong: the whole frame, or those pixels. Pixels without truth are left out of both, if others have one.
 
     Raises:
         EdgeAdaptError: the truth has another shape than the predictions.
@@ -128,14 +128,16 @@ def judged(logits: NDArray[np.float32] | None, truth: NDArray[np.int64], classes
             f"the model decides {logits.shape[1:] or 'once'} a frame, and the labels are of shape {truth.shape or 'one a frame'}",
             "give one label a frame for classification, one a pixel for segmentation",
         )
+    known = bool(counted.any())
+    if known:
+        logits, truth = logits[:, counted], truth[counted]
     finite = np.isfinite(logits).all(0)
+    wrong = ~finite | (np.where(finite, logits, 0).argmax(0) != truth)
+    share = float(wrong.mean()) if known else float("nan")
     if not finite.all():
-        wrong = ~finite | (np.where(finite, logits, 0).argmax(0) != truth)
-        return (float(wrong[counted].mean()) if counted.any() else float("nan")), float("nan")
+        return share, float("nan")
     wide = logits.astype(np.float64)
-    top = wide.max(0)
-    confidence = float((1 / np.exp(wide - top).sum(0)).mean())
-    return (float((logits.argmax(0) != truth)[counted].mean()) if counted.any() else float("nan")), confidence
+    return share, float((1 / np.exp(wide - wide.max(0)).sum(0)).mean())
 
 
 class _Meter:

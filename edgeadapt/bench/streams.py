@@ -6,7 +6,8 @@ The orders and corruptions of continual, gradual, mixed, sorted and dirichlet ar
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ AFTER = "clean after shift"
 """The domain of clean frames that come after everything else of a stream."""
 
 OWN = "own"
+PILLOWS = ("pixelate", "jpeg_compression")
+"""Corruptions that Pillow makes."""
 GRADUAL = (1, 2, 3, 4, 5, 4, 3, 2, 1)
 DELTA = 0.1
 """Concentration of the Dirichlet draw that correlates labels in time (Yuan et al. 2023)."""
@@ -85,7 +88,7 @@ def build(name: str, samples: Samples, sizes: Sizes | None = None, seed: int = 0
         seed: orders, random corruptions, which class or frame; 0 or more.
 
     Raises:
-        UsageError: an unknown name, a size or seed that cannot be, or a stream of corruptions from frames that are no images.
+        UsageError: an unknown name, a size or seed that cannot be, a stream of corruptions from frames that are no images, or one that needs Pillow.
         InputError: the labels do not suit the stream.
     """
     if name not in _STREAMS:
@@ -97,7 +100,13 @@ def build(name: str, samples: Samples, sizes: Sizes | None = None, seed: int = 0
         raise UsageError(
             f"the stream {name} corrupts images, and {samples.name} holds {samples.x.dtype} frames", f"use {rest}, or recordings of your own"
         )
-    made = _STREAMS[name](samples, (sizes or Sizes()).whole(len(samples.x)), int(seed))
+    given = (sizes or Sizes()).whole(len(samples.x))
+    if name in CORRUPTED and (drawn := [one for one in given.corruptions if one in PILLOWS]) and find_spec("PIL") is None:
+        raise UsageError(
+            f"the stream {name} has {' and '.join(drawn)} in it, made by Pillow, which is not installed",
+            "pip install edgeadapt[images], or leave them out with --corruptions",
+        )
+    made = _STREAMS[name](samples, given, int(seed))
     return Stream(name, [samples], made.stages, made.settings, int(seed), made.order)
 
 
@@ -105,13 +114,17 @@ def own(recordings: Sequence[Samples]) -> Stream:
     """The user's own recordings one after another, each a domain, as they come. Frames whose label is negative are served and not scored.
 
     Raises:
-        InputError: there are none, they differ in type or shape, or none has a label.
+        InputError: there are none, they or their labels differ in type or shape, or none has a label.
     """
     if not recordings:
         raise InputError("there are no recordings", "give at least one")
+    recordings = _labelled_alike(recordings)
     first = recordings[0]
     for other in recordings[1:]:
-        if (other.x.dtype, other.x.shape[1:], other.y.shape[1:]) != (first.x.dtype, first.x.shape[1:], first.y.shape[1:]):
+        if other.y.shape[1:] != first.y.shape[1:]:
+            each, alike = (f"labels of shape {one.y.shape[1:]}" if one.y.ndim > 1 else "one label a frame" for one in (other, first))
+            raise InputError(f"{other.name} holds {each}, {first.name} {alike}", "give all recordings labels of one shape")
+        if (other.x.dtype, other.x.shape[1:]) != (first.x.dtype, first.x.shape[1:]):
             raise InputError(
                 f"{other.name} holds {other.x.dtype} frames of {other.x.shape[1:]}, {first.name} {first.x.dtype} of {first.x.shape[1:]}",
                 "give all recordings in one type and shape",
@@ -127,6 +140,14 @@ def own(recordings: Sequence[Samples]) -> Stream:
     if not stream.scored.any():
         raise InputError("none of the recordings has labels, so there is nothing to score", "save labels as y beside x")
     return stream
+
+
+def _labelled_alike(recordings: Sequence[Samples]) -> list[Samples]:
+    """With labels of no class in the shape of the others' where a recording has none."""
+    known = [(one.y >= 0).any() for one in recordings]
+    shape = next((one.y.shape[1:] for one, any_known in zip(recordings, known) if any_known), ())
+    blank = np.full((), -1)  # broadcast, it takes no memory
+    return [one if has else replace(one, y=np.broadcast_to(blank, (len(one.x), *shape))) for one, has in zip(recordings, known)]
 
 
 @dataclass(frozen=True)
