@@ -11,8 +11,9 @@ Without --data the images are those of the data pack that EDGEADAPT_DATA names: 
 accuracy on. The factory `wrn40_2` has 10 classes; for another number write one of your own that returns WideResNet(40, 2, classes).
 
 A training that ends early, for whatever reason, goes on when the same command is given again, from a checkpoint beside the output that is written
-once a minute and after every epoch. On the same machine with as many threads it then gives the same weights, to the last bit, as without the
-interruption; --limit-minutes stops it by itself. A checkpoint of other settings or images is refused. When all is done, it can be deleted.
+once a minute and after every epoch. On the CPU of the same machine, with as many threads, it then gives the same weights, to the last bit, as
+without the interruption; --limit-minutes stops it by itself. A checkpoint of other settings or images is refused. When all is done, it can be
+deleted.
 
 One step of 128 images (384 views) takes 2.9 GB and about 5.5 s on two cores in float32; with --precision bfloat16, where the processor computes in
 it, 2.1 GB and 2.3 s. Augmenting takes 0.2 s more. A GPU is used where there is one, and some processes then augment ahead of it.
