@@ -8,6 +8,7 @@ from torch import Tensor
 
 from edgeadapt.bundle import Task
 from edgeadapt.errors import ExportError, UsageError
+from edgeadapt.exporters.beginning import mode_of
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.methods import Method
 from edgeadapt.exporters.options import Options
@@ -61,13 +62,15 @@ def check_rate(options: Options, method: Method) -> None:
         raise UsageError(f"rate = {options.rate:g} is out of range", f"give a number from {allowed.low:g} to {allowed.high:g}")
 
 
-def check_micro(options: Options, mode: str) -> None:
-    """See that micro-batches that were asked for can be, where statistics do what `mode` says.
+def check_micro(options: Options, method: Method) -> None:
+    """See that micro-batches that were asked for can be.
 
     Raises:
         UsageError: they cannot.
     """
-    if isinstance(options.micro, tuple) and mode == "live":
+    if isinstance(options.micro, tuple) and not method.summable:
+        raise UsageError(f"a step of {method.name} needs all of its frames at once, so it has no micro-batches", "leave micro out")
+    if isinstance(options.micro, tuple) and mode_of(options, method) == "live":
         raise UsageError(
             "statistics that follow the stream need all frames of a step at once, so it has no micro-batches",
             "leave micro out, or keep the statistics as trained: --statistics source",

@@ -48,7 +48,7 @@ def describe(
         hyper[key] = dataclasses.replace(hyper[key], default=value)
     chosen = {**_shape(model, options), "optimiser": model.optimiser if method.trains else "", "exact_gradient": model.exact, "seed": options.seed}
     if model.anchored:
-        chosen["statistics"] = "anchored"
+        chosen |= {"statistics": "anchored", "noise": "measured" if model.noise else "assumed"}
     if method.settings:
         chosen["settings"] = {key: method.setting(key) for key in method.settings}
     if options.tier is not None:

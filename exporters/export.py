@@ -347,7 +347,7 @@ class _Export:
     def begun(self, names: Sequence[str] | None) -> _Export:
         """It, once what was given is seen to fit the model and the method."""
         self.task = task_of(self.options, self.capture(max(self.options.batches)).result.meta["val"], names, self.data)
-        check_micro(self.options, mode_of(self.options, self.method(self.options)))
+        check_micro(self.options, self.method(self.options))
         return self
 
     def method(self, options: Options) -> Method:
@@ -366,8 +366,8 @@ class _Export:
         return left_to_train(options, model)
 
     def cuts(self, method: Method) -> bool:
-        """Whether steps may be taken in pieces: what was asked for, and where statistics do not follow the stream."""
-        return method.trains and self.options.micro != "none" and mode_of(self.options, method) != "live"
+        """Whether steps may be taken in pieces: what was asked for, where statistics do not follow the stream and a step is the sum of its frames."""
+        return method.trains and method.summable and self.options.micro != "none" and mode_of(self.options, method) != "live"
 
     def cut(
         self,

@@ -86,7 +86,7 @@ def sums_of(model: Model, role: str, batch: int, x: Tensor, target: Tensor | Non
     """
     if model.statistics == "live":
         raise ExportError("normalisation statistics that follow the stream need all frames of a step at once", 'export with statistics="source"')
-    if model.method.memory() or model.method.restarts or model.method.skips:
+    if not model.method.summable:
         raise ExportError(f"a step of {model.method.name} needs all of its frames at once", "leave micro-batches out: --micro none")
     plain = build(model, role, batch, x, target)
     moments = {name for name, (kind, _) in model.state().items() if kind == "moment"}

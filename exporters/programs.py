@@ -65,6 +65,16 @@ class Model:
             table |= {STATISTICS + name: ("statistic", value) for name, value in self.values.items()}
         return table
 
+    def normaliser(self) -> Normaliser:
+        """How layers are normalised on the first frames of a stream, each scalar as it is by default at a batch of 64."""
+        blend = Blend(self.values, self._noise(), self.depths, *(scalar.default for scalar in FOLLOWING.values())) if self.anchored else None
+        mix = 1.0 if self.method.mix is None else self.method.mix
+        return Normaliser(self.values, "live" if self.statistics == "live" else "source", mix, False, self.shifted, blend)
+
+    def _noise(self) -> Tensors:
+        """By layer; assumed where it was not measured."""
+        return {name: self.noise.get(name, torch.tensor(ASSUMED)) for name in self.layers}
+
     @property
     def depths(self) -> dict[str, float]:
         """How deep each layer that has statistics lies, from 0 to 1."""
@@ -89,7 +99,7 @@ class Model:
             table |= {STATISTICS + name: value for name, value in self.values.items()}
         if self.anchored:
             table |= {ANCHOR + name: value for name, value in self.values.items()}
-            table |= {NOISE + name: self.noise.get(name, torch.tensor(ASSUMED)) for name in self.layers}
+            table |= {NOISE + name: value for name, value in self._noise().items()}
         if self.method.remembers_start:
             table |= {START + name: value for name, value in self.parameters.items()}
         if self.method.restarts:
@@ -168,7 +178,7 @@ class Program:
         tensors, state, hyper = (_named(given, prefix) for prefix in (WEIGHTS, "state.", "hyper."))
         tensors |= {name: value for name, value in state.items() if name.startswith(MEMORY)}
         read = model.storage.read(model.parameters, state, tensors)
-        read = {name: value + away[name] for name, value in read.items()} if away else read
+        read = {name: value + away[name] if name in away else value for name, value in read.items()} if away else read
         parameters = {name: value.detach().requires_grad_(steps) for name, value in read.items()}
         live = model.statistics == "live"
         values = {name: (state if live else tensors)[STATISTICS + name] for name in model.values}

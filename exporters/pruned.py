@@ -9,6 +9,7 @@ numbers, groups of 2 to 16, in turns). Of the squares of normal numbers it keeps
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -151,28 +152,28 @@ class _Weighted(torch.autograd.Function):
         return to_x, to_weight, layer.to_bias(grad) if ctx.needs_input_grad[2] else None, None, None
 
 
-class Weighted:
+class Weighted(ABC):
     """A layer with weights: how its result and its gradients are computed."""
 
+    @abstractmethod
     def rows(self, x: Tensor) -> int:
         """Channels a frame."""
-        raise NotImplementedError
 
+    @abstractmethod
     def result(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         """What it gives."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_input(self, grad: Tensor, weight: Tensor, shape: Sequence[int]) -> Tensor:
         """The gradient of its input, of that shape."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_weight(self, grad: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         """The gradient of its weight."""
-        raise NotImplementedError
 
+    @abstractmethod
     def to_bias(self, grad: Tensor) -> Tensor:
         """The gradient of its bias."""
-        raise NotImplementedError
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None, apart: int) -> Tensor:
         """Its result; the gradient of weight is that of the largest |x| of every group of `apart` numbers of a channel."""

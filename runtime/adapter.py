@@ -159,7 +159,8 @@ class Adapter:
         """Logits of the adapted network.
 
         The frames are split over the planned batches, the largest that fits first. Normalisation statistics follow them, as they do in
-        `adapt`; parameters stay. Under memory pressure it goes on, in smaller batches in the end.
+        `adapt`, and so does what a method without gradients keeps of them, as T3A its supports, by which a batch is answered that is among them
+        already; parameters stay. Under memory pressure it goes on, in smaller batches in the end.
 
         Args:
             x: frames.

@@ -31,8 +31,8 @@ class Prediction:
         index: the frame's number in the stream, bad frames counted.
         frame: its name and truth; without its pixels.
         logits: float32 [C] or [C,H,W]; None for a bad frame, whose `frame.fault` says why.
-        milliseconds: of its window, a frame: preparing, predicting and adapting. One frame at a time: from when it came, or from when the stream
-            was ready for it, to its answer, so the step that a frame had to wait for is part of it.
+        milliseconds: of its window, a frame: preparing, predicting and adapting. One frame at a time: of the frame itself, and of
+            the step before it, which it may have had to wait for.
         adapted: whether the model was changed by the window that it was part of; one frame at a time: changed just before it was predicted.
     """
 
@@ -59,6 +59,21 @@ def served_as(manifest: Manifest, adapt: bool, window: int | None) -> str:
     return role
 
 
+def check_schedule(adapt: bool, single: bool, every: int, alike: float | None) -> None:
+    """See that what a stream is told of its windows can be; see `Stream`.
+
+    Raises:
+        UsageError: it cannot, or would change nothing.
+    """
+    if every < 1:
+        raise UsageError(f"every = {every} is no number of windows", "give 1 to take a step on each window, 2 on every second, and so on")
+    if not adapt and (every > 1 or alike is not None):
+        raise UsageError("every and alike say what is adapted on, and nothing is", "leave them out, or adapt")
+    if alike is not None and (not single or not alike >= 0):
+        reason = f"alike = {alike:g} is no difference" if single else "frames of a window are answered together, so none can be left out of it"
+        raise UsageError(reason, "give a number of at least 0" if single else "answer frames one at a time, or leave alike out")
+
+
 class Stream:
     """Serves a stream of frames with an adapter.
 
@@ -68,7 +83,8 @@ class Stream:
         window: frames that are taken together; None takes the largest batch that is loaded.
         single: answer every frame at once, by the state as it stands; it then waits in a window that is adapted on when it is full, before the next
             frame is taken. What is in a window that never fills is not adapted on.
-        every: take a step on each so manieth window, the first one among them; statistics follow the others.
+        every: take a step on the first of every so many windows. Of the others predictions are made anew, and what predictions change follows: live
+            statistics do, a memory that steps fill, as RoTTA's, does not.
         alike: with `single`, a frame that differs from the last one in the window by no more than this joins no window: the mean absolute difference
             of what the model is given. 0 leaves out exact repetitions; None none.
 
@@ -91,11 +107,7 @@ class Stream:
         alike: float | None = None,
     ) -> None:
         manifest = adapter.manifest
-        if every < 1:
-            raise UsageError(f"every = {every} is no number of windows", "give 1 to take a step on each window, 2 on every second, and so on")
-        if alike is not None and (not single or not alike >= 0):
-            reason = f"alike = {alike:g} is no difference" if single else "frames of a window are answered together, so none can be left out of it"
-            raise UsageError(reason, "give a number of at least 0" if single else "answer frames one at a time, or leave alike out")
+        check_schedule(adapt, single, every, alike)
         role = served_as(manifest, adapt, window)
         sizes = adapter.batches[role]
         if not sizes or (window is not None and window not in sizes):
@@ -148,9 +160,10 @@ class Stream:
 
     def _singly(self, frames: Iterable[Frame]) -> Iterator[list[Prediction]]:
         """One frame at a time; the window is adapted on between an answer and the next frame."""
-        good, changed, ready = 0, False, time.perf_counter()
+        good, changed, waited = 0, False, 0.0
         for index, frame in enumerate(frames):
-            begin = ready if changed else time.perf_counter()
+            begin = time.perf_counter() - waited
+            waited = 0.0
             fault = frame.fault or self._take(frame.pixels, good)
             known = Frame(frame.id, None, frame.truth, fault)
             if fault:
@@ -158,13 +171,14 @@ class Stream:
                 continue
             logits = self._adapter.predict(self._buffer[good], update_statistics=False)
             yield [Prediction(index, known, logits, 1000 * (time.perf_counter() - begin), changed)]
-            ready, changed = time.perf_counter(), False
+            changed = False
             if not self._adapt or self._repeats(good):
                 continue
             good += 1
             if good == self.window:
+                begin, good = time.perf_counter(), 0
                 _, changed = self._step(self._buffer)
-                good = 0
+                waited = time.perf_counter() - begin
 
     def _repeats(self, place: int) -> bool:
         """Whether the frame at this place of the window is hardly another than the one before it."""

@@ -308,3 +308,47 @@ def test_methods_with_a_memory_go_with_8_bits_and_small_forms(kind: str, choices
         "eata": {"memory.mean", "memory.known"}, "sar": {"memory.loss", "memory.known"},
         "t3a": {"memory.supports", "memory.entropy"}, "tent": set(),
     }[kind]  # fmt: skip
+
+
+class Torn(nn.Module):
+    """The first normalisation is out of the gradient's reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.fc = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Linear(3, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.b(self.a(x).detach()).relu().mean((2, 3)))
+
+
+def test_sar_leaves_what_no_gradient_reaches() -> None:
+    report = export(Torn().eval(), None, shape=(3, 8, 8), method="sar", batches=(4,), settings={"freeze": "none"})
+    assert {row["name"] for row in report.manifest["state"] if row["kind"] == "parameter"} == {"a.weight", "a.bias", "b.weight", "b.bias"}
+
+
+@pytest.mark.parametrize("method", ["eata", "sar"])
+def test_steps_that_need_all_frames_are_not_cut(method: str) -> None:
+    """Nothing is tried where nothing could be; what was asked for is refused."""
+    data = labelled(torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(2)))
+    report = export(grouped(), None, shape=(3, 16, 16), data=data, method=method, batches=(8,))
+    assert not any("left_out" in row for row in report.manifest["selfcheck"].values())
+    with pytest.raises(UsageError, match=f"a step of {method} needs all of its frames at once"):
+        export(grouped(), None, shape=(3, 16, 16), data=data, method=method, batches=(8,), micro=(1,))
+
+
+def test_fisher_information_of_an_8_bit_export_is_that_of_the_float_one() -> None:
+    """It is measured once, at the warm-up's batch size, not on the few samples that ranges are measured on."""
+    seen = []
+
+    def counting(self: Any, batches: Any, tensors: Any, statistics: Any) -> None:
+        seen.append([len(x) for x in batches])
+        kept(self, batches, tensors, statistics)
+
+    kept = OurEata.calibrate
+    x = torch.randn(96, 3, 16, 16, generator=torch.Generator().manual_seed(2))
+    model = nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.BatchNorm2d(16), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OurEata, "calibrate", counting)
+        choices = {"method": "eata", "batches": (8,), "allow_drop": True, "quantize": "int8", "warmup_batch": 16}
+        export(model.eval(), None, shape=(3, 16, 16), data=labelled(x), **choices)
+    assert seen == [[16] * 5]

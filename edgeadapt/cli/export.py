@@ -84,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--std", type=_numbers, metavar="R,G,B", help="deviation that it expects them divided by")
     given.add_argument("--resize", type=parse_shape, metavar="HxW", help="resize images to the input's size, here and on the device")
     how = parser.add_argument_group("method")
-    how.add_argument("--method", help="ecotta (default), side, tent, eata, sar, norm or source: docs/methods.md")
+    how.add_argument("--method", help="ecotta (default), eata, sar, tent, surgeon, rotta, cotta, side, exits, norm, lean, lame, t3a or source")
     how.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="a choice that the method alone has; may be repeated")
     how.add_argument("--parts", type=_count, metavar="K", help="parts to cut the model into (default: 4)")
     how.add_argument("--cuts", type=_names, metavar="A,B,C", help="cut at these places instead; --list-cuts shows them")

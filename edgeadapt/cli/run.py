@@ -81,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
     from edgeadapt.report.stream import Tally
     from edgeadapt.runtime.adapter import Adapter
     from edgeadapt.runtime.hyper import Hyper
-    from edgeadapt.runtime.stream import Stream, served_as
+    from edgeadapt.runtime.stream import Stream, check_schedule, served_as
 
     settings = _settings(arguments.set)
     _check_report(arguments.report)
@@ -90,6 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.budget is not None and arguments.batch is not None:
         used["batches"] = [arguments.batch]
     bundle = Bundle.open(arguments.bundle, verify=False)
+    check_schedule(arguments.adapt, arguments.single, arguments.every, arguments.alike)
     served_as(bundle.manifest, arguments.adapt, arguments.batch)  # mistakes are told before anything takes long
     Hyper(bundle.manifest.hyper).with_(settings)
     _check_save(bundle, arguments.save)

@@ -140,6 +140,7 @@ class Method(ABC):
         optimiser: "sgd" or "adam".
         rate: learning rate at a batch of 64; it scales with the batch.
         calibrates: whether it measures source data before the export, and so needs some; calibration_batches: at most so many batches of it.
+        standardises: whether what it measures are ranges of the model's tensors, which 8 bits move, so that they are measured again.
         modes: the statistics it can be exported with.
         choices: which of the options parts, cuts, kernel, width and train shape it.
         first: the cut at which its first part ends; what lies before belongs to no part, or is counted to the first.
@@ -168,6 +169,7 @@ class Method(ABC):
     rate: float = 5e-4
     calibrates: ClassVar[bool] = False
     calibration_batches: ClassVar[int] = 8
+    standardises: ClassVar[bool] = False
     modes: ClassVar[tuple[str, ...]] = ("live", "anchored", "source")
     choices: ClassVar[tuple[str, ...]] = ()
     first: ClassVar[int] = 1
@@ -226,6 +228,11 @@ class Method(ABC):
     def setting(self, name: str) -> Any:
         """A choice of its own, as the user made it or by default."""
         return self.setup.settings.get(name, self.settings[name].default)
+
+    @property
+    def summable(self) -> bool:
+        """Whether a step is the sum of its frames, so that it could be taken in pieces."""
+        return not (self.memory() or self.restarts or self.skips)
 
     @property
     def parts(self) -> int:

@@ -2,7 +2,7 @@
 
     ε    = ρ · g/‖g‖, where g is the gradient of the mean entropy of predictions with H < E0      (equations 2–4), E0 = margin · ln C
     step = the gradient at θ + ε of the mean entropy of those that are still below E0 there
-    e    ← 0.9·e + 0.1·(mean entropy at θ + ε of those that were below E0 at θ); where e < e0, the model and the optimiser start again
+    e    ← 0.9·e + 0.1·(the same mean); where e < e0, the model and the optimiser start again
 
 The last stage is not trained (section 4, "stable" layers): normalisations behind the last change of resolution, or the last quarter of them where the
 resolution never changes.
@@ -68,6 +68,8 @@ class Sar(AffineMethod):
     def ascent(self, gradients: Mapping[str, Tensor | None], hyper: Mapping[str, Tensor]) -> Tensors:
         """ρ·g/‖g‖ over all parameters together."""
         found = {name: value for name, value in gradients.items() if value is not None}
+        if not found:
+            return {}
         length = torch.stack([value.square().sum() for value in found.values()]).sum().sqrt()
         return {name: value * (hyper["radius"] / (length + 1e-12)) for name, value in found.items()}
 
@@ -96,9 +98,8 @@ class Sar(AffineMethod):
         """The moving mean after a step, as before where nothing counted in both passes, and whether it is one."""
         first, again = passes
         before, known = first.terms["loss"], first.terms["known"]
-        once = selected(first.logits, hyper["margin"])
-        both = once * selected(again.logits, hyper["margin"])
-        value = (entropy(again.logits.detach()) * once).sum() / once.sum().clamp(min=1.0)
+        both = selected(first.logits, hyper["margin"]) * selected(again.logits, hyper["margin"])
+        value = (entropy(again.logits.detach()) * both).sum() / both.sum().clamp(min=1.0)
         found = (both.sum() > 0.0).to(value.dtype)
         moved = known * (_MOVING * before + (1.0 - _MOVING) * value) + (1.0 - known) * value
         return found * moved + (1.0 - found) * before, torch.maximum(known, found)

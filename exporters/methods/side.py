@@ -35,7 +35,7 @@ class Side(Method):
     name, summary = "side", "a side network reads the frozen model and adds a residual before its classifier"
     statistics = "source"
     optimiser, rate = "adam", 1e-3
-    calibrates = True
+    calibrates = standardises = True
     choices = ("cuts", "width", "train")
     first = 0
 

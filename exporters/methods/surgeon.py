@@ -94,7 +94,7 @@ class Surgeon(AffineMethod):
                 channel = (shape[-1] if _packet(node) is aten.linear else math.prod(shape[2:])) if instead is not None else 1
                 self.layers.append(Layer(node.name, *names, math.prod(shape[1:]), channel))
         if captured.quantisation is not None and self.setting("scope") == "full":
-            raise UsageError(
+            raise ExportError(
                 "surgeon with scope = 'full' trains the weights that 8 bits hold fixed",
                 "export it with --quantize none, or with --setting scope=norm",
             )

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from edgeadapt.bundle.roles import STEPS
 from edgeadapt.corruptions import EXTRA, corrupt
-from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.data import Indices, Samples
 from edgeadapt.exporters.programs import Model, build
 from edgeadapt.exporters.quantise.layout import Layer, Layout
@@ -89,9 +88,8 @@ def _forward(model: Model, x: Tensor, observe: Any) -> None:
     method = model.method
     tensors = method.tensors()
     everything = {**model.fixed, **model.parameters}
-    normalise = Normaliser(model.values, "live" if model.statistics == "live" else "source", 1.0, False, model.shifted)
     with torch.no_grad():
-        run = method.backbone.run(tensors, normalise, method.affine(everything))
+        run = method.backbone.run(tensors, model.normaliser(), method.affine(everything))
         run.observe = observe
         method.forward(run, x, tensors, everything)
 

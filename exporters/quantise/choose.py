@@ -15,7 +15,6 @@ from torch import Tensor
 
 from edgeadapt.bundle.quantised import Quantised, QuantisedLayer
 from edgeadapt.errors import ExportError
-from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.capture import Captured, module_path
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.methods import Method
@@ -169,10 +168,9 @@ class Quantising:
         model = dataclasses.replace(trained, method=trained.method.at(captured))
         self.progress("8 bits", 0, 0, "looking at the trained model")
         found = quantised(model, layout(captured, model.method.entries, chosen.floating), self.looks)
-        if model.method.calibrates:
+        if model.method.standardises:
             method = bound_to(model, found).method
-            everything = method.tensors()
-            method.calibrate(self.looks[:CLEAN], everything, model.values)
+            method.calibrate(self.looks[:CLEAN], method.tensors(), model.values)
         values = self._statistics(model, found)
         if self.options.gradient_in_codes:
             found = with_gradients(found, self._reaches(dataclasses.replace(model, values=values), found) if model.method.trains else None)
@@ -221,9 +219,8 @@ class Quantising:
     def _logits(model: Model, x: Tensor) -> Tensor:
         method = model.method
         tensors, everything = method.tensors(), {**model.fixed, **model.parameters}
-        normalise = Normaliser(model.values, "live" if model.statistics == "live" else "source", 1.0, False, model.shifted)
         with torch.no_grad():
-            return method.forward(method.backbone.run(tensors, normalise, method.affine(everything)), x, tensors, everything).logits
+            return method.forward(method.backbone.run(tensors, model.normaliser(), method.affine(everything)), x, tensors, everything).logits
 
     def _rows_held(self) -> Any:
         """Samples that are measured on, from all over those that are held out: these may be sorted by class."""

@@ -123,7 +123,7 @@ class Sar(Tent):
         first = second[sure]
         both = first[first < least]
         if len(both):
-            mean = float(first.detach().mean())
+            mean = float(both.detach().mean())
             self.loss = mean if self.loss is None else 0.9 * self.loss + 0.1 * mean
         (both.mean() if len(both) else 0.0 * second.sum()).backward()
         with torch.no_grad():
