@@ -139,7 +139,7 @@ def test_every_option_exists_at_the_exporter() -> None:
 
     from edgeadapt.exporters.options import Options
 
-    assert {*command.CHOICES, "batches", "exact", "allow_drop"} == {field.name for field in dataclasses.fields(Options)}
+    assert {*command.CHOICES, "batches", "exact", "allow_drop", "settings"} == {field.name for field in dataclasses.fields(Options)}
 
 
 def test_without_labels_and_without_data(calls: list[dict[str, Any]]) -> None:
