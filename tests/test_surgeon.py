@@ -317,7 +317,7 @@ def test_models_and_choices_that_do_not_fit_are_refused(model: nn.Module, choice
 def test_all_weights_are_not_for_8_bits() -> None:
     rounded = captured("wideresnet10").quantised(stand_in(captured("wideresnet10"), (), frozenset(), False))
     METHODS["surgeon"](rounded, Setup(CLASSES))
-    with pytest.raises(UsageError, match="trains the weights that 8 bits hold fixed"):
+    with pytest.raises(ExportError, match="trains the weights that 8 bits hold fixed"):
         METHODS["surgeon"](rounded, Setup(CLASSES, settings={"scope": "full"}))
 
 
