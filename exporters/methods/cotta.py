@@ -27,13 +27,14 @@ from torch.nn import functional as F
 from edgeadapt.errors import ExportError
 from edgeadapt.exporters.backbone import BackboneRun
 from edgeadapt.exporters.capture import Captured
+from edgeadapt.exporters.methods.affine import OwnMethod
 from edgeadapt.exporters.methods.augmentation import STREAMS, augmented
-from edgeadapt.exporters.methods.base import Hyper, Method, Outcome, Setting, Setup, Tensors, Term, Terms
+from edgeadapt.exporters.methods.base import Hyper, Outcome, Setting, Setup, Tensors, Term, Terms
 from edgeadapt.exporters.methods.teacher import PREFIX, TEACHER, averaged, counted, disagreement, teacher
 from edgeadapt.exporters.noise import uniform
 
 
-class Cotta(Method):
+class Cotta(OwnMethod):
     """All of the model's weights are trained toward an averaged teacher, which predicts."""
 
     name, summary = "cotta", "all weights follow an averaged teacher and return to the source by chance; takes tens of predictions a step"
@@ -58,14 +59,6 @@ class Cotta(Method):
         used = dict.fromkeys(name for name in captured.owner.values() if name in captured.parameters)
         return [name for name in used if captured.tensors[name].is_floating_point()]
 
-    def parameters(self) -> Tensors:
-        """All of them, by their names in the user's model."""
-        return {name: self.backbone.tensors[name].clone() for name in self.trained()}
-
-    def affine(self, parameters: Mapping[str, Tensor]) -> Tensors:
-        """All of them stand in for the model's own."""
-        return dict(parameters)
-
     def memory(self) -> Tensors:
         """The teacher, and `counter`, of steps."""
         return {**{PREFIX + name: value for name, value in self.parameters().items()}, "counter": torch.zeros(())}
@@ -77,10 +70,6 @@ class Cotta(Method):
             "threshold": Hyper(0.92, 0.0, 1.0, "mean confidence of the source model below which predictions are averaged over augmentations"),
             "restore": Hyper(0.01, 0.0, 1.0, "chance of each weight to return to the source model's after a step"),
         }
-
-    def forward(self, run: BackboneRun, x: Tensor, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Outcome:
-        """The student's pass."""
-        return Outcome(run.whole(x))
 
     def passed(
         self,

@@ -13,7 +13,7 @@ prunes x less its mean, which is what its scale's gradient is made of; kept valu
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
@@ -23,9 +23,9 @@ from torch import Tensor, fx
 
 from edgeadapt.errors import ExportError, UsageError
 from edgeadapt.exporters.backbone import BackboneRun, Normaliser
-from edgeadapt.exporters.capture import NORMALISATION, Captured
+from edgeadapt.exporters.capture import NORMALISATION, Affine, Captured
 from edgeadapt.exporters.methods.affine import AffineMethod
-from edgeadapt.exporters.methods.base import Method, Outcome, Setting, Setup, entropy, generator
+from edgeadapt.exporters.methods.base import Outcome, Setting, Setup, entropy, generator
 from edgeadapt.exporters.operators import REPLACED
 from edgeadapt.exporters.pruned import Convolution, Linear, group, scaled
 from edgeadapt.exporters.quantise.layout import windows
@@ -39,19 +39,14 @@ _WEIGHTED = frozenset({aten.linear, aten.conv1d, aten.conv2d, aten.conv3d, aten.
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A layer that is trained.
+class Layer(Affine):
+    """A layer that is trained, of whatever kind.
 
     Attributes:
-        node: its operator.
-        weight, bias: qualified names; "" for none.
         size: numbers of a frame that it reads, and that it would save.
         channel: how many of them are a channel, whose largest are kept; 1 where they are not pruned.
     """
 
-    node: str
-    weight: str
-    bias: str
     size: int
     channel: int
 
@@ -63,6 +58,7 @@ class Surgeon(AffineMethod):
     optimiser, rate = "adam", 3e-4
     calibrates = True
     saves = "int8"
+    layers: list[Layer]
     settings: ClassVar[Mapping[str, Setting]] = {
         "scope": Setting("norm", "train scale and shift of normalisations, or of all layers weights and biases", ("norm", "full")),
         "prune": Setting("measured", "keep what importance on source samples says, or everything", ("measured", "none")),
@@ -70,21 +66,22 @@ class Surgeon(AffineMethod):
 
     def __init__(self, captured: Captured, setup: Setup) -> None:
         self.shares: dict[str, float] = {}
-        Method.__init__(self, captured, setup)
-        if not self.layers:
-            full = self.setting("scope") == "full"
-            what = "the weights of layers" if full else "the scale and shift of normalisation layers"
-            raise ExportError(
-                f"{self.name} trains {what}, and this model has none", "use --method side" if full else "use --setting scope=full, or --method side"
-            )
+        super().__init__(captured, setup)
         if self.setting("scope") == "full":
             self.rate = FULL_RATE
+
+    def without_layers(self) -> ExportError:
+        """Also what else could be trained."""
+        if self.setting("scope") == "full":
+            return ExportError(f"{self.name} trains the weights of layers, and this model has none", "use --method side")
+        what = "the scale and shift of normalisation layers"
+        return ExportError(f"{self.name} trains {what}, and this model has none", "use --setting scope=full, or --method side")
 
     def bind(self, captured: Captured) -> None:
         """Also find the layers that are trained, in the order of execution."""
         super().bind(captured)
         affine = {layer.node: layer for layer in captured.affines}
-        self.layers: list[Layer] = []
+        self.layers = []
         self._instead: dict[str, Callable[..., Tensor]] = {}
         for node in captured.operators:
             names = (affine[node.name].weight, affine[node.name].bias) if node.name in affine else self._weights(captured, node)
@@ -106,15 +103,6 @@ class Surgeon(AffineMethod):
         found = [captured.owner.get(arg.name, "") if isinstance(arg, fx.Node) else "" for arg in node.args[1:3]] + ["", ""]
         weight, bias = (name if name in captured.parameters else "" for name in found[:2])
         return weight, bias
-
-    def trained(self) -> list[str]:
-        """Qualified names of what is trained, in the order of execution."""
-        return list(dict.fromkeys(name for layer in self.layers for name in (layer.weight, layer.bias) if name))
-
-    def owned(self, index: int, names: Iterable[str]) -> frozenset[str]:
-        """The parameters of the layers between the cut before and cut `index`; those after the last one always train."""
-        nodes = {node.name for node in self.backbone.segments[index]}
-        return frozenset({name for layer in self.layers if layer.node in nodes for name in (layer.weight, layer.bias)} & set(names))
 
     def calibrate(self, batches: Sequence[Tensor], tensors: Mapping[str, Tensor], statistics: Mapping[str, Tensor]) -> None:
         """Measure each layer's importance on source inputs with noise, by the gradients of a step, and from that what is kept of what it reads."""
