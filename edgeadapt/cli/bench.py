@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeadapt.cli import bench_export
+from edgeadapt.cli.lists import listed
 from edgeadapt.errors import InputError, UsageError
 
 if TYPE_CHECKING:
@@ -53,13 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundles", nargs="*", metavar="X.edgeadapt", help="bundles of one model, each with the method that it was exported with")
     parser.add_argument("--data", metavar="FILE|DIR", help="clean frames with labels, from which streams are made")
     parser.add_argument("--own", nargs="+", default=[], metavar="FILE|DIR", help="your own recordings, in their order: the stream own")
-    parser.add_argument("--streams", type=_names, metavar="A,B,...|all", help=f"(default: {','.join(USUAL)}, and own with --own)")
+    parser.add_argument("--streams", type=listed, metavar="A,B,...|all", help=f"(default: {','.join(USUAL)}, and own with --own)")
     parser.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="frames in a window (default: the largest that all bundles adapt on)")
     parser.add_argument("--single", action="store_true", help="also rows that answer each frame at once, and adapt when a window is full")
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="COUNT|A,B,...", help="how many, or which ones (default: 1, the seed 0)")
     parser.add_argument("--frames", type=int, metavar="N", help="frames of each corruption and each clean stretch (default: every image once)")
     parser.add_argument("--severity", type=int, default=5, metavar="1..5", help="of corruptions (default: 5)")
-    parser.add_argument("--corruptions", type=_names, metavar="A,B,...", help="in their order (default: the fifteen common ones)")
+    parser.add_argument("--corruptions", type=listed, metavar="A,B,...", help="in their order (default: the fifteen common ones)")
     parser.add_argument("--scale", choices=("cifar", "imagenet"), help="whose strengths of corruptions (default: by the size of the images)")
     parser.add_argument("--rounds", type=int, default=10, metavar="N", help="of the stream recurring (default: 10)")
     parser.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes the serving process may hold, such as 128MiB")
@@ -428,19 +429,15 @@ def _stem(bundle: Bundle) -> str:
     return bundle.path.stem
 
 
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
 def _numbers(text: str) -> list[int]:
-    parts = _names(text)
+    parts = listed(text)
     if not parts or not all(part.isascii() and part.isdigit() and int(part) > 0 for part in parts):
         raise argparse.ArgumentTypeError(f"{text!r} is not a list of whole numbers above 0, such as 1,16")
     return [int(part) for part in parts]
 
 
 def _seeds(text: str) -> list[int]:
-    parts = _names(text)
+    parts = listed(text)
     if not parts or not all(part.isascii() and part.isdigit() for part in parts) or ("," not in text and int(text) < 1):
         raise argparse.ArgumentTypeError(f"{text!r} is neither a number of seeds, such as 5, nor a list of them, such as 0,1,2")
     return list(range(int(text))) if "," not in text else list(dict.fromkeys(int(part) for part in parts))

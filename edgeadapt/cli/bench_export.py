@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeadapt.cli.lists import listed, numbers
 from edgeadapt.errors import BundleError, ExportError, UsageError
 from edgeadapt.units import format_shape
 
@@ -33,10 +34,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument("--weights", metavar="FILE", help="its state dict")
     made.add_argument("--input", type=parse_shape, metavar="CxHxW", help="one input of it")
     made.add_argument("--source", metavar="DATA", help="samples that it was trained on, for warm-up and calibration: never those of --data")
-    made.add_argument("--mean", type=_numbers, metavar="R,G,B", help="of pixels in 0..1")
-    made.add_argument("--std", type=_numbers, metavar="R,G,B", help="of pixels in 0..1")
+    made.add_argument("--mean", type=numbers, metavar="R,G,B", help="of pixels in 0..1")
+    made.add_argument("--std", type=numbers, metavar="R,G,B", help="of pixels in 0..1")
     made.add_argument("--resize", type=parse_shape, metavar="HxW", help="resize images to the input's size")
-    made.add_argument("--methods", type=_names, metavar="A,B,...|all", help=f"(default: all, which is without {', '.join(YARDSTICKS)})")
+    made.add_argument("--methods", type=listed, metavar="A,B,...|all", help=f"(default: all, which is without {', '.join(YARDSTICKS)})")
     made.add_argument("--epochs", type=int, metavar="N", help="of warm-ups (default: 10)")
     made.add_argument("--setting", action="append", default=[], metavar="METHOD.NAME=VALUE", help="a choice that one method alone has")
 
@@ -205,14 +206,3 @@ def _settings(given: Sequence[str], methods: Sequence[str]) -> dict[str, dict[st
             raise UsageError(f"--setting {text} is of a method that is not benched", f"the methods are {', '.join(methods)}")
         found.setdefault(method, {})[name] = value
     return found
-
-
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5") from None

@@ -27,6 +27,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeadapt.cli.lists import numbers
 from edgeadapt.errors import BudgetError, ExportError, UsageError
 from edgeadapt.units import format_bytes, format_count, format_shape, parse_bytes, parse_shape
 
@@ -80,8 +81,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--task", choices=("classification", "segmentation"), help="default: by the shape of the logits")
     given.add_argument("--classes", type=_count, metavar="N", help="number of classes, to check the model and the labels against")
     given.add_argument("--names", type=_names, metavar="A,B,C", help="class names in the order of the outputs; default: a folder's")
-    given.add_argument("--mean", type=_numbers, metavar="R,G,B", help="mean of pixels in 0..1 that the model expects subtracted")
-    given.add_argument("--std", type=_numbers, metavar="R,G,B", help="deviation that it expects them divided by")
+    given.add_argument("--mean", type=numbers, metavar="R,G,B", help="mean of pixels in 0..1 that the model expects subtracted")
+    given.add_argument("--std", type=numbers, metavar="R,G,B", help="deviation that it expects them divided by")
     given.add_argument("--resize", type=parse_shape, metavar="HxW", help="resize images to the input's size, here and on the device")
     how = parser.add_argument_group("method")
     how.add_argument("--method", help="ecotta (default), eata, sar, tent, surgeon, rotta, cotta, side, exits, norm, lean, lame, t3a or source")
@@ -387,10 +388,3 @@ def _names(text: str) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise argparse.ArgumentTypeError(f"{text!r} has a name twice")
     return names
-
-
-def _numbers(text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers such as 0.5,0.5,0.5") from None
