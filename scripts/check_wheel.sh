@@ -24,7 +24,7 @@ libraries=$("$python" -c 'import sysconfig; print(sysconfig.get_path("purelib"))
 echo "$libraries" >"$site/development.pth"
 
 mkdir "$work/run"
-cp -R tests docs benchmarks "$work/run/" # the tests, and what they look at
+cp -R tests docs benchmarks examples "$work/run/" # the tests, and what they look at
 cp setup.cfg "$work/run/setup.cfg"
 cd -- "$work/run"
 "$work/venv/bin/edgeadapt" --version
