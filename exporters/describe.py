@@ -48,7 +48,7 @@ def describe(
         hyper[key] = dataclasses.replace(hyper[key], default=value)
     chosen = {**_shape(model, options), "optimiser": model.optimiser if method.trains else "", "exact_gradient": model.exact, "seed": options.seed}
     if model.anchored:
-        chosen |= {"statistics": "anchored", "noise": "measured" if model.noise else "assumed"}
+        chosen |= {"statistics": "anchored", "chance": "assumed" if model.reference is None else "measured"}
     if method.settings:
         chosen["settings"] = {key: method.setting(key) for key in method.settings}
     if options.tier is not None:
@@ -71,6 +71,7 @@ def describe(
         warmup=warmup,
         quantisation=quantisation,
         choice=choice,
+        reference=model.reference,
         selfcheck={**{item.graph: item.plain() for item in differences}, **{key: {"left_out": why} for key, why in left_out.items()}}
         | ({} if rounding is None else {"rounding": rounding}),
     )

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from edgeadapt.bundle.reference import Chance, Reference
 from edgeadapt.bundle.roles import STEPS
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.blending import ASSUMED, Blend
@@ -26,11 +27,12 @@ from edgeadapt.exporters.storage import COUNTER, Packed, Plain, Storage, Tier
 STATISTICS, WEIGHTS, FIXED = "statistics.", "weights.", "fixed."
 
 
-ANCHOR, NOISE = "anchor.", "noise."
+ANCHOR, MIXED, ALIKE = "anchor.", "mixed.", "alike."
 FOLLOWING = {
     "trust": Hyper(0.7, 0.0, 1.0, "the most that the stream's statistics count beside the source's, in the first layer"),
     "doubt": Hyper(0.005, 1e-6, 100.0, "distance beyond chance, in squared deviations, at which they count half of that"),
     "late": Hyper(0.3, 0.0, 1.0, "how much of that trust is left in the last layer"),
+    "few": Hyper(1.0, 0.0, 10.0, "how much of what windows of few classes do at the source is no shift: 1 where classes come in runs, 0 where mixed"),
 }
 """Scalars of statistics that are anchored at the source."""
 
@@ -42,7 +44,8 @@ class Model:
     statistics: the mode, "live", "source" or "none"; values: statistics by `layer.mean` and `layer.variance`; exact: gradients flow through the
     batch's statistics; shifted: layers whose variance is computed around the source mean; fixed: parameters that are not trained on the device;
     small: whether steps keep bytes of the forward pass for the backward one; storage: how parameters and moments are held between steps;
-    anchored: statistics that follow the stream count as far as it has left the source, see `blending`; noise: by layer, what chance makes of that.
+    anchored: statistics that follow the stream count as far as it has left the source, see `blending`; reference: what source data look like to it,
+    None where there are none.
     """
 
     method: Method
@@ -56,7 +59,7 @@ class Model:
     small: bool = False
     storage: Storage = field(default_factory=Plain)
     anchored: bool = False
-    noise: Tensors = field(default_factory=dict)
+    reference: Reference | None = None
 
     def state(self) -> dict[str, tuple[str, Tensor]]:
         """What changes on the device: name → (kind, initial value)."""
@@ -67,13 +70,15 @@ class Model:
 
     def normaliser(self) -> Normaliser:
         """How layers are normalised on the first frames of a stream, each scalar as it is by default at a batch of 64."""
-        blend = Blend(self.values, self._noise(), self.depths, *(scalar.default for scalar in FOLLOWING.values())) if self.anchored else None
+        blend = Blend(self.values, *self._chances(), self.depths, *(scalar.default for scalar in FOLLOWING.values())) if self.anchored else None
         mix = 1.0 if self.method.mix is None else self.method.mix
         return Normaliser(self.values, "live" if self.statistics == "live" else "source", mix, False, self.shifted, blend)
 
-    def _noise(self) -> Tensors:
-        """By layer; assumed where it was not measured."""
-        return {name: self.noise.get(name, torch.tensor(ASSUMED)) for name in self.layers}
+    def _chances(self) -> tuple[Tensors, Tensors]:
+        """By layer, of mixed windows and of those alike; assumed where they were not measured."""
+        known, assumed = {} if self.reference is None else self.reference.layers, Chance(ASSUMED, ASSUMED)
+        found = {name: known.get(name, assumed) for name in self.layers}
+        return {name: torch.tensor(item.mixed) for name, item in found.items()}, {name: torch.tensor(item.alike) for name, item in found.items()}
 
     @property
     def depths(self) -> dict[str, float]:
@@ -99,7 +104,8 @@ class Model:
             table |= {STATISTICS + name: value for name, value in self.values.items()}
         if self.anchored:
             table |= {ANCHOR + name: value for name, value in self.values.items()}
-            table |= {NOISE + name: value for name, value in self._noise().items()}
+            for prefix, chances in zip((MIXED, ALIKE), self._chances()):
+                table |= {prefix + name: value for name, value in chances.items()}
         if self.method.remembers_start:
             table |= {START + name: value for name, value in self.parameters.items()}
         if self.method.restarts:
@@ -182,7 +188,10 @@ class Program:
         parameters = {name: value.detach().requires_grad_(steps) for name, value in read.items()}
         live = model.statistics == "live"
         values = {name: (state if live else tensors)[STATISTICS + name] for name in model.values}
-        blend = Blend(_named(tensors, ANCHOR), _named(tensors, NOISE), model.depths, *(hyper[name] for name in FOLLOWING)) if model.anchored else None
+        blend = None
+        if model.anchored:
+            source, mixed, alike = (_named(tensors, prefix) for prefix in (ANCHOR, MIXED, ALIKE))
+            blend = Blend(source, mixed, alike, model.depths, *(hyper[name] for name in FOLLOWING))
         normalise = Normaliser(values, "live" if live else "source", hyper.get("mix", 1.0), model.exact, model.shifted, blend)
         everything = {**{name: tensors[FIXED + name] for name in model.fixed}, **parameters}
         kept = Kept(given["x"].shape[0]) if steps and model.small else None

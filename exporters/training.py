@@ -13,18 +13,15 @@ from torch import Tensor
 
 from edgeadapt.errors import ExportError, InputError
 from edgeadapt.exporters.backbone import Normaliser
-from edgeadapt.exporters.blending import REFERENCE, Blend, distance
 from edgeadapt.exporters.capture import Captured
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.methods import Method
 from edgeadapt.exporters.options import Options, calibration_rows
 from edgeadapt.exporters.programs import Model, source_model
 from edgeadapt.exporters.programs import held as hold
+from edgeadapt.exporters.reference import reference_of
 from edgeadapt.exporters.warmup import estimate_statistics, predictions, warm_up
 from edgeadapt.progress import Progress
-
-EPS = 1e-5
-"""Added to variances where distances are measured."""
 
 
 @dataclass(frozen=True)
@@ -104,27 +101,13 @@ class Training:
             return self._measure(exact, warmed)
         rounded = hold(exact, self.options.tier, self.options.seed)
         cost = self._cost(exact, rounded, warmed.held, warmed.truth, exact.method.backbone.captured.batch)
-        return self._noisy(rounded, warmed.kept), None, cost
+        return self._referred(rounded, warmed.kept), None, cost
 
-    def _noisy(self, model: Model, kept: Any) -> Model:
-        """The model with what chance makes of its statistics on windows of source samples, where these are anchored."""
-        if not model.anchored:
-            return model
-        method, tensors = model.method, self._tensors(model.method)
-        batch = method.backbone.captured.batch
-        silent = dict.fromkeys(model.layers, torch.zeros(()))
-        still = Blend(model.values, silent, model.depths, trust=0.0, doubt=1.0, late=1.0)  # everything is normalised as at the source
-        found: dict[str, list[Tensor]] = {}
-        for rows in calibration_rows(kept, batch, self.options.seed):
-            normalise = Normaliser(model.values, "live", 1.0, False, model.shifted, still)
-            with torch.no_grad():
-                run = method.backbone.run(tensors, normalise, method.affine(model.parameters))
-                method.forward(run, torch.from_numpy(self.data.tensor(rows)), tensors, model.parameters)
-            for name in model.layers:
-                away = normalise.updated[f"{name}.mean"] - model.values[f"{name}.mean"]
-                found.setdefault(name, []).append(distance(away, model.values[f"{name}.variance"], EPS))
-        return dataclasses.replace(model, noise={name: torch.stack(values).mean() * (batch / REFERENCE) for name, values in found.items()})
-
+    def _referred(self, model: Model, kept: Any) -> Model:
+        """The model with what it makes of windows of source samples."""
+        rows = calibration_rows(kept, model.method.backbone.captured.batch, self.options.seed)
+        batches = [torch.from_numpy(self.data.tensor(row)) for row in rows]
+        return dataclasses.replace(model, reference=reference_of(model, batches, self._tensors(model.method)))
 
     def _how(self, batch: int) -> dict[str, Any]:
         return {"epochs": self.options.epochs, "rate": self.options.warmup_rate, "batch": batch}
@@ -194,7 +177,7 @@ class Training:
                 "warm up longer (--epochs), on more data, or at another rate (--warmup-rate); or accept it with --allow-drop",
             )
         known = {"samples": len(kept), "held_out": len(held), "clean_accuracy_before": before, "clean_accuracy_after": after}
-        return self._noisy(trained, kept), {**self._how(batch), **known, "labelled": self.data.y is not None}, rounding
+        return self._referred(trained, kept), {**self._how(batch), **known, "labelled": self.data.y is not None}, rounding
 
     @staticmethod
     def _tensors(method: Method) -> dict[str, Tensor]:

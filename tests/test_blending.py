@@ -10,15 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgeadapt.bundle import Bundle
 from edgeadapt.errors import UsageError
 from edgeadapt.exporters.blending import ASSUMED
 from edgeadapt.exporters.export import export
 from edgeadapt.exporters.methods import METHODS, Setup
-from edgeadapt.exporters.programs import ANCHOR, NOISE, Model, Program, build
+from edgeadapt.exporters.programs import ALIKE, ANCHOR, MIXED, Model, Program, build
 from edgeadapt.runtime.adapter import Adapter
 from tests.test_reference import BATCH, CLASSES, SHAPE, captured, doubles, largest, network, stream
 
-TRUST, DOUBT, LATE = 0.7, 0.03, 0.4
+TRUST, DOUBT, LATE, FEW = 0.7, 0.03, 0.4, 0.6
 
 
 class Blended(nn.Module):
@@ -66,10 +67,11 @@ def doubled(program: Program, **hyper: float) -> dict[str, Tensor]:
 def test_layers_follow_as_far_as_the_stream_has_left(name: str) -> None:
     """Batch after batch, with noise of each layer's own; some layers stay at the source, some follow."""
     program = program_of(name, "norm", "predict")
-    given = doubled(program, mix=0.5, trust=TRUST, doubt=DOUBT, late=LATE)
+    given = doubled(program, mix=0.5, trust=TRUST, doubt=DOUBT, late=LATE, few=FEW)
     random = torch.Generator().manual_seed(2)
-    noise = {layer: float(0.02 + 0.2 * torch.rand((), generator=random)) for layer in program.model.layers}
-    given |= {f"weights.{NOISE}{layer}": torch.tensor(value, dtype=torch.float64) for layer, value in noise.items()}
+    chances = {layer: 0.02 + 0.2 * torch.rand(2, generator=random, dtype=torch.float64) for layer in program.model.layers}
+    given |= {f"weights.{prefix}{layer}": value for layer, pair in chances.items() for prefix, value in zip((MIXED, ALIKE), pair)}
+    noise = {layer: float((1 - FEW) * mixed + FEW * alike) for layer, (mixed, alike) in chances.items()}
     plain = blended(copy.deepcopy(network(name)).double(), noise, float(given["hyper.mix"]))
     for x, _ in stream(4):
         with doubles(), torch.no_grad():
@@ -140,8 +142,8 @@ def test_noise_is_measured_on_source_windows(net: nn.Module, tmp_path: Any) -> N
     report = export(net, path, shape=(3, 8, 8), data=data(), method="norm", statistics="anchored", batches=(32,), allow_drop=True)
     assert report.manifest["method"]["options"]["statistics"] == "anchored"
     assert report.manifest["statistics"]["mode"] == "live"
-    assert set(report.manifest["hyper"]) == {"mix", "trust", "doubt", "late"}
-    assert report.manifest["graphs"]["predict.b32"]["hyper"] == ["mix", "trust", "doubt", "late"]
+    assert set(report.manifest["hyper"]) == {"mix", "trust", "doubt", "late", "few"}
+    assert report.manifest["graphs"]["predict.b32"]["hyper"] == ["mix", "trust", "doubt", "late", "few"]
     more = np.random.default_rng(1).standard_normal((32, 3, 8, 8)).astype(np.float32)
     with Adapter.open(path, prepared=False) as adapter:
         adapter.hyper = {"mix": 1.0, "trust": 1.0, "late": 1.0}
@@ -150,6 +152,60 @@ def test_noise_is_measured_on_source_windows(net: nn.Module, tmp_path: Any) -> N
         assert np.abs(found - frozen).max() < 0.25 * np.abs(away[1] - away[0]).max()
         adapter.reset()
         assert np.abs(adapter.predict(more, update_statistics=False) - frozen).max() < 1e-5
+
+
+def grouped(count: int = 512) -> tuple[Any, Any]:
+    """Frames of four kinds, each brighter in places of its own."""
+    random, y = np.random.default_rng(3), np.arange(count) % 4
+    x = random.standard_normal((count, 3, 8, 8)).astype(np.float32)
+    for kind in range(4):
+        x[y == kind] += np.float32(1.5) * random.standard_normal((3, 1, 1)).astype(np.float32)
+    return x, y
+
+
+def test_the_reference_is_what_windows_of_the_source_look_like(tmp_path: Any) -> None:
+    """Held against windows put together here: mixed ones, and those of one class."""
+    x, y = grouped()
+    torch.manual_seed(1)
+    model = Net().train()
+    for norm in (model.na, model.nb):
+        norm.momentum = None
+    optimiser = torch.optim.Adam(model.parameters(), 1e-2)
+    for _ in range(40):
+        optimiser.zero_grad()
+        nn.functional.cross_entropy(model(torch.from_numpy(x)), torch.from_numpy(y)).backward()
+        optimiser.step()
+    for norm in (model.na, model.nb):
+        norm.reset_running_stats()
+    with torch.no_grad():
+        model(torch.from_numpy(x))
+    path = tmp_path / "net.edgeadapt"
+    export(model.eval(), path, shape=(3, 8, 8), data=(x, y), method="norm", batches=(64,))
+    reference = Bundle.open(path).manifest.reference
+    assert reference is not None
+    assert reference.window == 64
+    seen: dict[str, Tensor] = {}
+    model.na.register_forward_pre_hook(lambda _, given: seen.update(na=given[0]))
+
+    def far(windows: list[Any]) -> float:
+        found = []
+        for rows in windows:
+            with torch.no_grad():
+                model(torch.from_numpy(x[rows]))
+            found.append(float(((seen["na"].mean((0, 2, 3)) - model.na.running_mean) ** 2 / model.na.running_var).mean()))  # type: ignore[operator]
+        return sum(found) / len(found)
+
+    order = np.random.default_rng(5).permutation(len(x))
+    mixed = far([order[i : i + 64] for i in range(0, len(order), 64)])
+    alike = far([np.flatnonzero(y == kind)[i : i + 64] for kind in range(4) for i in (0, 64)])
+    assert alike > 5 * mixed
+    assert reference.layers["na"].mixed == pytest.approx(mixed, rel=0.6)
+    assert reference.layers["na"].alike == pytest.approx(alike, rel=0.4)
+    assert set(reference.layers) == {"na", "nb"}
+    assert 3.5 < reference.classes <= 4.0
+    with torch.no_grad():
+        logits = model(torch.from_numpy(x))
+    assert reference.entropy == pytest.approx(float(-(logits.softmax(1) * logits.log_softmax(1)).sum(1).mean()), rel=0.3)
 
 
 def test_meta_networks_lie_where_their_parts_end() -> None:
@@ -163,11 +219,11 @@ def test_meta_networks_lie_where_their_parts_end() -> None:
 
 def test_noise_without_data_is_assumed(net: nn.Module) -> None:
     program = program_of("resnet14", "norm", "predict")
-    noise = {key: float(value) for key, value in program.frozen.items() if key.startswith(f"weights.{NOISE}")}
+    noise = {key: float(value) for key, value in program.frozen.items() if key.startswith((f"weights.{MIXED}", f"weights.{ALIKE}"))}
     assert all(value == pytest.approx(ASSUMED) for value in noise.values())
-    assert len(noise) == len(program.model.layers)
+    assert len(noise) == 2 * len(program.model.layers)
     anchors = [key for key in program.frozen if key.startswith(f"weights.{ANCHOR}")]
-    assert len(anchors) == 2 * len(noise)
+    assert len(anchors) == len(noise)
     assert export(net, None, shape=(3, 8, 8), method="norm", statistics="anchored", batches=(4,)).manifest["hyper"]["trust"]["default"] == 0.7
 
 

@@ -21,6 +21,7 @@ from onnx import helper
 
 from edgeadapt.bundle import PLACEHOLDER, WEIGHTS_OFFSET, Bundle, Manifest, WeightsFile, onnxwire, write_bundle
 from edgeadapt.bundle.digest import sha256
+from edgeadapt.bundle.reference import Chance, Reference
 from edgeadapt.errors import BundleError
 from tests.toybundle import Toy
 
@@ -407,6 +408,7 @@ def test_a_newer_format_asks_for_an_upgrade(path, tmp_path):
 # ------------------------------------------------------------------------------------------------------------- manifests
 
 DELETED = object()
+LOOKS = {"window": 64, "classes": 3.0, "entropy": 0.1, "layers": {"norm": {"mixed": 0.1, "alike": 0.2}}}
 WRONG = [
     (("format",), "1", "format"),
     (("format",), True, "format"),
@@ -459,6 +461,12 @@ WRONG = [
     (("opset",), None, "opset"),
     (("members", "weights.bin", "size"), "many", "members.weights.bin.size"),
     (("unheard_of",), 1, "unheard_of is not known"),
+    (("reference",), {}, "reference."),
+    (("reference",), {**LOOKS, "window": 0}, "reference.window"),
+    (("reference",), {**LOOKS, "classes": 0.5}, "reference.classes"),
+    (("reference",), {**LOOKS, "entropy": -0.1}, "reference.entropy"),
+    (("reference",), {**LOOKS, "layers": {"norm": {"mixed": 0.2, "alike": 0.1}}}, "reference.layers.norm.alike"),
+    (("reference",), {**LOOKS, "layers": {"other": {"mixed": 0.2, "alike": 0.3}}}, "reference.layers"),
 ]
 
 
@@ -488,7 +496,8 @@ def test_a_manifest_that_is_no_json_is_refused(text):
 def test_a_manifest_survives_its_file(toy, path):
     manifest = Bundle.open(path).manifest
     assert Manifest.from_bytes(manifest.to_bytes()) == manifest
-    full = dataclasses.replace(manifest, source={"state": "x"}, warmup={"steps": 3}, selfcheck={"a": [1, None, True]})
+    looks = Reference(64, 3.0, 0.1, {"norm": Chance(0.1, 0.2)})
+    full = dataclasses.replace(manifest, source={"state": "x"}, warmup={"steps": 3}, selfcheck={"a": [1, None, True]}, reference=looks)
     assert Manifest.from_bytes(full.to_bytes()) == full
     assert manifest.planned("predict") == (4, 1)
     assert manifest.planned("learn") == (4,)

@@ -36,6 +36,10 @@ def agree(manifest: Manifest, root: Node) -> None:
         raise root.child("state").wrong("every name once", "a name twice")
     if 1 not in manifest.batches or list(manifest.batches) != sorted(set(manifest.batches)):
         raise root.child("batches").wrong("rising batch sizes, 1 among them", str(list(manifest.batches)))
+    if manifest.reference is not None:
+        follow = manifest.statistics.layers if manifest.statistics.mode == "live" else ()
+        node = root.child("reference").child("layers")
+        check(follow.__contains__, tuple(manifest.reference.layers), node, "layers whose statistics follow the stream")
     graphs = root.child("graphs")
     for name, graph in manifest.graphs.items():
         node = graphs.child(name)

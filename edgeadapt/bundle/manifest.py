@@ -18,6 +18,7 @@ from edgeadapt.bundle.checked import read_selfcheck
 from edgeadapt.bundle.choice import Choice, read_choice
 from edgeadapt.bundle.quantised import Quantised, read_quantised
 from edgeadapt.bundle.reading import Node, parse
+from edgeadapt.bundle.reference import Reference, read_reference
 from edgeadapt.bundle.roles import GRAPH, PIECES, ROLES, SUMS, UPDATE, VARIANTS, Form
 from edgeadapt.errors import BundleError
 
@@ -27,7 +28,8 @@ ITEMSIZES = {"float32": 4, "int8": 1, "uint8": 1, "int16": 2, "int64": 8}
 """Bytes of an element of each type that state may have; anything but float32 holds whole numbers whose meaning is the graphs' own affair."""
 FIGURES = 1
 """Rules of the counting by which graphs' figures are made. Figures by other rules are passed over, and the graph is read."""
-_OPTIONAL, _OPTIONAL_OF_GRAPHS = {"sums", "quantisation", "choice"}, {"sums", "figures"}  # keys that are not there where there is nothing in them
+# keys that are not there where there is nothing in them
+_OPTIONAL, _OPTIONAL_OF_GRAPHS = {"sums", "quantisation", "choice", "reference"}, {"sums", "figures"}
 WEIGHTS = "weights.bin"
 STATE = "state.safetensors"
 
@@ -203,7 +205,6 @@ class Member:
 @dataclass(frozen=True)
 class Manifest:
     """All of manifest.json. `members` is filled by the writer; `source`, `warmup`, `method.options` and, save `unchecked`, `selfcheck` are free."""
-
     producer: str
     model: ModelInfo
     task: Task
@@ -224,6 +225,7 @@ class Manifest:
     sums: tuple[SumSpec, ...] = ()
     quantisation: Quantised | None = None
     choice: Choice | None = None
+    reference: Reference | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -319,6 +321,7 @@ def _manifest(root: Node) -> Manifest:
         sums=root.child("sums").items(_sum) if root.has("sums") else (),
         quantisation=read_quantised(root.child("quantisation")) if root.has("quantisation") else None,
         choice=read_choice(root.child("choice")) if root.has("choice") else None,
+        reference=read_reference(root.child("reference")) if root.has("reference") else None,
     )
     agree(manifest, root)
     return manifest

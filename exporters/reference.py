@@ -1,0 +1,99 @@
+"""Measures what a model's own data look like to it: see `bundle.reference`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from edgeadapt.bundle.reference import Chance, Reference
+from edgeadapt.exporters.backbone import Normaliser
+from edgeadapt.exporters.blending import REFERENCE, Blend, distance
+from edgeadapt.exporters.methods.base import Tensors, entropy
+from edgeadapt.exporters.programs import Model
+
+EPS = 1e-5
+"""Added to variances where distances are measured."""
+NEIGHBOURS = 16
+"""Frames that make a group of those predicted alike, at most."""
+_GROUPS = 64
+
+
+@dataclass
+class _Watching(Normaliser):
+    """Normalises as its base does, and keeps the channel means of every frame, (N, C), by layer."""
+
+    frames: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(
+        self, name: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, instead: Callable[..., Tensor] | None = None
+    ) -> Tensor:
+        self.frames[name] = x.flatten(2).mean(2) if x.dim() > 2 else x
+        return super().__call__(name, x, weight, bias, eps, instead)
+
+
+def reference_of(model: Model, batches: Sequence[Tensor], tensors: Tensors) -> Reference | None:
+    """What the model makes of source frames, each batch (N, …) as it takes them; None where there are fewer than two frames.
+
+    Windows of few classes are those of frames that are predicted alike: of every one of some frames, and the others whose predictions are nearest.
+    So there need not be many frames of a class, nor classes.
+    """
+    if sum(len(x) for x in batches) < 2:
+        return None
+    method, live = model.method, model.statistics == "live"
+    found: dict[str, list[Tensor]] = {}
+    predicted, spread, unsure = [], [], []
+    for x in batches:
+        if live:  # everything is normalised as at the source, and the batch's statistics are computed
+            normalise = _Watching(model.values, "live", 1.0, False, model.shifted, _still(model))
+        else:
+            normalise = _Watching(model.values, "source")
+        with torch.no_grad():
+            run = method.backbone.run(tensors, normalise, method.affine(model.parameters))
+            logits = method.forward(run, x, tensors, model.parameters).logits.float()
+        shares = logits.softmax(1)
+        flat = shares.flatten(2).mean(2) if shares.dim() > 2 else shares
+        predicted.append(flat)
+        spread.append(_classes(flat))
+        unsure.append(float(entropy(logits).mean()))
+        for name in model.layers if live else ():
+            found.setdefault(name, []).append(normalise.frames[name])
+    groups = _groups(torch.cat(predicted))
+    layers = {name: _chance(means, model.values[f"{name}.mean"], model.values[f"{name}.variance"], groups) for name, means in found.items()}
+    return Reference(REFERENCE, _mean(spread), _mean(unsure), layers)
+
+
+def _still(model: Model) -> Blend:
+    silent = dict.fromkeys(model.layers, torch.zeros(()))
+    return Blend(model.values, silent, silent, model.depths, trust=0.0, doubt=1.0, late=1.0, few=0.0)
+
+
+def _chance(means: Sequence[Tensor], mean: Tensor, variance: Tensor, groups: Tensor) -> Chance:
+    """From the frames' channel means in each batch; what fewer frames than a window's make by chance is taken off, or added."""
+    count = len(means[0])
+    mixed = _mean([float(distance(batch.mean(0) - mean, variance, EPS)) for batch in means]) * count / REFERENCE
+    every = torch.cat(list(means))
+    near = _mean([float(distance(every[group].mean(0) - mean, variance, EPS)) for group in groups])
+    alike = near - mixed * REFERENCE / groups.shape[1] + mixed
+    return Chance(mixed, max(mixed, alike))
+
+
+def _groups(predicted: Tensor) -> Tensor:
+    """Indices (groups, members) of frames whose predictions (N, C) are nearest to one another, by Bhattacharyya's coefficient."""
+    size = min(NEIGHBOURS, max(1, len(predicted) // 2))
+    root = predicted.sqrt()
+    step = max(1, len(predicted) // _GROUPS)
+    near: Tensor = (root[::step] @ root.T).topk(size, 1).indices
+    return near
+
+
+def _classes(shares: Tensor) -> float:
+    mean = shares.mean(0)
+    return max(1.0, math.exp(float(-(mean * mean.clamp(min=1e-12).log()).sum())))
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
