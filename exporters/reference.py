@@ -19,6 +19,8 @@ EPS = 1e-5
 """Added to variances where distances are measured."""
 NEIGHBOURS = 16
 """Frames that make a group of those predicted alike, at most."""
+SHARE = 0.9
+"""Of the groups, whose D² are to count as none."""
 _GROUPS = 64
 
 
@@ -72,12 +74,15 @@ def _still(model: Model) -> Blend:
 
 
 def _chance(means: Sequence[Tensor], mean: Tensor, variance: Tensor, groups: Tensor) -> Chance:
-    """From the frames' channel means in each batch; what fewer frames than a window's make by chance is taken off, or added."""
-    count = len(means[0])
-    mixed = _mean([float(distance(batch.mean(0) - mean, variance, EPS)) for batch in means]) * count / REFERENCE
+    """From the frames' channel means in each batch. D² of a window is that of all frames together, and what so many of them vary by."""
     every = torch.cat(list(means))
-    near = _mean([float(distance(every[group].mean(0) - mean, variance, EPS)) for group in groups])
-    alike = near - mixed * REFERENCE / groups.shape[1] + mixed
+    whole = float(distance(every.mean(0) - mean, variance, EPS))
+    batches = _mean([float(distance(batch.mean(0) - mean, variance, EPS)) for batch in means])
+    count, size = len(means[0]), groups.shape[1]
+    varies = max(0.0, batches - whole) / (1.0 / count - 1.0 / len(every)) if len(means) > 1 else batches * count
+    near = torch.stack([distance(every[group].mean(0) - mean, variance, EPS) for group in groups])
+    mixed = max(0.0, batches + varies * (1.0 / REFERENCE - 1.0 / count))
+    alike = float(near.quantile(SHARE)) + varies * (1.0 / REFERENCE - 1.0 / size)
     return Chance(mixed, max(mixed, alike))
 
 

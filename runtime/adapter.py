@@ -331,6 +331,17 @@ class Adapter:
         with self._serving.turn():
             self._state.replace(values)
 
+    def tensors(self, names: Collection[str]) -> dict[str, Floats]:
+        """Copies of some of the state's tensors."""
+        with self._serving.turn():
+            seen = self._state.seen()
+            return {name: seen[name].copy() for name in names}
+
+    def put(self, values: Mapping[str, Floats]) -> None:
+        """Puts some of the state's tensors in place, all of `values` or, with a StateError, nothing; the others stay as they are."""
+        with self._serving.turn():
+            self._state.replace({**self._state.seen(), **values})
+
     @property
     def hyper(self) -> Hyper:
         """The scalars' present values, to read and to set: adapter.hyper["rate"] = 0.01."""

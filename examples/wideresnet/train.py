@@ -16,7 +16,8 @@ without the interruption; --limit-minutes stops it by itself. A checkpoint of ot
 deleted.
 
 One step of 128 images (384 views) takes 2.9 GB and about 5.5 s on two cores in float32; with --precision bfloat16, where the processor computes in
-it, 2.1 GB and 2.3 s. Augmenting takes 0.2 s more. A GPU is used where there is one, and some processes then augment ahead of it.
+it, 2.1 GB and 2.3 s. Augmenting takes 0.2 s more. A GPU is used where there is one, and some processes then augment ahead of it: an H100 takes
+26 ms a step in either precision, and 5 s for an epoch of 20 000 images. PyTorch lets it compute float32 convolutions in TF32.
 
 | file | |
 |---|---|

@@ -1,0 +1,125 @@
+"""What can be told, without labels, of how a stream differs from the source and of what adaptation has done to a model."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeadapt.bundle.reference import Reference
+from edgeadapt.runtime.state import Floats
+
+EPS = 1e-5
+"""Added to variances where distances are measured, as at export."""
+DOUBT = 0.02
+"""Distance beyond chance at which a layer counts as half shifted."""
+STATISTICS = "statistics."
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of one window.
+
+    Attributes:
+        shift: from 0 (as the source, whatever the classes) to 1: the mean over layers of e/(e + 0.02), e being D² of the stream's channel means from
+            the source's beyond what such windows have there. NaN where statistics do not follow the stream.
+        spread: how many classes the window's mean prediction is spread over (exponential of its entropy), as a share of that on the source.
+        entropy: mean entropy of the predictions in nats, less that on the source.
+        moved: distance of the parameters from where they started, as a share of their norm there. NaN where it was not looked at.
+        agreement: share of frames on which the model and the one that it started as predict the same. NaN where it was not looked at.
+        kept: spread, as a share of that of the model that it started as on the same frames. NaN where it was not looked at.
+    """
+
+    shift: float
+    spread: float
+    entropy: float
+    moved: float = math.nan
+    agreement: float = math.nan
+    kept: float = math.nan
+
+    def plain(self) -> dict[str, float]:
+        """Those that were looked at, rounded, for a log."""
+        return {name: round(value, 4) for name, value in vars(self).items() if not math.isnan(value)}
+
+    def __str__(self) -> str:
+        return ", ".join(f"{name} {value:.3g}" for name, value in self.plain().items())
+
+
+class Shift:
+    """How far normalisation statistics have left the source's.
+
+    Args:
+        reference: what windows of the source look like.
+        start: the statistics as they were at the source, by their names in the state.
+    """
+
+    def __init__(self, reference: Reference, start: Mapping[str, NDArray[Any]]) -> None:
+        named = {f"{STATISTICS}{name}": chance for name, chance in reference.layers.items()}
+        self._layers = [
+            (f"{name}.mean", np.array(start[f"{name}.mean"]), 1.0 / (start[f"{name}.variance"] + EPS), chance)
+            for name, chance in named.items()
+            if f"{name}.mean" in start
+        ]
+        self._window = reference.window
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the tensors that it reads."""
+        return tuple(name for name, *_ in self._layers)
+
+    def __call__(self, means: Mapping[str, Floats], frames: int, few: float = 1.0) -> float:
+        """The score of channel means of so many frames; see `Scores.shift`. NaN without layers.
+
+        few: how much of what windows of few classes have by themselves is no shift, from 0 to 1.
+        """
+        if not self._layers:
+            return math.nan
+        total = 0.0
+        for name, centre, precision, chance in self._layers:
+            away = means[name] - centre
+            # fewer frames than the reference's windows differ more by chance
+            known = chance.mixed + few * (chance.alike - chance.mixed) + chance.mixed * max(0.0, self._window / frames - 1.0)
+            beyond = max(0.0, float((away * away * precision).mean()) - known)
+            total += beyond / (beyond + DOUBT)
+        return total / len(self._layers)
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What logits [N,C] or [N,C,…] say: shares float64 [N,C], soft-max and the mean over positions; labels [N,…]; entropy in nats, the mean of all.
+
+    Frames with NaN, which are those that could not be used, are left out.
+    """
+
+    shares: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    entropy: float
+
+    @classmethod
+    def of(cls, logits: Floats) -> Predicted:
+        """Of a window's logits."""
+        good = logits[np.isfinite(logits.reshape(len(logits), -1)).all(1)].astype(np.float64)
+        made = np.exp(good - good.max(1, keepdims=True))
+        made /= made.sum(1, keepdims=True)
+        unsure = -(made * np.log(np.maximum(made, 1e-12))).sum(1)
+        flat = made if made.ndim == 2 else made.reshape(*made.shape[:2], -1).mean(2)
+        return cls(flat, good.argmax(1), float(unsure.mean()) if len(good) else math.nan)
+
+    @property
+    def spread(self) -> float:
+        """How many classes the mean prediction is spread over: the exponential of its entropy, from 1 to C."""
+        if not len(self.shares):
+            return math.nan
+        mean = self.shares.mean(0)
+        return float(np.exp(-(mean * np.log(np.maximum(mean, 1e-12))).sum()))
+
+
+def distance(now: Mapping[str, Floats], start: Mapping[str, NDArray[Any]]) -> float:
+    """Distance of all tensors together from where they started, as a share of their norm there."""
+    away = sum(float(((now[name].astype(np.float64) - start[name]) ** 2).sum()) for name in now)
+    size = sum(float((np.asarray(start[name], np.float64) ** 2).sum()) for name in now)
+    return math.sqrt(away / max(size, 1e-12))
