@@ -22,6 +22,7 @@ from edgeadapt.bundle import Bundle
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.guard import Guard, guarding_bytes
 from edgeadapt.runtime.prepared import find
 from edgeadapt.runtime.state import Floats
 from edgeadapt.runtime.stream import Prediction, Stream
@@ -39,9 +40,12 @@ def serve(setting: Setting, take: BinaryIO, give: BinaryIO) -> None:
 
     roles = {ADAPT: "adapt", SINGLE: "adapt", SOURCE: "source"}.get(setting.mode, "predict")
     used: dict[str, Any] = {"roles": roles, "batches": [setting.batch], "prepared": setting.prepared}
+    if setting.guard and setting.budget is not None:
+        used["slack"] = guarding_bytes(Bundle.open(setting.path, verify=False).manifest)
     with Adapter.open(setting.path, setting.budget, setting.threads, prepare=progress if setting.prepare else None, **used) as adapter:
         adapter.hyper = dict(setting.hyper or {})
-        served = windows(adapter, setting, _frames(take, give))  # refused here, not with the first frame
+        guard = Guard(adapter) if setting.guard else None
+        served = windows(adapter, setting, _frames(take, give), guard)  # refused here, not with the first frame
         names = adapter.memory["graphs"]
         if setting.prepare:
             send(give, "facts", {"exported": exported(adapter.bundle, names, setting)})
@@ -53,6 +57,7 @@ def serve(setting: Setting, take: BinaryIO, give: BinaryIO) -> None:
         told = {name: memory[name] for name in ("budget", "planned", "missing", "graphs")}
         changes = [str(change) for change in adapter.changes]
         facts = {"peak_bytes": memory["peak"], "counters": adapter.stats, "memory": told, "changes": changes}
+        facts |= {} if guard is None else {"verdicts": [verdict.plain() for verdict in guard.verdicts]}
     send(give, "facts", {**facts, "exported": exported(adapter.bundle, names, setting)})
 
 
@@ -76,14 +81,14 @@ def _frames(take: BinaryIO, give: BinaryIO) -> Iterator[Frame]:
         index += 1
 
 
-def windows(adapter: Adapter, setting: Setting, frames: Iterator[Frame]) -> Iterator[list[Prediction]]:
+def windows(adapter: Adapter, setting: Setting, frames: Iterator[Frame], guard: Guard | None = None) -> Iterator[list[Prediction]]:
     """Predictions as a setting asks for them, in the frames' order, one list a window; what is left at the end is predicted.
 
     Raises:
         UsageError: the adapter cannot adapt on windows of that size.
     """
     if setting.mode in (ADAPT, SINGLE):
-        return Stream(adapter, window=setting.batch, single=setting.mode == SINGLE).run(frames)
+        return Stream(adapter, window=setting.batch, single=setting.mode == SINGLE, guard=guard).run(frames)
     answer = adapter.source if setting.mode == SOURCE else partial(adapter.predict, update_statistics=False)
     return _still(answer, setting.batch, frames)
 

@@ -145,14 +145,16 @@ class Guard:
 
     # ------------------------------------------------------------------------------------------------------------ serving
 
-    def __call__(self, x: Floats) -> tuple[Floats, bool]:
+    def __call__(self, x: Floats, due: bool = True) -> tuple[Floats, bool]:
         """Logits [N,C] or [N,C,…] of a window, float32 [N,*input.shape], and whether the model was changed by it.
+
+        due: whether a step may be taken on it.
 
         Raises:
             InputError, UsageError, BudgetError: as the adapter's.
         """
         adapter, before = self._adapter, self._adapter.stats
-        step = self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._varied()
+        step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._varied()
         if self._follows and not self._following:
             logits, means, natural = self._held(x)
             changed = False

@@ -18,6 +18,7 @@ from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import InputError, SourceError, UsageError
 from edgeadapt.preprocess import prepare
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.state import Floats
 
 _BAD_IN_A_ROW = 256  # then frames that wait are answered, lest a broken camera make us hoard its complaints
@@ -59,7 +60,7 @@ def served_as(manifest: Manifest, adapt: bool, window: int | None) -> str:
     return role
 
 
-def check_schedule(adapt: bool, single: bool, every: int, alike: float | None) -> None:
+def check_schedule(adapt: bool, single: bool, every: int, alike: float | None, guarded: bool = False) -> None:
     """See that what a stream is told of its windows can be; see `Stream`.
 
     Raises:
@@ -67,6 +68,8 @@ def check_schedule(adapt: bool, single: bool, every: int, alike: float | None) -
     """
     if every < 1:
         raise UsageError(f"every = {every} is no number of windows", "give 1 to take a step on each window, 2 on every second, and so on")
+    if guarded and not adapt:
+        raise UsageError("a guard watches over adaptation, and nothing is adapted", "leave one of them out")
     if not adapt and (every > 1 or alike is not None):
         raise UsageError("every and alike say what is adapted on, and nothing is", "leave them out, or adapt")
     if alike is not None and (not single or not alike >= 0):
@@ -85,6 +88,7 @@ class Stream:
             frame is taken. What is in a window that never fills is not adapted on.
         every: take a step on the first of every so many windows. Of the others predictions are made anew, and what predictions change follows: live
             statistics do, a memory that steps fill, as RoTTA's, does not.
+        guard: decides for each window what of adaptation it gets, within what the other arguments allow; of the same adapter.
         alike: with `single`, a frame that differs from the last one in the window by no more than this joins no window: the mean absolute difference
             of what the model is given. 0 leaves out exact repetitions; None none.
 
@@ -93,7 +97,7 @@ class Stream:
 
     Raises:
         UsageError: there is no graph for windows of that size, or the bundle adapts but was opened without; `every` is below 1; `alike` is below 0,
-            or given without `single`.
+            or given without `single`; there is a guard, and nothing is adapted.
     """
 
     def __init__(
@@ -105,9 +109,10 @@ class Stream:
         single: bool = False,
         every: int = 1,
         alike: float | None = None,
+        guard: Guard | None = None,
     ) -> None:
         manifest = adapter.manifest
-        check_schedule(adapt, single, every, alike)
+        check_schedule(adapt, single, every, alike, guard is not None)
         role = served_as(manifest, adapt, window)
         sizes = adapter.batches[role]
         if not sizes or (window is not None and window not in sizes):
@@ -116,7 +121,7 @@ class Stream:
         self.window = window or sizes[0]
         self._adapter, self._adapt = adapter, adapt
         self._follows = bool(manifest.graphs[f"predict.b{self.window}"].writes) if f"predict.b{self.window}" in manifest.graphs else False
-        self._single, self._every, self._alike = single, every, alike
+        self._single, self._every, self._alike, self._guard = single, every, alike, guard
         self.windows = self.steps = self.repeated = 0
         self._last: Floats | None = None
         self._buffer = np.zeros((self.window, *manifest.input.shape), np.float32)
@@ -195,6 +200,8 @@ class Stream:
         due = self.windows % self._every == 0
         self.windows += 1
         self.steps += due
+        if self._guard is not None:
+            return self._guard(x, due)
         before = self._adapter.stats
         logits = self._adapter.adapt(x) if due else self._adapter.predict(x)
         after = self._adapter.stats
@@ -232,7 +239,7 @@ class Stream:
         if not self._adapt:
             return self._adapter.predict(x, update_statistics=False), False
         if good < self.window:
-            return self._adapter.predict(x), False
+            return self._adapter.predict(x, update_statistics=self._guard is None), False
         return self._step(x)
 
 

@@ -22,7 +22,7 @@ from edgeadapt.bench.runner import Answer
 from edgeadapt.bench.streams import NAMES
 from edgeadapt.bundle import Bundle
 from edgeadapt.cli import bench as cli
-from edgeadapt.cli.bench import rows
+from edgeadapt.cli.bench_rows import rows
 from edgeadapt.cli.main import main
 from edgeadapt.devices.sources import Frame
 from edgeadapt.runtime.benched import windows

@@ -22,6 +22,7 @@ class Setting:
         threads: of one operator.
         prepared: run graphs that were optimised for this machine.
         hyper: scalars of the method that differ from the bundle's.
+        guard: a guard decides what of adaptation the stream gets.
         prepare: only optimise those graphs, and serve nothing.
     """
 
@@ -32,6 +33,7 @@ class Setting:
     threads: int = 1
     prepared: bool = True
     hyper: Mapping[str, float] | None = None
+    guard: bool = False
     prepare: bool = False
 
     def told(self) -> dict[str, Any]:

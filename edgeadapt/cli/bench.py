@@ -12,9 +12,9 @@ repeated, noise. own is your recordings (--own) in their order, each a domain. d
 
 With --model instead of bundles, one bundle a method is made in DIR/bundles first; a method that the model does not fit is left out, and told.
 
-Rows: source (the frozen model as it was), step 0 (the bundle before it has adapted, not adapting), and every bundle adapting. Each row serves each
-stream in a process of its own. Results are kept run by run in DIR/runs: after an interruption the same command goes on where it was. DIR/bench.html
-and DIR/bench.json have all figures.
+Rows: source (the frozen model as it was), step 0 (the bundle before it has adapted, not adapting), and every bundle adapting, with --guard also
+watched by a guard. Each row serves each stream in a process of its own. Results are kept run by run in DIR/runs: after an interruption the same
+command goes on where it was. DIR/bench.html and DIR/bench.json have all figures.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from edgeadapt.bench.setting import Setting
     from edgeadapt.bench.streams import Sizes
     from edgeadapt.bundle import Bundle
+    from edgeadapt.cli.bench_rows import Line
 
 NAME, HELP = "bench", "measure on your own data what adaptation does"
 
@@ -56,6 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--own", nargs="+", default=[], metavar="FILE|DIR", help="your own recordings, in their order: the stream own")
     parser.add_argument("--streams", type=listed, metavar="A,B,...|all", help=f"(default: {','.join(USUAL)}, and own with --own)")
     parser.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="frames in a window (default: the largest that all bundles adapt on)")
+    parser.add_argument("--guard", action="store_true", help="also rows that a guard watches, for bundles that say what their source looks like")
     parser.add_argument("--single", action="store_true", help="also rows that answer each frame at once, and adapt when a window is full")
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="COUNT|A,B,...", help="how many, or which ones (default: 1, the seed 0)")
     parser.add_argument("--frames", type=int, metavar="N", help="frames of each corruption and each clean stretch (default: every image once)")
@@ -76,24 +78,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     bench_export.add_arguments(parser)
 
 
-@dataclass(frozen=True)
-class Line:
-    """A row of the bench: its name, the bundle that serves it, and the mode in which it does."""
-
-    name: str
-    bundle: Bundle
-    mode: str
-
-
 def run(arguments: argparse.Namespace) -> int:
     """Runs what is not there yet, and reports."""
     from edgeadapt.bench import page, report, scores
     from edgeadapt.bench.setting import ADAPT, SINGLE
+    from edgeadapt.cli.bench_rows import rows
     from edgeadapt.cli.inspect import table
 
     bundles = _bundles(bench_export.bundles(arguments))
     batches = _batches(bundles, arguments.batch)
-    lines = rows(bundles, arguments.single)
+    lines = rows(bundles, arguments.single, arguments.guard)
     data, own = _data(arguments, bundles[0])
     streams = _streams(arguments, data, own)
     told = _settings(arguments, bundles, batches, [*([data] if data else []), *own], streams)
@@ -114,50 +108,6 @@ def run(arguments: argparse.Namespace) -> int:
         print(table(*report.table(found, batch), left=1) + "\n")
     print(f"report       {written}")
     return 0
-
-
-def rows(bundles: Sequence[Bundle], single: bool = False) -> list[Line]:
-    """The rows of a bench: frozen models, each once, then every bundle before and while it adapts; with `single` also answering frame by frame."""
-    models = {_frozen(bundle): bundle for bundle in reversed(bundles)}  # of each model the first bundle
-    frozen = [bundle for bundle in bundles if bundle in models.values()]
-    adapting = [bundle for bundle in bundles if bundle.manifest.method.name != "source"]
-    methods = [bundle.manifest.method.name for bundle in adapting]
-    files = {bundle.path: _stem(bundle) for bundle in bundles}
-    usual = files | {bundle.path: method for method, bundle in zip(methods, adapting) if methods.count(method) == 1}
-    paths = {path: str(path) for path in files}
-    numbers = {path: f"{number}: {name}" for number, (path, name) in enumerate(files.items(), 1)}
-    for sources, names in ((files, usual), (paths, paths), (numbers, numbers)):
-        found = _named(frozen, [sources[bundle.path] for bundle in frozen], adapting, [names[bundle.path] for bundle in adapting], single)
-        if len({line.name for line in found}) == len(found):
-            break
-    return found
-
-
-def _named(frozen: Sequence[Bundle], sources: Sequence[str], adapting: Sequence[Bundle], names: Sequence[str], single: bool) -> list[Line]:
-    """The rows of frozen models and of bundles that adapt, which are called so."""
-    from edgeadapt.bench.setting import ADAPT, INITIAL, SINGLE, SOURCE
-
-    found = [Line(f"source of {name}" if number else "source", bundle, SOURCE) for number, (name, bundle) in enumerate(zip(sources, frozen))]
-    for name, bundle in zip(names, adapting):
-        if any(graph.writes for graph in bundle.manifest.graphs.values()):  # others are always at their first state
-            found.append(Line("step 0" if len(names) == 1 else f"{name}, step 0", bundle, INITIAL))
-    for name, bundle in zip(names, adapting):
-        found += [Line(name, bundle, ADAPT), *([Line(f"{name}, one by one", bundle, SINGLE)] if single else [])]
-    return found
-
-
-def _frozen(bundle: Bundle) -> str:
-    """SHA-256 in hex of the frozen model: its operators in their order, and what its tensors hold, wherever in the bundle's file they lie."""
-    from edgeadapt.bundle.digest import sha256
-    from edgeadapt.memory.graph import read
-
-    graph = bundle.graph("source.b1")
-    with bundle.mapped() as file:
-        places = [(tensor, file[tensor.offset : tensor.offset + tensor.length]) for tensor in graph.external]
-        held = sorted(f"{tensor.kind} {tensor.shape} {sha256(data).hexdigest()}" for tensor, data in places)
-        del places
-    operators = [node.op for node in read(graph.data, "source.b1").nodes]
-    return sha256("\n".join([*operators, *held]).encode()).hexdigest()
 
 
 def _all(arguments: argparse.Namespace, lines: Sequence[Line], batches: Sequence[int], streams: Sequence[Stream]) -> Iterator[Run]:
@@ -264,7 +214,7 @@ def _check(arguments: argparse.Namespace, settings: Sequence[Setting], bars: Any
 def _setting(arguments: argparse.Namespace, line: Line, batch: int) -> Setting:
     from edgeadapt.bench.setting import Setting
 
-    return Setting(str(line.bundle.path), line.mode, batch, arguments.budget, arguments.threads, arguments.prepared)
+    return Setting(str(line.bundle.path), line.mode, batch, arguments.budget, arguments.threads, arguments.prepared, guard=line.guard)
 
 
 def _place(line: Line, stream: Stream, batch: int, setting: Setting) -> tuple[str, str]:
@@ -423,10 +373,6 @@ def _graphs(arguments: argparse.Namespace, records: Sequence[Record]) -> str:
         return f"as exported, threads {arguments.threads}"
     pairs = {f"{name} of {record.facts['bundle']}": None for record in records for name in record.facts.get("exported", ())}
     return f"optimised for this machine, threads {arguments.threads}{'; as exported: ' if pairs else ''}{', '.join(pairs)}"
-
-
-def _stem(bundle: Bundle) -> str:
-    return bundle.path.stem
 
 
 def _numbers(text: str) -> list[int]:

@@ -13,6 +13,9 @@ One line a frame, in their order: index, id, label, name, confidence, entropy (n
 Segmentation has shares (of pixels, by class) instead of label and name, and error instead of truth. A frame that cannot be used has index, id and
 error, and the stream goes on. Frames are taken in windows of --batch and adapted on; what is left at the end is predicted.
 
+With --guard a guard decides what of adaptation each window gets: steps only where the stream is shifted and of several classes; what was learned is
+proven before it is kept, and put back where it harms (docs/guard.md). Decisions are told at the end, and as they are made in the file of --verdicts.
+
 With --budget only what fits is loaded, and a bundle that cannot adapt in it is refused: add --no-adapt to predict only. When memory runs short on the
 way, adaptation pauses first; every such change is told when it happens and again at the end, on stderr.
 """
@@ -23,7 +26,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +36,12 @@ if TYPE_CHECKING:
     from edgeadapt.bundle import Bundle, Task
     from edgeadapt.report.stream import Tally
     from edgeadapt.runtime.adapter import Adapter
+    from edgeadapt.runtime.guard import Guard, Verdict
     from edgeadapt.runtime.stream import Decision, Prediction
 
 NAME, HELP = "run", "serve a stream of frames and adapt to it"
 
+_VERDICTS = 8  # of a guard, that are shown at the end
 _BESIDE = ""  # --save without a path: the slots beside the bundle
 
 
@@ -52,6 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--single", action="store_true", help="answer each frame at once; it then waits in a window that is adapted on when full")
     parser.add_argument("--every", type=_positive, default=1, metavar="N", help="take a step on each Nth window (default: 1)")
     parser.add_argument("--alike", type=float, metavar="DIFFERENCE", help="with --single: frames that differ less from the last join no window")
+    parser.add_argument("--guard", action="store_true", help="have a guard decide, window by window, what of adaptation the stream gets")
+    parser.add_argument("--verdicts", metavar="FILE", help="with --guard: append its decisions there, with their numbers, one JSON object a line")
     parser.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes the process may hold resident, such as 128MiB")
     parser.add_argument("--reserve", type=parse_bytes, metavar="SIZE", help="with --budget: give way when the system has less than this left")
     parser.add_argument("--slack", type=parse_bytes, default=0, metavar="SIZE", help="with --budget: keep that much of it free")
@@ -80,17 +87,23 @@ def run(arguments: argparse.Namespace) -> int:
     from edgeadapt.progress import Bars
     from edgeadapt.report.stream import Tally
     from edgeadapt.runtime.adapter import Adapter
+    from edgeadapt.runtime.guard import Guard, check_guarded, guarding_bytes
     from edgeadapt.runtime.hyper import Hyper
     from edgeadapt.runtime.stream import Stream, check_schedule, served_as
 
     settings = _settings(arguments.set)
     _check_report(arguments.report)
+    if arguments.verdicts is not None and not arguments.guard:
+        raise UsageError("--verdicts are those of a guard, and there is none", "add --guard, or leave --verdicts out")
     used: dict[str, Any] = {"roles": "adapt" if arguments.adapt else "predict"}
     used |= {name: getattr(arguments, name) for name in ("reserve", "prepared", "provider", "slack")}
     if arguments.budget is not None and arguments.batch is not None:
         used["batches"] = [arguments.batch]
     bundle = Bundle.open(arguments.bundle, verify=False)
-    check_schedule(arguments.adapt, arguments.single, arguments.every, arguments.alike)
+    check_schedule(arguments.adapt, arguments.single, arguments.every, arguments.alike, arguments.guard)
+    if arguments.guard:
+        check_guarded(bundle.manifest)
+        used["slack"] += guarding_bytes(bundle.manifest) if arguments.budget is not None else 0
     served_as(bundle.manifest, arguments.adapt, arguments.batch)  # mistakes are told before anything takes long
     Hyper(bundle.manifest.hyper).with_(settings)
     _check_save(bundle, arguments.save)
@@ -101,13 +114,15 @@ def run(arguments: argparse.Namespace) -> int:
             if arguments.state or arguments.resume:
                 adapter.load(arguments.state)
             adapter.hyper = settings
-            stream = Stream(adapter, arguments.adapt, arguments.batch, single=arguments.single, every=arguments.every, alike=arguments.alike)
+            guard = Guard(adapter, tell=_teller(arguments.verdicts)) if arguments.guard else None
+            how: dict[str, Any] = {name: getattr(arguments, name) for name in ("single", "every", "alike")}
+            stream = Stream(adapter, arguments.adapt, arguments.batch, guard=guard, **how)
             tally = Tally(adapter.manifest.task.kind)
             begun = adapter.stats
             try:
                 _serve(adapter, stream.run(_first(source, arguments.limit)), tally, arguments.top)
             finally:  # also when interrupted or broken off: what was served is told and kept
-                _close(adapter, tally, begun, source.name, arguments)
+                _close(adapter, tally, begun, source.name, arguments, guard)
     if not tally.frames:
         raise SourceError(f"{source.name} gave no frames", "check the path, and that its files are images this machine can read")
     if tally.bad == tally.frames:
@@ -167,7 +182,9 @@ def _serve(adapter: Adapter, windows: Any, tally: Tally, top: int) -> None:
         sys.stdout.flush()
 
 
-def _close(adapter: Adapter, tally: Tally, begun: dict[str, int], source: str, arguments: argparse.Namespace) -> None:
+def _close(
+    adapter: Adapter, tally: Tally, begun: dict[str, int], source: str, arguments: argparse.Namespace, guard: Guard | None = None
+) -> None:
     """Saves what is to be saved and prints the summary."""
     from edgeadapt.report.page import write
     from edgeadapt.report.stream import summary
@@ -180,6 +197,12 @@ def _close(adapter: Adapter, tally: Tally, begun: dict[str, int], source: str, a
     if paused := ended["paused_steps"] - begun["paused_steps"]:
         rows.append(("paused", f"{paused} steps were not taken because memory was short"))
     rows += [("" if index else "level", f"after {change}") for index, change in enumerate(adapter.changes)]
+    if guard is not None:
+        if arguments.save is not None:
+            guard.settle()
+        latest = list(guard.verdicts)[-_VERDICTS:]
+        rows.append(("guard", f"{guard.phase.value} at the end; {len(guard.verdicts)} decisions" + (", the latest:" if latest else "")))
+        rows += [("", str(verdict)) for verdict in latest]
     if arguments.save is not None:
         rows.append(("state", f"saved to {adapter.save(arguments.save or None)}"))
     if arguments.report is not None:
@@ -192,10 +215,32 @@ def _close(adapter: Adapter, tally: Tally, begun: dict[str, int], source: str, a
             "steps": steps,
             "rejected_steps": rejected,
             "hyper": _used(adapter, arguments),
+            **({} if guard is None else {"guard": [verdict.plain() for verdict in guard.verdicts]}),
         }
         page, data = summary(tally, facts, memory["peak"] or 0, memory["budget"])
         rows.append(("report", str(write(arguments.report, page, data))))
     print("\n".join(f"{name:<10} {value}" for name, value in rows), file=sys.stderr)
+
+
+def _teller(path: str | None) -> Callable[[Verdict], None] | None:
+    """Appends decisions to a file as they are made, so that they are there whatever happens next.
+
+    Raises:
+        UsageError: it cannot be written.
+    """
+    if path is None:
+        return None
+    try:
+        with open(path, "a", encoding="utf-8"):
+            pass
+    except OSError as reason:
+        raise UsageError(f"decisions cannot be written to {path}: {reason.strerror}", "give --verdicts a file that can be made or written") from None
+
+    def tell(verdict: Verdict) -> None:
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(verdict.plain()) + "\n")
+
+    return tell
 
 
 def _first(frames: Any, limit: int | None) -> Any:
