@@ -155,7 +155,7 @@ class Adapter:
                 LOG.warning("%s: memory may run short: with what is planned, %s", bundle.path.name, sign.reason)
             return cls(bundle, loaded, claim, threads, Pressure(signs, marks))
 
-    def predict(self, x: NDArray[Any], update_statistics: bool = True) -> Floats:
+    def predict(self, x: NDArray[Any], update_statistics: bool = True, **hyper: float) -> Floats:
         """Logits of the adapted network.
 
         The frames are split over the planned batches, the largest that fits first. Normalisation statistics follow them, as they do in
@@ -165,15 +165,17 @@ class Adapter:
         Args:
             x: frames.
             update_statistics: False leaves the state exactly as it is, and normalises with the statistics as they stand.
+            hyper: scalars for this call, such as few=1.
 
         Returns:
             float32 [N,C], or [N,C,...] for segmentation, a new array.
 
         Raises:
             InputError: the frames have another dtype or shape than the model takes, or there are none.
+            UsageError: an unknown scalar, or one out of range.
         """
         changes = {} if update_statistics else {"mix": 0.0}
-        return self._serving(x, "predict", {**self._hyper.chosen, **changes}, update_statistics)
+        return self._serving(x, "predict", {**self._hyper.with_(hyper), **changes}, update_statistics)
 
     def adapt(self, x: NDArray[Any], **hyper: float) -> Floats:
         """Adapts to unlabelled frames and gives the logits of each step's own forward pass, before its update.

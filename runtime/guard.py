@@ -54,10 +54,10 @@ class Limits:
 
     Attributes:
         warm_up: windows before anything is judged.
-        shifted: `Scores.shift` from which a stream counts as shifted; below half of it for `back` windows, as the source again.
+        shifted: `Scores.shift` from which a stream counts as shifted; below it for `back` windows, as the source again.
         unsure: for models whose statistics do not follow, entropy in nats above the source's that counts as shifted.
-        varied: `Scores.spread` from which a window counts as one of several classes.
-        mixed: and from which windows count as mixed, so that statistics may follow them in all layers.
+        varied: `Scores.spread` of windows that steps may be taken on.
+        mixed: of windows that statistics may follow in all layers; below, predictions are narrow.
         few: the scalar of anchored statistics where the stream is shifted and its windows are of few classes. It is 0 where they are mixed, and 1
             where they are of few classes, and not shifted.
         recent: windows that must be so, one after the other.
@@ -67,22 +67,26 @@ class Limits:
         box: the most that parameters may be away from where they started, `Scores.moved`; beyond, they are drawn back.
         calm: windows without steps after a roll-back; twice as many after each one that follows, up to 16 times.
         back: see `shifted`.
+        jump: distance of a window's statistics from those that are followed, of the kind of `Scores.shift`, from which these are taken anew.
+        before: frames that statistics count as when others are taken anew.
     """
 
     warm_up: int = 2
     shifted: float = 0.02
     unsure: float = 0.1
-    varied: float = 0.6
+    varied: float = 0.85
     mixed: float = 0.75
     few: float = 0.4
     recent: int = 3
     trial: int = 16
     probation: int = 3
-    agreement: float = 0.6
+    agreement: float = 0.5
     kept: float = 0.8
     box: float = 0.2
     calm: int = 16
     back: int = 3
+    jump: float = 0.3
+    before: int = 16
 
 
 @dataclass(frozen=True)
@@ -113,7 +117,8 @@ class Guard:
         tell: told of every decision; None: nobody. All are in the log "edgeadapt" and in `verdicts` besides.
 
     Attributes:
-        phase: its state. windows: served so far. scores: of the last one. verdicts: the latest thousand decisions.
+        phase: its state. windows: served so far. scores: of the last one. verdicts: the latest thousand decisions. scalars: what the adapter is to
+            predict with until the next window, if it is not the user who set them.
 
     Raises:
         UsageError: the bundle does not say what its source looks like, or its adapter was opened for predicting only.
@@ -125,6 +130,7 @@ class Guard:
         assert manifest.reference is not None
         self.limits, self.phase, self.windows = limits or Limits(), Phase.WARM_UP, 0
         self.scores: Scores | None = None
+        self.scalars: dict[str, float] = {}
         self.verdicts: deque[Verdict] = deque(maxlen=_REMEMBERED)
         self._adapter, self._tell, self._reference = adapter, tell, manifest.reference
         with adapter.bundle.stored_state() as start:
@@ -139,7 +145,7 @@ class Guard:
         self._good: dict[str, Floats] | None = adapter.tensors(self._learned) if self._trains and self._away() > 0 else None
         self._since, self._steps, self._calm, self._failures = 0, 0, 0, 0
         self._spreads: deque[float] = deque(maxlen=self.limits.recent)
-        self._quiet = 0
+        self._quiet, self._renewed = 0, 0
         self._trials: list[Scores] = []
         self._following = False
 
@@ -155,30 +161,46 @@ class Guard:
         """
         adapter, before = self._adapter, self._adapter.stats
         step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._varied()
+        held = adapter.tensors(self._statistics)
+        mix = self._mixing(len(x))
+        natural: Floats | None = None
         if self._follows and not self._following:
-            logits, means, natural = self._held(x)
+            # statistics stay as they are, and those of the window are only looked at
+            adapter.predict(x, True, **mix)
+            means = adapter.tensors(self._shift.names)
+            adapter.put(held)
+            natural = logits = adapter.predict(x, update_statistics=False)
             changed = False
         else:
-            logits = adapter.adapt(x) if step else adapter.predict(x)
-            means, natural = adapter.tensors(self._shift.names), None
+            logits = adapter.adapt(x, **self.scalars, **mix) if step else adapter.predict(x, True, **self.scalars, **mix)
+            means = adapter.tensors(self._shift.names)
             after = adapter.stats
             changed = after["steps"] > before["steps"] or (bool(self._statistics) and after["rejected_steps"] == before["rejected_steps"])
-            if self._follows:
-                natural = self._natural(x)
+            natural = self._natural(x) if self._follows else None
+            self._renewed += 1
+            if mix and self._shift.apart(held, means, mix["mix"], len(x)) > self.limits.jump:
+                self._renewed = 0
         self.windows += 1
         self._steps += adapter.stats["steps"] - before["steps"]
         self._judge(x, logits, means, natural)
         return logits, changed
 
-    def _held(self, x: Floats) -> tuple[Floats, Mapping[str, Floats], Floats]:
-        """Served with the statistics as they are, and those of the window: where these follow it wholly, and it has not shown that it is shifted."""
-        adapter = self._adapter
-        held = adapter.tensors(self._statistics)
-        adapter.predict(x)
-        means = adapter.tensors(self._shift.names)
-        adapter.put(held)
-        logits = adapter.predict(x, update_statistics=False)
-        return logits, means, logits
+    def _mixing(self, frames: int) -> dict[str, float]:
+        """The weight of a window's statistics, while there is reason to follow it faster than usual: at the beginning and after a jump of the stream.
+
+        The frames since then count as they are many, and what was there before as so many frames as `Limits.before` says.
+        """
+        if not self._statistics or "mix" not in self._adapter.manifest.hyper or "mix" in self._adapter.hyper.chosen:
+            return {}
+        usual = self._usual(frames)
+        if usual >= 1.0:
+            return {}
+        return {"mix": max(usual, frames / (self.limits.before + frames * (self._renewed + 1)))}
+
+    def _usual(self, frames: int) -> float:
+        manifest = self._adapter.manifest
+        graph = manifest.graphs.get(f"predict.b{frames}")
+        return manifest.hyper["mix"].default if graph is None else graph.defaults.get("mix", manifest.hyper["mix"].default)
 
     def _natural(self, x: Floats) -> Floats:
         """Logits with the source's statistics: a window of one class, normalised by its own, looks as if it were of many."""
@@ -216,31 +238,30 @@ class Guard:
         self.scores = scores
         self._spreads.append(spread)
         self._since += 1
-        self._quiet = 0 if self._shifted(scores, 0.5) else self._quiet + 1
+        self._quiet = 0 if self._shifted(scores) else self._quiet + 1
         if self._choose_few:
             correlated = self.limits.few if self._shifted(scores) else 1.0
-            self._adapter.hyper["few"] = 0.0 if self._varied(self.limits.mixed) else correlated
+            self.scalars["few"] = 0.0 if min(self._spreads) >= self.limits.mixed else correlated
         if self._follows:
             self._following = self._shifted(scores) and (self._varied() or scores.shift > 0.5) and self.phase is not Phase.PAUSED
             if not self._following:
                 self._start_of(self._statistics)
         self._next(scores)
 
-    def _shifted(self, scores: Scores, share: float = 1.0) -> bool:
+    def _shifted(self, scores: Scores) -> bool:
         if math.isnan(scores.shift):
-            return scores.entropy >= share * self.limits.unsure
-        return scores.shift >= share * self.limits.shifted
+            return scores.entropy >= self.limits.unsure
+        return scores.shift >= self.limits.shifted
 
-    def _varied(self, least: float | None = None) -> bool:
-        least = self.limits.varied if least is None else least
-        return len(self._spreads) == self.limits.recent and min(self._spreads) >= least
+    def _varied(self) -> bool:
+        return len(self._spreads) == self.limits.recent and min(self._spreads) >= self.limits.varied
 
     def _compared(self, x: Floats, predicted: Predicted, scores: Scores) -> Scores:
         """With what the model would predict on the same frames, with the same statistics, had it learned nothing."""
         adapter = self._adapter
         now, moved = adapter.tensors(self._learned), self._away()
         self._start_of(self._learned)
-        first = Predicted.of(adapter.predict(x, update_statistics=False))
+        first = Predicted.of(adapter.predict(x, update_statistics=False, **self.scalars))
         adapter.put(now)
         same = float((first.labels == predicted.labels).mean())
         found = replace(scores, moved=moved, agreement=same, kept=predicted.spread / first.spread)
@@ -269,7 +290,7 @@ class Guard:
             self._start_of(self._learned)
             self._good, self._failures = None, 0
             self._go(Phase.OBSERVING, "the stream is as the source again; what was learned is put aside", scores)
-        elif self._steps >= limits.trial or (self._steps and self._spreads[-1] < limits.varied):
+        elif self._steps >= limits.trial or (self._steps and self._spreads[-1] < limits.mixed):
             self._trials = []
             why = f"after {self._steps} steps" if self._steps >= limits.trial else f"predictions narrowed after {self._steps} steps"
             self._go(Phase.PROBATION, why, scores)
@@ -319,7 +340,9 @@ class Guard:
         else:
             self._adapter.put(self._good)
             put = "the last good is put back"
-        self._steps = 0
+        self._steps, self._renewed = 0, 0
+        self._spreads.clear()  # they were of what is put aside, and so are statistics
+        self._start_of(self._statistics)
         self._calm = self.limits.calm * 2 ** min(self._failures - 1, 4)
         self._go(Phase.ROLLED_BACK, f"{reason}; {put}", scores)
 
@@ -331,7 +354,7 @@ class Guard:
     def reset(self) -> None:
         """Puts the whole state back to what the bundle began with, and begins with the warm-up."""
         self._adapter.reset()
-        self._good, self._failures, self._steps, self._quiet, self._following = None, 0, 0, 0, False
+        self._good, self._failures, self._steps, self._quiet, self._renewed, self._following = None, 0, 0, 0, 0, False
         self._spreads.clear()
         self._go(Phase.WARM_UP, "reset by hand")
 

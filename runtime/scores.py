@@ -76,11 +76,25 @@ class Shift:
 
         few: how much of what windows of few classes have by themselves is no shift, from 0 to 1.
         """
+        return self._score({name: means[name] - centre for name, centre, *_ in self._layers}, frames, few)
+
+    def apart(self, before: Mapping[str, Floats], after: Mapping[str, Floats], mix: float, frames: int) -> float:
+        """The same score of how far a window's own channel means lie from those that were followed until then.
+
+        Args:
+            before: means that were followed.
+            after: what they are with the window's, whose weight is `mix`.
+            mix: above 0.
+            frames: in the window.
+        """
+        return self._score({name: (after[name] - before[name]) / np.float32(mix) for name, *_ in self._layers}, frames, 1.0)
+
+    def _score(self, aways: Mapping[str, Floats], frames: int, few: float) -> float:
         if not self._layers:
             return math.nan
         total = 0.0
-        for name, centre, precision, chance in self._layers:
-            away = means[name] - centre
+        for name, _, precision, chance in self._layers:
+            away = aways[name]
             # fewer frames than the reference's windows differ more by chance
             known = chance.mixed + few * (chance.alike - chance.mixed) + chance.mixed * max(0.0, self._window / frames - 1.0)
             beyond = max(0.0, float((away * away * precision).mean()) - known)

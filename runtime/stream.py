@@ -174,7 +174,7 @@ class Stream:
             if fault:
                 yield [Prediction(index, known, None, 1000 * (time.perf_counter() - begin), False)]
                 continue
-            logits = self._adapter.predict(self._buffer[good], update_statistics=False)
+            logits = self._adapter.predict(self._buffer[good], update_statistics=False, **self._scalars())
             yield [Prediction(index, known, logits, 1000 * (time.perf_counter() - begin), changed)]
             changed = False
             if not self._adapt or self._repeats(good):
@@ -184,6 +184,9 @@ class Stream:
                 begin, good = time.perf_counter(), 0
                 _, changed = self._step(self._buffer)
                 waited = time.perf_counter() - begin
+
+    def _scalars(self) -> dict[str, float]:
+        return {} if self._guard is None else self._guard.scalars
 
     def _repeats(self, place: int) -> bool:
         """Whether the frame at this place of the window is hardly another than the one before it."""
@@ -239,7 +242,7 @@ class Stream:
         if not self._adapt:
             return self._adapter.predict(x, update_statistics=False), False
         if good < self.window:
-            return self._adapter.predict(x, update_statistics=self._guard is None), False
+            return self._adapter.predict(x, update_statistics=self._guard is None, **self._scalars()), False
         return self._step(x)
 
 

@@ -1,0 +1,360 @@
+"""The guard: what it measures, how its states follow one another, and what it puts back."""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeadapt import Adapter
+from edgeadapt.bundle.reference import Chance, Reference
+from edgeadapt.cli.main import main
+from edgeadapt.devices.sources import Frame
+from edgeadapt.errors import UsageError
+from edgeadapt.exporters.export import export
+from edgeadapt.runtime.guard import Guard, Limits, Phase, guarding_bytes
+from edgeadapt.runtime.scores import Predicted, Shift, distance
+from edgeadapt.runtime.stream import Stream
+from tests.toybundle import Toy
+
+CLASSES, SHAPE, WINDOW = 4, (3, 8, 8), 32
+OFTEN = Limits(trial=4, probation=2, calm=3)
+
+
+def images(count: int, seed: int, classes: tuple[int, ...] = (0, 1, 2, 3)) -> tuple[np.ndarray, np.ndarray]:
+    """Noise with a pattern for each class, float32 [N,3,8,8]."""
+    random = np.random.default_rng(seed)
+    y = random.permutation(np.resize(classes, count))
+    patterns = 0.3 * np.random.default_rng(99).standard_normal((CLASSES, *SHAPE)).astype(np.float32)
+    return (patterns[y] + random.standard_normal((count, *SHAPE)).astype(np.float32)).astype(np.float32), y
+
+
+def shifted(x: np.ndarray) -> np.ndarray:
+    """Darker, with less contrast, and another tint: what batch statistics undo."""
+    return (0.4 * x + np.array([1.0, -0.7, 0.5], np.float32)[:, None, None]).astype(np.float32)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.na, self.b, self.nb = nn.Conv2d(3, 16, 3, 1, 1), nn.BatchNorm2d(16), nn.Conv2d(16, 16, 3, 2, 1), nn.BatchNorm2d(16)
+        self.fc = nn.Linear(16 * 16, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.na(self.a(x)).relu()
+        return self.fc(self.nb(self.b(x)).relu().flatten(1))
+
+
+@pytest.fixture(scope="module")
+def net() -> nn.Module:
+    x, y = (torch.from_numpy(part) for part in images(2048, 0))
+    model = Net().train()
+    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    for _ in range(15):
+        for rows in torch.randperm(len(x)).split(64):
+            optimiser.zero_grad()
+            nn.functional.cross_entropy(model(x[rows]), y[rows]).backward()
+            optimiser.step()
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def bundles(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """tent with anchored statistics, tent and norm with live ones, tent with the source's."""
+    folder = tmp_path_factory.mktemp("bundles")
+    found = {}
+    for name, method, statistics in (("tent", "tent", "anchored"), ("live", "tent", "live"), ("norm", "norm", "live"), ("still", "tent", "source")):
+        found[name] = folder / f"{name}.edgeadapt"
+        export(net, found[name], shape=SHAPE, data=images(512, 1), method=method, statistics=statistics, batches=(WINDOW,))
+    return found
+
+
+def wrong(guard: Guard, windows: int, seed: int, change: Any = None, classes: tuple[int, ...] = (0, 1, 2, 3)) -> float:
+    """Share of wrong predictions over some windows."""
+    found = []
+    for index in range(windows):
+        x, y = images(WINDOW, 1000 * seed + index, classes)
+        logits, _ = guard(x if change is None else change(x))
+        found.append(logits.argmax(1) != y)
+    return float(np.mean(found))
+
+
+def phases(guard: Guard) -> list[str]:
+    return [verdict.after.value for verdict in guard.verdicts]
+
+
+# -------------------------------------------------------------------------------------------------------------- measures
+
+
+def test_spread_entropy_and_labels_are_those_of_the_mean_prediction() -> None:
+    logits = np.log(np.array([[0.7, 0.1, 0.2], [0.1, 0.7, 0.2], [np.nan] * 3], np.float32))
+    found = Predicted.of(logits)
+    mean = np.array([0.4, 0.4, 0.2])
+    assert found.labels.tolist() == [0, 1]
+    assert found.spread == pytest.approx(np.exp(-(mean * np.log(mean)).sum()), rel=1e-6)
+    row = np.array([0.7, 0.1, 0.2])
+    assert found.entropy == pytest.approx(-(row * np.log(row)).sum(), rel=1e-6)
+    pixels = np.broadcast_to(logits[:2, :, None], (2, 3, 5))
+    assert Predicted.of(pixels).spread == pytest.approx(found.spread, rel=1e-6)
+    assert Predicted.of(pixels).labels.shape == (2, 5)
+    assert math.isnan(Predicted.of(logits[2:]).spread)
+
+
+def test_shift_is_what_lies_beyond_chance() -> None:
+    reference = Reference(64, 3.0, 0.1, {"a": Chance(0.01, 0.05), "b": Chance(0.02, 0.02)})
+    start = {f"statistics.{name}.{what}": np.full(4, value, np.float32) for name in "ab" for what, value in (("mean", 1.0), ("variance", 4.0))}
+    score = Shift(reference, start)
+    assert set(score.names) == {"statistics.a.mean", "statistics.b.mean"}
+    means = {"statistics.a.mean": np.full(4, 1.0 + 2 * 0.3, np.float32), "statistics.b.mean": np.ones(4, np.float32)}  # D² 0.09 and 0
+    for few, frames, known in ((1.0, 64, 0.05), (0.0, 64, 0.01), (0.0, 16, 0.04), (1.0, 128, 0.05)):
+        assert score(means, frames, few) == pytest.approx((0.09 - known) / (0.09 - known + 0.02) / 2, rel=1e-3)
+    assert score({name: np.ones(4, np.float32) for name in means}, 64) == 0
+    assert math.isnan(Shift(Reference(64, 3.0, 0.1, {}), start)({}, 64))
+
+
+def test_distance_is_of_all_tensors_together() -> None:
+    start = {"a": np.array([3.0], np.float32), "b": np.array([4.0], np.float32)}
+    assert distance({"a": np.array([3.0], np.float32), "b": np.array([4.5], np.float32)}, start) == pytest.approx(0.1)
+
+
+# --------------------------------------------------------------------------------------------------------------- states
+
+
+def test_on_the_source_nothing_is_learned(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter, OFTEN)
+        assert wrong(guard, 10, 1) < 0.2
+        assert wrong(guard, 10, 2, classes=(1,)) < 0.3
+        assert phases(guard) == ["observing"]
+        assert adapter.stats["steps"] == 0
+
+
+def test_a_shift_is_adapted_to_proven_and_put_aside_when_it_has_passed(bundles: dict[str, Path]) -> None:
+    """All the way from the warm-up to commits and back; and no worse than not adapting at any stage."""
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter, OFTEN)
+        start = adapter.tensors(guard._learned)
+        frozen = np.mean([(adapter.source(shifted(x)).argmax(1) != y).mean() for x, y in (images(WINDOW, 3000 + i) for i in range(20))])
+        assert wrong(guard, 20, 3, shifted) < frozen - 0.1
+        assert phases(guard)[:5] == ["observing", "adapting", "probation", "committed", "adapting"]
+        assert adapter.stats["steps"] >= 8
+        assert any((value != start[name]).any() for name, value in adapter.tensors(guard._learned).items())
+        learning = adapter.stats["steps"]
+        clean = wrong(guard, 8, 4)
+        assert clean < 0.2
+        assert phases(guard)[-1] == "observing"
+        assert adapter.stats["steps"] <= learning + OFTEN.back + OFTEN.trial
+        assert all((value == start[name]).all() for name, value in adapter.tensors(guard._learned).items())
+
+
+def test_one_class_at_a_time_is_not_learned_from(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter, OFTEN)
+        for kind in range(4):
+            wrong(guard, 5, 5 + kind, shifted, (kind,))
+        assert adapter.stats["steps"] == 0
+        assert guard.phase is Phase.OBSERVING
+
+
+def test_what_harms_is_rolled_back_and_the_wait_doubles(bundles: dict[str, Path]) -> None:
+    """A rate at which entropy collapses: without a guard the model predicts one class; with one it is back as it started."""
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        adapter.hyper["rate"] = 10.0
+        for index in range(40):
+            x, _ = images(WINDOW, 9000 + index)
+            adapter.adapt(shifted(x))
+        assert np.mean([(adapter.adapt(shifted(x)).argmax(1) != y).mean() for x, y in (images(WINDOW, 9100 + i) for i in range(5))]) > 0.5
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        adapter.hyper["rate"] = 10.0
+        guard = Guard(adapter, OFTEN)
+        start = adapter.tensors(guard._learned)
+        wrong(guard, 60, 9, shifted)
+        verdicts = [verdict for verdict in guard.verdicts if verdict.after is Phase.ROLLED_BACK]
+        assert len(verdicts) >= 2
+        assert "it is as it started" in verdicts[0].reason
+        assert verdicts[0].scores is not None
+        assert verdicts[0].scores.kept < OFTEN.kept or verdicts[0].scores.agreement < OFTEN.agreement
+        waits = [after.window - before.window for before, after in zip(guard.verdicts, list(guard.verdicts)[1:]) if before.after is Phase.ROLLED_BACK]
+        assert waits[:2] == [3, 6]
+        while guard.phase is not Phase.ROLLED_BACK:
+            wrong(guard, 1, 10, shifted)
+        assert all((value == start[name]).all() for name, value in adapter.tensors(guard._learned).items())
+        assert wrong(guard, 3, 11, shifted) < 0.3
+
+
+def test_parameters_stay_in_their_box(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        adapter.hyper["rate"] = 0.01
+        guard = Guard(adapter, Limits(trial=4, probation=1, box=1e-4, agreement=0.0, kept=0.0))
+        while guard.phase is not Phase.COMMITTED:
+            wrong(guard, 1, guard.windows, shifted)
+        assert "drawn back" in guard.verdicts[-1].reason
+        assert guard._away() == pytest.approx(1e-4, rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["live", "norm"])
+def test_statistics_that_follow_wholly_do_so_only_on_shifted_windows(bundles: dict[str, Path], name: str) -> None:
+    """Live statistics ruin windows of one class; with a guard the model is the source's there, and follows where that helps."""
+    with Adapter.open(bundles[name], prepared=False) as adapter:
+        guard, start = Guard(adapter, OFTEN), adapter.state
+        x, y = images(WINDOW, 77, (2,))
+        assert (guard(x)[0] == adapter.predict(x, update_statistics=False)).all()
+        assert wrong(guard, 5, 12, classes=(2,)) <= np.mean([(adapter.source(x).argmax(1) != y).mean()]) + 0.15
+        assert all((adapter.state[key] == value).all() for key, value in start.items())
+        frozen = np.mean([(adapter.source(shifted(x)).argmax(1) != y).mean() for x, y in (images(WINDOW, 13000 + i) for i in range(12))])
+        assert wrong(guard, 12, 13, shifted) < frozen - 0.05
+        assert wrong(guard, 4, 14) < 0.2
+
+
+def test_a_model_whose_statistics_stay_is_judged_by_its_entropy(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["still"], prepared=False) as adapter:
+        guard = Guard(adapter, OFTEN)
+        wrong(guard, 6, 15)
+        assert adapter.stats["steps"] == 0
+        assert guard.scores is not None
+        assert math.isnan(guard.scores.shift)
+        wrong(guard, 8, 16, lambda x: (0.6 * x).astype(np.float32))
+        assert "adapting" in phases(guard)
+
+
+# -------------------------------------------------------------------------------------------------------------- by hand
+
+
+def test_pause_resume_mark_good_roll_back_and_reset(bundles: dict[str, Path]) -> None:
+    told: list[Any] = []
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter, OFTEN, told.append)
+        wrong(guard, 6, 20, shifted)
+        assert guard.phase is Phase.ADAPTING
+        steps = adapter.stats["steps"]
+        assert steps > 0
+        guard.mark_good()
+        good = adapter.tensors(guard._learned)
+        guard.pause()
+        wrong(guard, 5, 21, shifted)
+        assert adapter.stats["steps"] == steps
+        guard.resume()
+        wrong(guard, 4, 22, shifted)
+        assert adapter.stats["steps"] > steps
+        guard.roll_back()
+        assert all((value == good[name]).all() for name, value in adapter.tensors(guard._learned).items())
+        guard.roll_back()
+        assert guard._away() == 0
+        guard.reset()
+        assert guard.phase is Phase.WARM_UP
+        assert [verdict.plain() for verdict in told] == [verdict.plain() for verdict in guard.verdicts]
+        assert json.dumps([verdict.plain() for verdict in told])
+
+
+def test_a_state_to_be_saved_holds_nothing_unproven(bundles: dict[str, Path], tmp_path: Path) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter, Limits(trial=100))
+        wrong(guard, 10, 23, shifted)
+        assert guard._away() > 0
+        guard.settle()
+        assert guard._away() == 0
+        assert guard.phase is Phase.OBSERVING
+        guard.settle()  # nothing more to put aside
+        assert "not yet proven" in guard.verdicts[-1].reason
+
+
+def test_parameters_of_a_loaded_state_are_the_first_last_good(bundles: dict[str, Path], tmp_path: Path) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        for index in range(3):
+            adapter.adapt(shifted(images(WINDOW, index)[0]))
+        adapter.save(tmp_path / "state.safetensors")
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        adapter.load(tmp_path / "state.safetensors")
+        guard = Guard(adapter, OFTEN)
+        loaded = adapter.tensors(guard._learned)
+        wrong(guard, 8, 24, shifted)
+        guard.roll_back()
+        assert all((value == loaded[name]).all() for name, value in adapter.tensors(guard._learned).items())
+
+
+def test_a_scalar_that_was_set_is_left_alone(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        adapter.hyper["few"] = 0.3
+        guard = Guard(adapter)
+        wrong(guard, 5, 25)
+        assert guard.scalars == {}
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter)
+        for classes, change, few in (((0, 1, 2, 3), None, 0.0), ((1,), None, 1.0), ((1,), shifted, guard.limits.few), ((0, 1, 2, 3), shifted, 0.0)):
+            wrong(guard, 5, 26, change, classes)
+            assert guard.scalars == {"few": few}
+        assert adapter.hyper.chosen == {}, "what is saved is the user's"
+
+
+def test_frames_that_cannot_be_used_change_nothing(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter)
+        logits, _ = guard(np.full((WINDOW, *SHAPE), np.nan, np.float32))
+        assert np.isnan(logits).all()
+        assert guard.scores is None
+        assert wrong(guard, 3, 27) < 0.2
+
+
+# ------------------------------------------------------------------------------------------------------- where it is used
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_a_stream_with_a_guard_answers_every_frame(bundles: dict[str, Path], single: bool) -> None:
+    x, y = images(10 * WINDOW + 5, 30)
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter, OFTEN)
+        served = [one for window in Stream(adapter, single=single, guard=guard).run(Frame(i, f) for i, f in enumerate(shifted(x))) for one in window]
+        assert [one.index for one in served] == list(range(len(x)))
+        assert guard.windows == 10
+        assert np.mean([one.logits.argmax() != label for one, label in zip(served, y)]) < 0.3  # type: ignore[union-attr]
+
+
+def test_only_due_windows_get_steps(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        x = shifted(images(24 * WINDOW, 31)[0])
+        list(Stream(adapter, every=4, guard=Guard(adapter, Limits(trial=100))).run(Frame(i, frame) for i, frame in enumerate(x)))
+        assert 3 <= adapter.stats["steps"] <= 6
+
+
+def test_what_cannot_be_guarded_is_refused(bundles: dict[str, Path], tmp_path: Path) -> None:
+    path = Toy().write(tmp_path / "toy.edgeadapt")
+    with Adapter.open(path, prepared=False) as adapter, pytest.raises(UsageError, match="does not say what that looks like"):
+        Guard(adapter)
+    with Adapter.open(bundles["tent"], prepared=False) as adapter, pytest.raises(UsageError, match="watches over adaptation"):
+        Stream(adapter, adapt=False, guard=Guard(adapter))
+
+
+def test_the_bytes_that_a_guard_holds_fit_what_is_said_of_them(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        held = sum(value.nbytes for value in adapter.state.values())
+        assert guarding_bytes(adapter.manifest) == 3 * held + 2**16
+
+
+def test_the_command_line_tells_its_decisions(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    x, y = images(12 * WINDOW, 32)
+    np.savez(tmp_path / "test.npz", x=shifted(x), y=y)
+    log, report = tmp_path / "verdicts.jsonl", tmp_path / "report"
+    given = [str(bundles["tent"]), "--source", str(tmp_path / "test.npz"), "--no-prepared"]
+    guarded = [*given, "--guard", "--verdicts", str(log), "--report", str(report), "--save", str(tmp_path / "saved")]
+    assert main(["run", *guarded]) == 0
+    said = capsys.readouterr()
+    assert "adapting: the stream is shifted" in said.err
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["after"] for line in lines][:2] == ["observing", "adapting"]
+    assert lines[1]["shift"] > 0
+    assert json.loads((report / "report.json").read_text())["guard"] == lines
+    within = [sys.executable, "-m", "edgeadapt", "run", *given, "--guard", "--budget", "96MiB"]
+    assert "of 96 MiB" in subprocess.run(within, capture_output=True, text=True, check=True).stderr
+    assert main(["run", *given, "--verdicts", str(log)]) == 2
+    assert "--guard" in capsys.readouterr().err
+    assert main(["run", *given, "--guard", "--no-adapt"]) == 2
+    assert main(["run", *given, "--guard", "--verdicts", str(tmp_path / "no" / "file")]) == 2
