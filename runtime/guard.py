@@ -23,10 +23,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
+import numpy as np
+
 from edgeadapt.bundle import Manifest
 from edgeadapt.errors import UsageError
 from edgeadapt.runtime.adapter import Adapter
-from edgeadapt.runtime.scores import Predicted, Scores, Shift, distance
+from edgeadapt.runtime.scores import Predicted, Scores, Shift, distance, spread_of
 from edgeadapt.runtime.state import Floats
 
 LOG = logging.getLogger("edgeadapt")
@@ -144,6 +146,7 @@ class Guard:
         self._choose_few = self._anchored and "few" not in adapter.hyper.chosen
         self._good: dict[str, Floats] | None = adapter.tensors(self._learned) if self._trains and self._away() > 0 else None
         self._since, self._steps, self._calm, self._failures = 0, 0, 0, 0
+        self._shares = np.zeros((0, manifest.task.classes))
         self._spreads: deque[float] = deque(maxlen=self.limits.recent)
         self._quiet, self._renewed = 0, 0
         self._trials: list[Scores] = []
@@ -229,10 +232,9 @@ class Guard:
         predicted = Predicted.of(logits)
         if not len(predicted.labels):
             return
-        seen = predicted if natural is None else Predicted.of(natural)
-        spread = seen.spread / self._reference.classes
+        spread = self._spread(predicted if natural is None else Predicted.of(natural))
         mixed = min([spread, *self._spreads]) >= self.limits.mixed
-        scores = Scores(self._shift(means, len(x), 0.25 if mixed else 1.0), spread, predicted.entropy - self._reference.entropy)
+        scores = Scores(self._shift(means, self._frames(len(x)), 0.25 if mixed else 1.0), spread, predicted.entropy - self._reference.entropy)
         if self.phase is Phase.PROBATION:
             scores = self._compared(x, predicted, scores)
         self.scores = scores
@@ -247,6 +249,18 @@ class Guard:
             if not self._following:
                 self._start_of(self._statistics)
         self._next(scores)
+
+    def _spread(self, predicted: Predicted) -> float:
+        """Over as many of the latest frames as a window of the reference has: fewer have fewer classes by themselves."""
+        self._shares = np.concatenate([self._shares, predicted.shares])[-max(self._reference.window, len(predicted.shares)) :]
+        return spread_of(self._shares) / self._reference.classes
+
+    def _frames(self, frames: int) -> int:
+        """Frames that the statistics stand for, where they follow windows of so many: those of a moving average vary as the mean of so many does."""
+        if not self._statistics or (self._follows and not self._following):
+            return frames
+        mix = self._adapter.hyper.chosen.get("mix", self._usual(frames)) if "mix" in self._adapter.manifest.hyper else 1.0
+        return round(frames * (2.0 - mix) / max(mix, 1e-3))
 
     def _shifted(self, scores: Scores) -> bool:
         if math.isnan(scores.shift):
@@ -341,10 +355,14 @@ class Guard:
             self._adapter.put(self._good)
             put = "the last good is put back"
         self._steps, self._renewed = 0, 0
-        self._spreads.clear()  # they were of what is put aside, and so are statistics
+        self._forget()  # it was of what is put aside, and so are statistics
         self._start_of(self._statistics)
         self._calm = self.limits.calm * 2 ** min(self._failures - 1, 4)
         self._go(Phase.ROLLED_BACK, f"{reason}; {put}", scores)
+
+    def _forget(self) -> None:
+        self._spreads.clear()
+        self._shares = self._shares[:0]
 
     def mark_good(self) -> None:
         """Takes the parameters as they are for the last good."""
@@ -355,7 +373,7 @@ class Guard:
         """Puts the whole state back to what the bundle began with, and begins with the warm-up."""
         self._adapter.reset()
         self._good, self._failures, self._steps, self._quiet, self._renewed, self._following = None, 0, 0, 0, 0, False
-        self._spreads.clear()
+        self._forget()
         self._go(Phase.WARM_UP, "reset by hand")
 
     def pause(self) -> None:

@@ -27,7 +27,8 @@ class Scores:
     Attributes:
         shift: from 0 (as the source, whatever the classes) to 1: the mean over layers of e/(e + 0.02), e being D² of the stream's channel means from
             the source's beyond what such windows have there. NaN where statistics do not follow the stream.
-        spread: how many classes the window's mean prediction is spread over (exponential of its entropy), as a share of that on the source.
+        spread: how many classes the mean prediction of the window, or of the latest 64 frames where it has fewer, is spread over (exponential of its
+            entropy), as a share of that on the source.
         entropy: mean entropy of the predictions in nats, less that on the source.
         moved: distance of the parameters from where they started, as a share of their norm there. NaN where it was not looked at.
         agreement: share of frames on which the model and the one that it started as predict the same. NaN where it was not looked at.
@@ -125,11 +126,16 @@ class Predicted:
 
     @property
     def spread(self) -> float:
-        """How many classes the mean prediction is spread over: the exponential of its entropy, from 1 to C."""
-        if not len(self.shares):
-            return math.nan
-        mean = self.shares.mean(0)
-        return float(np.exp(-(mean * np.log(np.maximum(mean, 1e-12))).sum()))
+        """Of these frames; see `spread_of`."""
+        return spread_of(self.shares)
+
+
+def spread_of(shares: NDArray[np.float64]) -> float:
+    """How many classes the mean of predictions [N,C] is spread over: the exponential of its entropy, from 1 to C. NaN of none."""
+    if not len(shares):
+        return math.nan
+    mean = shares.mean(0)
+    return float(np.exp(-(mean * np.log(np.maximum(mean, 1e-12))).sum()))
 
 
 def distance(now: Mapping[str, Floats], start: Mapping[str, NDArray[Any]]) -> float:
