@@ -21,6 +21,7 @@ from edgeadapt.bench import child
 from edgeadapt.bench.runner import Answer
 from edgeadapt.bench.streams import NAMES
 from edgeadapt.bundle import Bundle
+from edgeadapt.bundle.reference import Reference
 from edgeadapt.cli import bench as cli
 from edgeadapt.cli.bench_rows import rows
 from edgeadapt.cli.main import main
@@ -165,6 +166,21 @@ def test_rows_that_answer_each_frame_at_once(here, bench, toys):
     steps = [cell["counters"]["steps"] for cell in found["cells"]]
     assert steps[3] == steps[2] > 0
     assert "one by one" in printed
+
+
+def test_rows_that_a_guard_watches(bench, toys, tmp_path):
+    """Beside those without, with figures and a table of their own; a bundle that does not say what its source looks like has none."""
+    path = Toy(batches=(1, 4)).write(tmp_path / "known.edgeadapt", reference=Reference(64, 4.0, 0.5, {}))
+    code, found, printed, _ = bench(path, "--data", toys / "test.npz", "--streams", "clean", "--guard", "--single")
+    assert code == 0
+    assert found["rows"] == ["source", "step 0", "toy", "toy, one by one", "toy, guarded", "toy, one by one, guarded"]
+    assert found["adapting"] == found["rows"][2:]
+    assert ["worse" in cell for cell in found["cells"]] == [False] * 4 + [True] * 2
+    assert "toy, guarded: points worse" in printed
+    assert "% of the gain kept" in printed
+    code, _, _, said = bench(toys / "toy.edgeadapt", "--data", toys / "test.npz", "--streams", "clean", "--guard")
+    assert code == 2
+    assert "does not say what that looks like" in said
 
 
 def test_bundles_of_one_method_go_by_their_files_and_other_models_have_a_source_of_their_own(toys, tmp_path):

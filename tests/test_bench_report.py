@@ -67,6 +67,26 @@ def test_a_cell_has_the_figures_of_all_its_seeds():
     assert cell["difference"]["high"] < 0
 
 
+def test_a_guarded_row_is_held_against_not_adapting_and_against_the_row_without() -> None:
+    stream = build("continual", DATA, SIZES, 0)
+    shares = {"source": 0.7, "step 0": 0.5, "tent": 0.1, "tent, guarded": 0.2}
+    runs = [run(row, stream, share, 4, 3 + len(row)) for row, share in shares.items()]
+    found = summarise(runs, "source", 50)
+    without, adapting, guarded = (runs[number].record.outcome() for number in (1, 2, 3))
+    cell = found["cells"][3]
+    assert all("worse" not in other for other in found["cells"][:3])
+    assert cell["worse"]["value"] == pytest.approx(100 * (guarded.wrong.mean() - without.wrong.mean()))
+    gain = without.wrong.mean() - adapting.wrong.mean()
+    assert cell["kept"]["value"] == pytest.approx((without.wrong.mean() - guarded.wrong.mean()) / gain)
+    header, rows = report.guarded(found, 4) or ([], [])
+    assert header == ["", "continual"]
+    assert rows[0] == ["tent, guarded: points worse", text(cell["worse"], sign=True)]
+    assert rows[1][1].startswith(f"{100 * cell['kept']['value']:.0f}")
+    told = {"bundles": ["x"], "settings": {}, "adapting": ["tent"], "draws": 50, **found}
+    assert "With a guard, batch 4" in render(page.page_of(told))
+    assert report.guarded(bench(["clean"])[1], 4) is None
+
+
 @pytest.mark.parametrize("name", ["forgetting", "single", "repeated", "noise"])
 def test_where_clean_frames_come_last_the_error_is_theirs(name):
     runs, found = bench([name], seeds=[0], batches=[4])

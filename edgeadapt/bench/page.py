@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from edgeadapt.bench.report import table, text
+from edgeadapt.bench.report import guarded, table, text
 from edgeadapt.report.charts import Band, Curve, Group, bars, lines
 from edgeadapt.report.page import Page, Section, Table
 from edgeadapt.units import format_count
@@ -32,7 +32,7 @@ QUIET = ("clean", "forgetting", "single", "repeated", "noise")
 def page_of(found: Mapping[str, Any]) -> Page:
     """The page of what `report.summarise` found, with "settings" (name to words) beside its figures."""
     batches: Sequence[int] = found["batches"]
-    sections = [_overview(found, batch) for batch in batches]
+    sections = [part for batch in batches for part in (_overview(found, batch), *_guarded(found, batch))]
     for stream in found["streams"]:
         sections += _stream(found, stream, batches)
     sections.append(_differences(found))
@@ -49,6 +49,15 @@ def _overview(found: Mapping[str, Any], batch: int) -> Section:
     words = "Error in percent of scored frames, with half the width of its 95 % interval; ECE is the calibration error, in percent, over all streams."
     words += " Memory is the process's most resident bytes; ms and J are a frame's."
     return Section(f"Batch {batch}", words, table=Table(turned[0], turned[1:]))
+
+
+def _guarded(found: Mapping[str, Any], batch: int) -> list[Section]:
+    watched = guarded(found, batch)
+    if watched is None:
+        return []
+    turned = [list(column) for column in zip(watched[0], *watched[1])]
+    words = "Points worse than not adapting (the better of the frozen model and step 0), and the share kept of the gain without a guard."
+    return [Section(f"With a guard, batch {batch}", words, table=Table(turned[0], turned[1:]))]
 
 
 def _finding(found: Mapping[str, Any]) -> tuple[list[tuple[str, str, str]], str]:

@@ -27,6 +27,8 @@ from edgeadapt.report.page import Page, render
 from edgeadapt.units import format_bytes
 
 JSON, HTML = "bench.json", "bench.html"
+STILL, GUARDED = "step 0", ", guarded"
+"""Ends of rows' names: of bundles that do not adapt, and of those that a guard watches, which are otherwise as the row without."""
 
 _POINTS, _LEAST = 60, 16  # of a curve along a stream, and frames of each
 
@@ -73,7 +75,8 @@ def summarise(runs: Sequence[Run], reference: str, draws: int = scores.DRAWS) ->
             outcomes = {row: scores.together([record.outcome() for record in records]) for row, records in found.items()}
             for row, records in found.items():
                 against = outcomes.get(reference) if row != reference else None
-                cells.append({"row": row, "stream": stream, "batch": batch, **_cell(records, outcomes[row], against, draws)})
+                watched = _watched(row, reference, outcomes, draws) if row.endswith(GUARDED) else {}
+                cells.append({"row": row, "stream": stream, "batch": batch, **_cell(records, outcomes[row], against, draws), **watched})
             if parts := _segments(found):
                 segments.append({"stream": stream, "batch": batch, "parts": [vars(part) for part in parts]})
         costs += [_costs(row, batch, [run.record for run in runs if (run.row, run.batch) == (row, batch)]) for row in rows]
@@ -102,6 +105,24 @@ def table(found: Mapping[str, Any], batch: int) -> tuple[list[str], list[list[st
         line += [("–" if cost["joules_frame"] is None else f"{cost['joules_frame']:.3g}")] if energy else []
         rows.append(line)
     return header + (["J/frame"] if energy else []), rows
+
+
+def guarded(found: Mapping[str, Any], batch: int) -> tuple[list[str], list[list[str]]] | None:
+    """Of rows with a guard and one batch size, by stream: points worse than not adapting, and the percentage kept of the gain without a guard.
+
+    None where there are no such rows.
+    """
+    cells = [cell for cell in found["cells"] if cell["batch"] == batch and "worse" in cell]
+    if not cells:
+        return None
+    streams = [stream for stream in found["streams"] if any(cell["stream"] == stream for cell in cells)]
+    rows = []
+    for row in dict.fromkeys(cell["row"] for cell in cells):
+        mine = {cell["stream"]: cell for cell in cells if cell["row"] == row}
+        kept = {stream: cell["kept"] and {name: end and 100 * end for name, end in cell["kept"].items()} for stream, cell in mine.items()}
+        rows.append([f"{row}: points worse", *(text(mine.get(stream, {}).get("worse"), sign=True) for stream in streams)])
+        rows.append(["% of the gain kept", *(text(kept.get(stream), 0) for stream in streams)])
+    return ["", *streams], rows
 
 
 def text(value: Mapping[str, Any] | None, digits: int = 1, sign: bool = False) -> str:
@@ -155,6 +176,20 @@ def _cell(records: Sequence[Record], outcome: Outcome, against: Outcome | None, 
         "peak_bytes": max((record.facts.get("peak_bytes") or 0 for record in records), default=0) or None,
         "counters": _added([record.facts.get("counters", {}) for record in records]),
     }
+
+
+def _watched(row: str, reference: str, outcomes: Mapping[str, Outcome], draws: int) -> dict[str, Any]:
+    """What a row with a guard is worse by than not adapting, the better of the frozen model and step 0, and what it keeps of the gain without it."""
+    base = row.removesuffix(GUARDED)
+    name = base.split(", ", 1)[0]
+    still = [judged(outcomes[one]) for one in (reference, STILL, f"{name}, {STILL}") if one in outcomes]
+    if not still:
+        return {}
+    best, mine = min(still, key=lambda one: float(one.wrong.mean()) if len(one) else math.inf), judged(outcomes[row])
+    if not len(mine):
+        return {}
+    kept = scores.gain_kept(mine, judged(outcomes[base]), best, draws=draws) if base in outcomes else None
+    return {"worse": _plain(scores.paired(mine, best, draws=draws)), "kept": _plain(kept)}
 
 
 def _costs(row: str, batch: int, records: Sequence[Record]) -> dict[str, Any]:

@@ -106,6 +106,9 @@ def run(arguments: argparse.Namespace) -> int:
     for batch in batches:
         print(f"batch {batch}: error in percent and half its 95 % interval; memory of the process; ms a frame")
         print(table(*report.table(found, batch), left=1) + "\n")
+        if (watched := report.guarded(found, batch)) is not None:
+            print("with a guard, against not adapting (the better of source and step 0), and of the gain without a guard")
+            print(table(*watched, left=1) + "\n")
     print(f"report       {written}")
     return 0
 

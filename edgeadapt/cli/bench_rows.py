@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from edgeadapt.bench.report import GUARDED, STILL
 from edgeadapt.bench.setting import ADAPT, INITIAL, SINGLE, SOURCE
 from edgeadapt.bundle import Bundle
 from edgeadapt.bundle.digest import sha256
@@ -54,11 +55,11 @@ def _named(
     found = [Line(f"source of {name}" if number else "source", bundle, SOURCE) for number, (name, bundle) in enumerate(zip(sources, frozen))]
     for name, bundle in zip(names, adapting):
         if any(graph.writes for graph in bundle.manifest.graphs.values()):  # others are always at their first state
-            found.append(Line("step 0" if len(names) == 1 else f"{name}, step 0", bundle, INITIAL))
+            found.append(Line(STILL if len(names) == 1 else f"{name}, {STILL}", bundle, INITIAL))
     for name, bundle in zip(names, adapting):
         modes = {"": ADAPT, **({", one by one": SINGLE} if single else {})}
         found += [Line(name + how, bundle, mode) for how, mode in modes.items()]
-        found += [Line(f"{name}{how}, guarded", bundle, mode, True) for how, mode in modes.items() if guard]
+        found += [Line(name + how + GUARDED, bundle, mode, True) for how, mode in modes.items() if guard]
     return found
 
 
