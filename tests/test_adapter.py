@@ -528,6 +528,33 @@ def test_the_state_can_be_put_back_by_hand(adapter):
 # -------------------------------------------------------------------------------------------------------------- threads
 
 
+def test_some_of_the_state_can_be_read_and_put_back(adapter):
+    before = adapter.state
+    some = adapter.tensors(["norm.gamma", "norm.mean"])
+    assert list(some) == ["norm.gamma", "norm.mean"]
+    adapter.adapt(frames(4))
+    after = adapter.state
+    assert (some["norm.gamma"] == before["norm.gamma"]).all(), "it is a copy"
+    adapter.put(some)
+    for name, value in adapter.state.items():
+        assert (value == (before if name in some else after)[name]).all(), name
+    with pytest.raises(StateError, match="norm.gamma"):
+        adapter.put({"norm.gamma": np.zeros(3, np.float32)})
+    with pytest.raises(StateError, match="unknown"):
+        adapter.put({"unknown": np.zeros(3, np.float32)})
+    assert (adapter.state["norm.mean"] == before["norm.mean"]).all()
+
+
+def test_predictions_take_scalars_for_one_call(path):
+    with Adapter.open(path) as adapter, Adapter.open(path) as other:
+        other.hyper["mix"] = 0.75
+        assert (adapter.predict(frames(4), mix=0.75) == other.predict(frames(4))).all()
+        assert "mix" not in adapter.hyper.chosen
+        assert (adapter.state["norm.mean"] == other.state["norm.mean"]).all()
+        with pytest.raises(UsageError, match="mix = 2 is out of range"):
+            adapter.predict(frames(4), mix=2.0)
+
+
 def test_predictions_beside_adaptation_always_see_a_whole_state(path):
     """Each must be that of the state before or after one of the steps; a torn read would be neither."""
     steps, x = 30, frames(3, 77)
