@@ -538,7 +538,7 @@ def test_some_of_the_state_can_be_read_and_put_back(adapter):
     adapter.put(some)
     for name, value in adapter.state.items():
         assert (value == (before if name in some else after)[name]).all(), name
-    with pytest.raises(StateError, match="norm.gamma"):
+    with pytest.raises(StateError, match=r"norm\.gamma"):
         adapter.put({"norm.gamma": np.zeros(3, np.float32)})
     with pytest.raises(StateError, match="unknown"):
         adapter.put({"unknown": np.zeros(3, np.float32)})
