@@ -47,7 +47,7 @@ def reference_of(model: Model, batches: Sequence[Tensor], tensors: Tensors) -> R
         return None
     method, live = model.method, model.statistics == "live"
     found: dict[str, list[Tensor]] = {}
-    predicted, spread, unsure = [], [], []
+    predicted, unsure = [], []
     for x in batches:
         if live:  # everything is normalised as at the source, and the batch's statistics are computed
             normalise = _Watching(model.values, "live", 1.0, False, model.shifted, _still(model))
@@ -59,13 +59,15 @@ def reference_of(model: Model, batches: Sequence[Tensor], tensors: Tensors) -> R
         shares = logits.softmax(1)
         flat = shares.flatten(2).mean(2) if shares.dim() > 2 else shares
         predicted.append(flat)
-        spread.append(_classes(flat))
         unsure.append(float(entropy(logits).mean()))
         for name in model.layers if live else ():
             found.setdefault(name, []).append(normalise.frames[name])
-    groups = _groups(torch.cat(predicted))
+    every = torch.cat(predicted)
+    window = min(REFERENCE, len(every))
+    spread = [_classes(part) for part in every.split(window) if len(part) == window]
+    groups = _groups(every)
     layers = {name: _chance(means, model.values[f"{name}.mean"], model.values[f"{name}.variance"], groups) for name, means in found.items()}
-    return Reference(REFERENCE, _mean(spread), _mean(unsure), layers)
+    return Reference(window, _mean(spread), _mean(unsure), layers)
 
 
 def _still(model: Model) -> Blend:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeadapt.bundle.reference import Reference
+from edgeadapt.bundle.reference import FRAMES, Reference
 from edgeadapt.runtime.state import Floats
 
 EPS = 1e-5
@@ -65,7 +65,6 @@ class Shift:
             for name, chance in named.items()
             if f"{name}.mean" in start
         ]
-        self._window = reference.window
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -97,7 +96,7 @@ class Shift:
         for name, _, precision, chance in self._layers:
             away = aways[name]
             # fewer frames than the reference's windows differ more by chance
-            known = chance.mixed + few * (chance.alike - chance.mixed) + chance.mixed * max(0.0, self._window / frames - 1.0)
+            known = chance.mixed + few * (chance.alike - chance.mixed) + chance.mixed * max(0.0, FRAMES / frames - 1.0)
             beyond = max(0.0, float((away * away * precision).mean()) - known)
             total += beyond / (beyond + DOUBT)
         return total / len(self._layers)
@@ -105,29 +104,40 @@ class Shift:
 
 @dataclass(frozen=True)
 class Predicted:
-    """What logits [N,C] or [N,C,…] say: shares float64 [N,C], soft-max and the mean over positions; labels [N,…]; entropy in nats, the mean of all.
+    """What logits [N,C] or [N,C,…] say.
 
-    Frames with NaN, which are those that could not be used, are left out.
+    Attributes:
+        shares: float64 [M,C]: soft-max, and the mean over positions, of the M frames whose logits are finite.
+        labels: int32 [N] or [N,…]; -1 where they are not.
+        entropy: in nats, the mean of all; NaN of none.
     """
 
     shares: NDArray[np.float64]
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int32]
     entropy: float
 
     @classmethod
     def of(cls, logits: Floats) -> Predicted:
-        """Of a window's logits."""
-        good = logits[np.isfinite(logits.reshape(len(logits), -1)).all(1)].astype(np.float64)
-        made = np.exp(good - good.max(1, keepdims=True))
-        made /= made.sum(1, keepdims=True)
-        unsure = -(made * np.log(np.maximum(made, 1e-12))).sum(1)
-        flat = made if made.ndim == 2 else made.reshape(*made.shape[:2], -1).mean(2)
-        return cls(flat, good.argmax(1), float(unsure.mean()) if len(good) else math.nan)
+        """Of a window's logits; frame by frame, so that little is held beside them."""
+        count, classes = logits.shape[:2]
+        shares, labels, unsure = np.zeros((count, classes)), np.full((count, *logits.shape[2:]), -1, np.int32), np.zeros(count)
+        good = np.array([bool(np.isfinite(frame).all()) for frame in logits])
+        for index in np.flatnonzero(good):
+            made = np.exp(logits[index] - logits[index].max(0))
+            made /= made.sum(0)
+            labels[index] = made.argmax(0)
+            shares[index] = made.reshape(classes, -1).mean(1, dtype=np.float64)
+            unsure[index] = -(made * np.log(np.maximum(made, 1e-12))).sum(0).mean(dtype=np.float64)
+        return cls(shares[good], labels, float(unsure[good].mean()) if good.any() else math.nan)
 
     @property
     def spread(self) -> float:
         """Of these frames; see `spread_of`."""
         return spread_of(self.shares)
+
+    def agreement(self, other: Predicted) -> float:
+        """Share of places where both say the same; where one says nothing they do not."""
+        return float(((self.labels == other.labels) & (self.labels >= 0)).mean())
 
 
 def spread_of(shares: NDArray[np.float64]) -> float:

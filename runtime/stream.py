@@ -97,7 +97,7 @@ class Stream:
 
     Raises:
         UsageError: there is no graph for windows of that size, or the bundle adapts but was opened without; `every` is below 1; `alike` is below 0,
-            or given without `single`; there is a guard, and nothing is adapted.
+            or given without `single`; there is a guard of another adapter, or one and nothing is adapted.
     """
 
     def __init__(
@@ -113,6 +113,8 @@ class Stream:
     ) -> None:
         manifest = adapter.manifest
         check_schedule(adapt, single, every, alike, guard is not None)
+        if guard is not None and guard.adapter is not adapter:
+            raise UsageError("the guard is another adapter's", "make one with Guard(adapter)")
         role = served_as(manifest, adapt, window)
         sizes = adapter.batches[role]
         if not sizes or (window is not None and window not in sizes):

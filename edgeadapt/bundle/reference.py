@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from edgeadapt.bundle.reading import Node
 
+FRAMES = 64
+"""Of the windows that D² is told for, however many were measured."""
+
 
 @dataclass(frozen=True)
 class Chance:
@@ -26,7 +29,7 @@ class Reference:
     """A model on windows of its source data, normalised by the source's statistics.
 
     Attributes:
-        window: frames in a window.
+        window: frames that `classes` is of: 64, or all where there were fewer.
         classes: exponential of the entropy of a window's mean prediction: how many classes it is spread over.
         entropy: mean entropy of its predictions in nats.
         layers: for every normalisation layer whose statistics follow the stream.

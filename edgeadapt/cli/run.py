@@ -36,7 +36,8 @@ if TYPE_CHECKING:
     from edgeadapt.bundle import Bundle, Task
     from edgeadapt.report.stream import Tally
     from edgeadapt.runtime.adapter import Adapter
-    from edgeadapt.runtime.guard import Guard, Verdict
+    from edgeadapt.runtime.guard import Guard
+    from edgeadapt.runtime.phases import Verdict
     from edgeadapt.runtime.stream import Decision, Prediction
 
 NAME, HELP = "run", "serve a stream of frames and adapt to it"
@@ -236,9 +237,17 @@ def _teller(path: str | None) -> Callable[[Verdict], None] | None:
     except OSError as reason:
         raise UsageError(f"decisions cannot be written to {path}: {reason.strerror}", "give --verdicts a file that can be made or written") from None
 
+    failed = False
+
     def tell(verdict: Verdict) -> None:
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(verdict.plain()) + "\n")
+        nonlocal failed
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(verdict.plain()) + "\n")
+        except OSError as reason:  # the stream goes on
+            if not failed:
+                print(f"{path}: decisions are no longer written: {reason.strerror}", file=sys.stderr)
+            failed = True
 
     return tell
 

@@ -1,0 +1,117 @@
+"""The states of a guard, when it goes from one to another, and what it says and remembers of that."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+
+from edgeadapt.runtime.scores import Predicted, Scores, spread_of
+
+
+class Phase(Enum):
+    """A state of the guard; see above."""
+
+    WARM_UP = "warm-up"
+    OBSERVING = "observing"
+    ADAPTING = "adapting"
+    PROBATION = "probation"
+    COMMITTED = "committed"
+    ROLLED_BACK = "rolled back"
+    PAUSED = "paused"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When the guard does what.
+
+    Attributes:
+        warm_up: windows before anything is judged.
+        shifted: `Scores.shift` from which a stream counts as shifted; below it for `back` windows, as the source again.
+        far: `Scores.shift` from which statistics that follow a window wholly do so whatever its classes; half of that once they do.
+        unsure: for models whose statistics do not follow, entropy in nats above the source's that counts as shifted.
+        varied: `Scores.spread` of windows that steps may be taken on.
+        mixed: of windows that statistics may follow in all layers; below, predictions are narrow.
+        few: the scalar of anchored statistics where the stream is shifted and its windows are of few classes. It is 0 where they are mixed, and 1
+            where they are of few classes, and not shifted.
+        recent: windows that must be so, one after the other.
+        trial: steps between two probations.
+        probation: windows of a probation.
+        agreement, kept: the least of these scores with which a probation is passed; see `Scores`.
+        box: the most that parameters may be away from where they started, `Scores.moved`; beyond, they are drawn back.
+        calm: windows without steps after a roll-back; twice as many after each one that follows, up to 16 times.
+        back: see `shifted`.
+        idle: windows without a step after which what was learned is to be proven all the same.
+        jump: distance of a window's statistics from those that are followed, of the kind of `Scores.shift`, from which these are taken anew.
+        before: frames that statistics count as when others are taken anew.
+    """
+
+    warm_up: int = 2
+    shifted: float = 0.02
+    far: float = 0.5
+    unsure: float = 0.1
+    varied: float = 0.85
+    mixed: float = 0.75
+    few: float = 0.4
+    recent: int = 3
+    trial: int = 16
+    probation: int = 3
+    agreement: float = 0.5
+    kept: float = 0.8
+    box: float = 0.2
+    calm: int = 16
+    back: int = 3
+    idle: int = 8
+    jump: float = 0.3
+    before: int = 16
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A decision: after which window, from which state to which, why, and the scores that it was made by."""
+
+    window: int
+    before: Phase
+    after: Phase
+    reason: str
+    scores: Scores | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As JSON values."""
+        scores = {} if self.scores is None else self.scores.plain()
+        return {"window": self.window, "before": self.before.value, "after": self.after.value, "reason": self.reason, **scores}
+
+    def __str__(self) -> str:
+        return f"window {self.window}: {self.after.value}: {self.reason}" + ("" if self.scores is None else f" ({self.scores})")
+
+
+@dataclass
+class Trial:
+    """What a probation has seen, of the model and of the one that learned nothing: sums of their predictions, entropies, agreement."""
+
+    windows: int = 0
+    frames: int = 0
+    mine: Any = 0.0
+    first: Any = 0.0
+    agreed: float = 0.0
+    unsure: float = 0.0
+
+    def add(self, mine: Predicted, first: Predicted) -> None:
+        """One more window."""
+        count = len(mine.labels)
+        self.windows, self.frames = self.windows + 1, self.frames + count
+        self.mine, self.first = self.mine + mine.shares.sum(0), self.first + first.shares.sum(0)
+        self.agreed += count * mine.agreement(first)
+        self.unsure += count * first.entropy
+
+    @property
+    def kept(self) -> float:
+        """`Scores.kept` of all windows."""
+        return spread_of(np.asarray([self.mine / self.frames])) / self.varied
+
+    @property
+    def varied(self) -> float:
+        """Classes that the model that learned nothing sees."""
+        return spread_of(np.asarray([self.first / self.frames]))
