@@ -26,6 +26,7 @@ from edgeadapt.errors import ExportError
 from edgeadapt.exporters.export import export
 from edgeadapt.exporters.methods import METHODS
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.stream import Stream
 
 LATER = (2, 3, 4, 5, 6, 8, 9)
@@ -71,10 +72,10 @@ def trained(x: np.ndarray, y: np.ndarray, seed: int, epochs: int = 150) -> nn.Mo
     return model.eval()
 
 
-def served(path: Path, data: dict[int, tuple[np.ndarray, np.ndarray]], window: int, seed: int | None) -> dict[int, np.ndarray]:
+def served(path: Path, data: dict[int, tuple[np.ndarray, np.ndarray]], window: int, seed: int | None, guard: bool) -> dict[int, np.ndarray]:
     """Which frames of each later batch were wrong; a seed shuffles them within their batch."""
     with Adapter.open(path, prepared=False) as adapter:
-        stream, found = Stream(adapter, window=window), {}
+        stream, found = Stream(adapter, window=window, guard=Guard(adapter) if guard else None), {}
         for number in LATER:
             x, y = data[number]
             order = np.arange(len(x)) if seed is None else np.random.default_rng(seed).permutation(len(x))
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("--methods", default=",".join(name for name in METHODS if name != "cotta"))
     parser.add_argument("--window", type=int, default=32)
     parser.add_argument("--seeds", type=int, default=3, help="trained networks, and orders of the shuffled frames")
+    parser.add_argument("--guard", action="store_true", help="also rows that a guard watches")
     parser.add_argument("--json", metavar="FILE")
     choices = parser.parse_args()
     torch.set_num_threads(1)
@@ -126,7 +128,9 @@ def main() -> None:
             made = bundles(model, (x[train], y[train]), Path(folder), choices.methods.split(","), choices.window, seed)
             for row, path in made.items():
                 for name, shuffled in (("recorded", None), ("shuffled", seed)):
-                    table.setdefault(row, {}).setdefault(name, []).append(served(path, data, choices.window, shuffled))
+                    for end in ("", ", guarded") if choices.guard else ("",):
+                        wrong = served(path, data, choices.window, shuffled, bool(end))
+                        table.setdefault(row + end, {}).setdefault(name, []).append(wrong)
     report(table, choices.json)
 
 
@@ -134,12 +138,12 @@ def report(table: dict[str, dict[str, list[dict[int, np.ndarray]]]], path: str |
     """Error in percent by batch and over all frames, the mean of seeds."""
     found: dict[str, Any] = {}
     for order in ("recorded", "shuffled"):
-        print(f"\n{order:22}" + "".join(f"{f'batch {number}':>9}" for number in LATER) + f"{'all':>9}")
+        print(f"\n{order:27}" + "".join(f"{f'batch {number}':>9}" for number in LATER) + f"{'all':>9}")
         for row, runs in table.items():
             errors = {number: 100 * float(np.mean([run[number].mean() for run in runs[order]])) for number in LATER}
             whole = [100 * float(np.concatenate(list(run.values())).mean()) for run in runs[order]]
             found.setdefault(row, {})[order] = {"batches": errors, "all": whole}
-            print(f"{row:22}" + "".join(f"{errors[number]:9.1f}" for number in LATER) + f"{np.mean(whole):9.1f} ±{np.std(whole):.1f}")
+            print(f"{row:27}" + "".join(f"{errors[number]:9.1f}" for number in LATER) + f"{np.mean(whole):9.1f} ±{np.std(whole):.1f}")
     if path:
         Path(path).write_text(json.dumps(found, indent=1))
 
