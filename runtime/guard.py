@@ -204,7 +204,7 @@ class Guard:
         self._since += 1
         self._quiet = 0 if self._shifted(scores) else self._quiet + 1
         if self._choose_few:
-            correlated = self.limits.few if self._shifted(scores) else 1.0
+            correlated = self.limits.few if self._shifted(scores) and spread >= self.limits.narrow else self.limits.none
             self.scalars["few"] = 0.0 if min(self._spreads) >= self.limits.mixed else correlated
         if self._wholly:
             far = self.limits.far / 2 if self._following else self.limits.far

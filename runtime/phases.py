@@ -34,8 +34,9 @@ class Limits:
         unsure: for models whose statistics do not follow, entropy in nats above the source's that counts as shifted.
         varied: `Scores.spread` of windows that steps may be taken on.
         mixed: of windows that statistics may follow in all layers; below, predictions are narrow.
-        few: the scalar of anchored statistics where the stream is shifted and its windows are of few classes. It is 0 where they are mixed, and 1
-            where they are of few classes, and not shifted.
+        narrow: of windows that statistics may follow at all, where these are anchored.
+        few, none: the scalar `few` of anchored statistics where the stream is shifted and its windows are between `narrow` and `mixed`, and where
+            they are narrower or not shifted: then the model is the source's. It is 0 where windows are mixed.
         recent: windows that must be so, one after the other.
         trial: steps between two probations.
         probation: windows of a probation.
@@ -54,7 +55,9 @@ class Limits:
     unsure: float = 0.1
     varied: float = 0.85
     mixed: float = 0.75
+    narrow: float = 0.4
     few: float = 0.4
+    none: float = 10.0
     recent: int = 3
     trial: int = 16
     probation: int = 3

@@ -400,7 +400,8 @@ def test_a_scalar_that_was_set_is_left_alone(bundles: dict[str, Path]) -> None:
         assert guard.scalars == {}
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         guard = Guard(adapter)
-        for classes, change, few in (((0, 1, 2, 3), None, 0.0), ((1,), None, 1.0), ((1,), shifted, guard.limits.few), ((0, 1, 2, 3), shifted, 0.0)):
+        kinds = (((0, 1, 2, 3), None, 0.0), ((1,), None, guard.limits.none), ((0, 1), shifted, guard.limits.few), ((0, 1, 2, 3), shifted, 0.0))
+        for classes, change, few in kinds:
             wrong(guard, 5, 26, change, classes)
             assert guard.scalars == {"few": few}
         assert adapter.hyper.chosen == {}, "what is saved is the user's"
