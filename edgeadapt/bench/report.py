@@ -119,7 +119,8 @@ def guarded(found: Mapping[str, Any], batch: int) -> tuple[list[str], list[list[
     rows = []
     for row in dict.fromkeys(cell["row"] for cell in cells):
         mine = {cell["stream"]: cell for cell in cells if cell["row"] == row}
-        kept = {stream: cell["kept"] and {name: end and 100 * end for name, end in cell["kept"].items()} for stream, cell in mine.items()}
+        sure = {stream: cell["kept"] for stream, cell in mine.items() if cell["kept"] and cell["kept"]["low"] is not None}  # else it may be of nothing
+        kept = {stream: {name: 100 * end for name, end in value.items()} for stream, value in sure.items()}
         rows.append([f"{row}: points worse", *(text(mine.get(stream, {}).get("worse"), sign=True) for stream in streams)])
         rows.append(["% of the gain kept", *(text(kept.get(stream), 0) for stream in streams)])
     return ["", *streams], rows
