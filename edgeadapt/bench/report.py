@@ -119,7 +119,7 @@ def guarded(found: Mapping[str, Any], batch: int) -> tuple[list[str], list[list[
     rows = []
     for row in dict.fromkeys(cell["row"] for cell in cells):
         mine = {cell["stream"]: cell for cell in cells if cell["row"] == row}
-        sure = {stream: cell["kept"] for stream, cell in mine.items() if cell["kept"] and cell["kept"]["low"] is not None}  # else it may be of nothing
+        sure = {stream: cell["kept"] for stream, cell in mine.items() if cell["kept"] and cell["kept"]["low"] is not None}
         kept = {stream: {name: 100 * end for name, end in value.items()} for stream, value in sure.items()}
         rows.append([f"{row}: points worse", *(text(mine.get(stream, {}).get("worse"), sign=True) for stream in streams)])
         rows.append(["% of the gain kept", *(text(kept.get(stream), 0) for stream in streams)])
