@@ -19,10 +19,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from edgeadapt.bundle.reference import FRAMES
-
-REFERENCE = FRAMES
-"""Frames in a window that `mixed` and `alike` are of."""
 ASSUMED = 0.02
 """What both are taken for where there is no source data to measure them on."""
 

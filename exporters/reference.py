@@ -9,14 +9,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from edgeadapt.bundle.reference import Chance, Reference
+from edgeadapt.bundle.reference import EPS, FRAMES, Chance, Reference
 from edgeadapt.exporters.backbone import Normaliser
-from edgeadapt.exporters.blending import REFERENCE, Blend, distance
+from edgeadapt.exporters.blending import distance
 from edgeadapt.exporters.methods.base import Tensors, entropy
 from edgeadapt.exporters.programs import Model
 
-EPS = 1e-5
-"""Added to variances where distances are measured."""
 NEIGHBOURS = 16
 """Frames that make a group of those predicted alike, at most."""
 SHARE = 0.9
@@ -45,14 +43,11 @@ def reference_of(model: Model, batches: Sequence[Tensor], tensors: Tensors) -> R
     """
     if sum(len(x) for x in batches) < 2:
         return None
-    method, live = model.method, model.statistics == "live"
+    method, follow = model.method, model.layers if model.statistics == "live" else ()
     found: dict[str, list[Tensor]] = {}
     predicted, unsure = [], []
     for x in batches:
-        if live:  # everything is normalised as at the source, and the batch's statistics are computed
-            normalise = _Watching(model.values, "live", 1.0, False, model.shifted, _still(model))
-        else:
-            normalise = _Watching(model.values, "source")
+        normalise = _Watching(model.values, "source")
         with torch.no_grad():
             run = method.backbone.run(tensors, normalise, method.affine(model.parameters))
             logits = method.forward(run, x, tensors, model.parameters).logits.float()
@@ -60,19 +55,14 @@ def reference_of(model: Model, batches: Sequence[Tensor], tensors: Tensors) -> R
         flat = shares.flatten(2).mean(2) if shares.dim() > 2 else shares
         predicted.append(flat)
         unsure.append(float(entropy(logits).mean()))
-        for name in model.layers if live else ():
+        for name in follow:
             found.setdefault(name, []).append(normalise.frames[name])
     every = torch.cat(predicted)
-    window = min(REFERENCE, len(every))
+    window = min(FRAMES, len(every))
     spread = [_classes(part) for part in every.split(window) if len(part) == window]
     groups = _groups(every)
     layers = {name: _chance(means, model.values[f"{name}.mean"], model.values[f"{name}.variance"], groups) for name, means in found.items()}
     return Reference(window, _mean(spread), _mean(unsure), layers)
-
-
-def _still(model: Model) -> Blend:
-    silent = dict.fromkeys(model.layers, torch.zeros(()))
-    return Blend(model.values, silent, silent, model.depths, trust=0.0, doubt=1.0, late=1.0, few=0.0)
 
 
 def _chance(means: Sequence[Tensor], mean: Tensor, variance: Tensor, groups: Tensor) -> Chance:
@@ -83,8 +73,8 @@ def _chance(means: Sequence[Tensor], mean: Tensor, variance: Tensor, groups: Ten
     count, size = len(means[0]), groups.shape[1]
     varies = max(0.0, batches - whole) / (1.0 / count - 1.0 / len(every)) if len(means) > 1 else batches * count
     near = torch.stack([distance(every[group].mean(0) - mean, variance, EPS) for group in groups])
-    mixed = max(0.0, batches + varies * (1.0 / REFERENCE - 1.0 / count))
-    alike = float(near.quantile(SHARE)) + varies * (1.0 / REFERENCE - 1.0 / size)
+    mixed = max(0.0, batches + varies * (1.0 / FRAMES - 1.0 / count))
+    alike = float(near.quantile(SHARE)) + varies * (1.0 / FRAMES - 1.0 / size)
     return Chance(mixed, max(mixed, alike))
 
 

@@ -375,6 +375,11 @@ class Adapter:
         return dict(self._service.batches)
 
     @property
+    def level(self) -> int:
+        """How short memory is; see `memory`."""
+        return int(self._service.level)
+
+    @property
     def memory(self) -> dict[str, Any]:
         """How memory stands.
 

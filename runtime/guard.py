@@ -20,7 +20,7 @@ from __future__ import annotations
 import logging
 import math
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -68,13 +68,13 @@ class Guard:
         self.scalars: dict[str, float] = {}
         self.verdicts: deque[Verdict] = deque(maxlen=_REMEMBERED)
         self._tell, self._reference = tell, manifest.reference
+        passing, stepping = (_written(manifest, role) for role in ("predict", "adapt"))
         with adapter.bundle.stored_state() as start:
             self._shift = Shift(manifest.reference, start)
-        passing, stepping = (_written(manifest, role) for role in ("predict", "adapt"))
+            self._source = {spec.name: np.array(start[spec.name]) for spec in manifest.state if spec.name in passing}
         follows = bool(passing & set(self._shift.names))
         if not follows:
             self._shift = Shift(replace(manifest.reference, layers={}), {})
-        self._passing = [spec.name for spec in manifest.state if spec.name in passing]
         self._learned = [spec.name for spec in manifest.state if spec.name in stepping - passing]
         parameters = [spec for spec in manifest.state if spec.name in self._learned and spec.kind == "parameter"]
         self._boxed = [spec.name for spec in parameters] if all(spec.dtype == "float32" for spec in parameters) else []
@@ -103,17 +103,17 @@ class Guard:
         adapter, before = self.adapter, self.adapter.stats
         usable = np.isfinite(x.reshape(len(x), -1)).all(1)
         step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._varied()
-        whole = bool(usable.all()) and adapter.memory["level"] == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
+        whole = bool(usable.all()) and adapter.level == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
         natural: Floats | None = None
         if self._wholly and not self._following:
             means = self._looked_at(x, whole and self._may_mix)
-            natural = logits = adapter.predict(x, update_statistics=False)
+            logits = adapter.predict(x, update_statistics=False)
             changed = False
         else:
             held, mix = adapter.tensors(self._shift.names), self._mixing(len(x)) if whole else {}
             logits = adapter.adapt(x, **self.scalars, **mix) if step else adapter.predict(x, True, **self.scalars, **mix)
             means, after = adapter.tensors(self._shift.names), adapter.stats
-            changed = after["steps"] > before["steps"] or (bool(self._passing) and after["rejected_steps"] == before["rejected_steps"])
+            changed = after["steps"] > before["steps"] or (bool(self._source) and after["rejected_steps"] == before["rejected_steps"])
             if self._wholly:
                 natural = self._natural(x)
             self._renewed += 1
@@ -131,13 +131,13 @@ class Guard:
         held = self.adapter.tensors(self._shift.names)
         if not possible:
             return held
-        with self._put_back(self._passing):
+        with self._put_back(self._source):
             self.adapter.predict(x, True, mix=_LITTLE)
             after = self.adapter.tensors(self._shift.names)
         return {name: value + (after[name] - value) / np.float32(_LITTLE) for name, value in held.items()}
 
     @contextmanager
-    def _put_back(self, names: list[str]) -> Iterator[None]:
+    def _put_back(self, names: Collection[str]) -> Iterator[None]:
         """Has these tensors as they are, whatever is done within."""
         held = self.adapter.tensors(names)
         try:
@@ -165,23 +165,27 @@ class Guard:
 
     def _natural(self, x: Floats) -> Floats:
         """Logits with the source's statistics: a window of one class, normalised by its own, looks as if it were of many."""
-        with self._put_back(self._passing):
-            self._start(self._passing)
+        with self._put_back(self._source):
+            self.adapter.put(self._source)
             return self.adapter.predict(x, update_statistics=False)
 
-    def _start(self, names: list[str]) -> None:
-        """Puts these as the bundle has them."""
-        with self.adapter.bundle.stored_state() as start:
-            self.adapter.put({name: start[name] for name in names})
+    @contextmanager
+    def _started(self) -> Iterator[Mapping[str, Floats]]:
+        """What the model started as: the bundle's state, or what steps had changed in one that was loaded or marked good."""
+        if self._base is not None:
+            yield self._base
+            return
+        with self.adapter.bundle.stored_state() as stored:
+            yield stored
 
     def _first(self) -> None:
         """Puts what steps change as the model started."""
-        self._start(self._learned) if self._base is None else self.adapter.put(self._base)
+        with self._started() as start:
+            self.adapter.put({name: start[name] for name in self._learned})
 
     def _away(self) -> float:
         """How far parameters are from where they started; where they are not float32 NaN, or 0 where they are there."""
-        with self.adapter.bundle.stored_state() as stored:
-            start = stored if self._base is None else self._base
+        with self._started() as start:
             now = self.adapter.tensors(self._learned)
             if all((now[name] == start[name]).all() for name in now):
                 return 0.0
@@ -210,7 +214,7 @@ class Guard:
             far = self.limits.far / 2 if self._following else self.limits.far
             self._following = self._shifted(scores) and (self._varied() or scores.shift > far) and self.phase is not Phase.PAUSED
             if not self._following:
-                self._start(self._passing)
+                self.adapter.put(self._source)
         self._next(scores)
 
     def _spread(self, predicted: Predicted) -> float:
@@ -303,8 +307,7 @@ class Guard:
 
     def _draw_back(self, share: float) -> None:
         now = self.adapter.tensors(self._boxed)
-        with self.adapter.bundle.stored_state() as stored:
-            start = stored if self._base is None else self._base
+        with self._started() as start:
             self.adapter.put({name: start[name] + (now[name] - start[name]) * np.float32(share) for name in now})
 
     def _go(self, phase: Phase, reason: str, scores: Scores | None = None) -> None:
@@ -338,7 +341,7 @@ class Guard:
         """What was seen of the stream with another model."""
         self._spreads.clear()
         self._shares, self._renewed = self._shares[:0], 0
-        self._start(self._passing)
+        self.adapter.put(self._source)
 
     def roll_back(self, reason: str = "by hand", scores: Scores | None = None) -> None:
         """Puts the last good back; the second time in a row, or where there is none, what the model started as. A pause stays one."""
@@ -399,7 +402,7 @@ def guarding_bytes(manifest: Manifest) -> int:
     """The most bytes that a guard holds beside the adapter: copies of what steps and passes change, and what it makes of a window's logits."""
     passing, stepping = (_written(manifest, role) for role in ("predict", "adapt"))
     sizes = {spec.name: spec.nbytes for spec in manifest.state}
-    state = 3 * sum(size for name, size in sizes.items() if name in stepping | passing)
+    state = 4 * sum(size for name, size in sizes.items() if name in stepping | passing)
     places = 1 if manifest.task.kind == "classification" else math.prod(manifest.input.shape[1:])
     classes, frames = manifest.task.classes, max(manifest.batches)
     logits = frames * (3 * 8 * classes + 3 * 4 * classes * places + 3 * 4 * places) + 4 * 4 * classes * places  # shares, logits, labels; one frame's

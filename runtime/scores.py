@@ -10,11 +10,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeadapt.bundle.reference import FRAMES, Reference
+from edgeadapt.bundle.reference import EPS, FRAMES, Reference
 from edgeadapt.runtime.state import Floats
 
-EPS = 1e-5
-"""Added to variances where distances are measured, as at export."""
 DOUBT = 0.02
 """Distance beyond chance at which a layer counts as half shifted."""
 STATISTICS = "statistics."

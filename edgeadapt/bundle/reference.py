@@ -9,6 +9,8 @@ from edgeadapt.bundle.reading import Node
 
 FRAMES = 64
 """Of the windows that D² is told for, however many were measured."""
+EPS = 1e-5
+"""Added to variances where D² is measured, at export and on the device."""
 
 
 @dataclass(frozen=True)
