@@ -16,7 +16,7 @@ from torch import Tensor, fx
 from torch.fx import traceback
 from torch.nn import functional as F
 
-from edgeadapt.exporters.blending import Blend
+from edgeadapt.exporters.blending import Blend, by_frame, has_positions, statistics_of
 from edgeadapt.exporters.capture import NORMALISATION, Captured
 from edgeadapt.exporters.operators import REPLACED, batch_statistics, channel_axes, magnitude, scale_shift
 from edgeadapt.exporters.quantise.kept import Kept
@@ -65,10 +65,13 @@ class Normaliser:
                     self.updated[f"{name}.variance"], self.updated[f"{name}.mean"] = torch.var_mean(x, channel_axes(x), correction=0)
             return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
         mean, variance = self.statistics[f"{name}.mean"], self.statistics[f"{name}.variance"]
+        normalise, frames = instead or normalised, None
         if self.mode == "live":
             shift = mean.detach() if name in self.shifted else None
             seen = x if self.exact else x.detach()
-            if x.numel() == x.shape[1]:  # one value a channel has no variance: its square distance from the mean stands in, or s would run to 0
+            if self.blend is not None and has_positions(x):
+                (batch_mean, batch_variance), frames = statistics_of(seen, shift)
+            elif x.numel() == x.shape[1]:  # one value a channel has no variance: its square distance from the mean stands in, or s would run to 0
                 batch_mean = seen.reshape(-1)
                 batch_variance = (batch_mean - mean) ** 2
             else:
@@ -78,10 +81,15 @@ class Normaliser:
             self.updated[f"{name}.mean"], self.updated[f"{name}.variance"] = mean.detach(), variance.detach()
         if self.blend is not None:
             mean, variance = self.blend(name, mean, variance, eps)
-        if instead is not None:
-            return instead(x, mean, variance, weight, bias, eps)
-        result: Tensor = scale_shift(x, *scaling(mean, variance, weight, bias, eps))
-        return result
+            if frames is not None:
+                return by_frame(x, frames, (mean, variance), weight, bias, eps, self.blend.own, normalise)
+        return normalise(x, mean, variance, weight, bias, eps)
+
+
+def normalised(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
+    """x (N, C, …) normalised with statistics (C,)."""
+    result: Tensor = scale_shift(x, *scaling(mean, variance, weight, bias, eps))
+    return result
 
 
 def scaling(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,15 @@ and noise; late ones see classes, and a window of few classes looks there like a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
+
+from edgeadapt.exporters.operators import per_channel
+
+Normalise = Callable[[Tensor, Tensor, Tensor, "Tensor | None", "Tensor | None", float], Tensor]
+"""Of x, mean, variance, weight, bias, eps."""
 
 ASSUMED = 0.02
 """What both are taken for where there is no source data to measure them on."""
@@ -25,10 +30,10 @@ ASSUMED = 0.02
 
 @dataclass(frozen=True)
 class Blend:
-    """How far to follow the stream.
+    """How far to follow the stream, and each frame.
 
     source: statistics by `layer.mean` and `layer.variance`; mixed, alike: by layer, a scalar; depth: by layer, 0 for the first and 1 for the last;
-    trust, doubt, late, few: see above.
+    trust, doubt, late, few, own: see above.
     """
 
     source: Mapping[str, Tensor]
@@ -39,6 +44,7 @@ class Blend:
     doubt: Tensor | float
     late: Tensor | float
     few: Tensor | float
+    own: Tensor | float
 
     def __call__(self, name: str, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """The statistics (C,) to normalise layer `name` with, where the stream's are `mean` and `variance`."""
@@ -48,9 +54,67 @@ class Blend:
         beyond = (distance(away, spread, eps) - (mixed + self.few * (alike - mixed))).clamp(min=0.0)
         depth = self.depth[name]
         share = self.trust * ((1.0 - depth) + depth * self.late) * beyond / (beyond + self.doubt)
-        return centre + share * away, (1.0 - share) * spread + share * variance + share * (1.0 - share) * (away * away)
+        return mixture(centre, spread, away, variance, share)
+
+
+def mixture(mean: Tensor, variance: Tensor, away: Tensor, other: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and variance of a mixture of which `share` has another variance, and a mean that is `away` from the first."""
+    return mean + share * away, variance + share * (other - variance + (1.0 - share) * (away * away))
 
 
 def distance(away: Tensor, variance: Tensor, eps: float) -> Tensor:
     """D² of means that are `away` from those of a layer with this variance, each (C,): a scalar."""
     return (away * away / (variance + eps)).mean()
+
+
+def frame_statistics(x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Mean and population variance of each frame of x (N, C, …) over its positions, each (N, C).
+
+    shift: (C,), what x is moved by before it is squared; see `operators.batch_statistics`.
+    """
+    positions = list(range(2, x.dim()))
+    centred = x if shift is None else x - per_channel(shift, x.dim())
+    mean = centred.mean(positions)
+    variance = ((centred * centred).mean(positions) - mean * mean).clamp(min=0.0)
+    return (mean if shift is None else mean + shift), variance
+
+
+def statistics_of(x: Tensor, shift: Tensor | None = None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Mean and population variance of a batch x (N, C, …), each (C,), and those of its frames, each (N, C), in one reading of it."""
+    means, variances = frame_statistics(x, shift)
+    mean = means.mean(0)
+    away = means - mean
+    return (mean, (variances + away * away).mean(0)), (means, variances)
+
+
+def by_frame(
+    x: Tensor,
+    frames: tuple[Tensor, Tensor],
+    statistics: tuple[Tensor, Tensor],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    strength: Tensor | float,
+    normalise: Normalise,
+) -> Tensor:
+    """x (N, C, …) normalised frame by frame, each with the moments of a mixture of `statistics` (C,) and of its own.
+
+    For a frame with means m and variances v, D² = mean over channels of (m − μ)²/σ², and w = strength · D/(1 + D) parts are its own. All statistics
+    are constants for the gradient.
+
+    Args:
+        frames: those of each frame, each (N, C); of positions there must be several.
+        normalise: as a layer; it is given the channels of all frames side by side, (1, N·C, …).
+    """
+    (mean, variance), (own, spread) = statistics, frames
+    away = own - mean
+    far = (away * away / (variance + eps)).mean(1, keepdim=True).sqrt()
+    mean, variance = mixture(mean, variance, away, spread, strength * far / (1.0 + far))
+    scale, shift = (None if value is None else value.expand(x.shape[:2]).reshape(-1) for value in (weight, bias))
+    side = x.reshape(1, x.shape[0] * x.shape[1], *x.shape[2:])
+    return normalise(side, mean.reshape(-1), variance.reshape(-1), scale, shift, eps).reshape(x.shape)
+
+
+def has_positions(x: Tensor) -> bool:
+    """Whether a frame of x (N, C, …) has several values a channel, and so statistics of its own."""
+    return x.numel() > x.shape[0] * x.shape[1]

@@ -33,6 +33,7 @@ FOLLOWING = {
     "doubt": Hyper(0.005, 1e-6, 100.0, "distance beyond chance, in squared deviations, at which they count half of that"),
     "late": Hyper(0.3, 0.0, 1.0, "how much of that trust is left in the last layer"),
     "few": Hyper(0.5, 0.0, 10.0, "how much of what windows of few classes do at the source is no shift: 1 where classes come in runs, 0 where mixed"),
+    "own": Hyper(0.4, 0.0, 1.0, "the most that a frame's own statistics count beside these"),
 }
 """Scalars of statistics that are anchored at the source."""
 

@@ -30,12 +30,13 @@ from edgeadapt.bundle import Manifest
 from edgeadapt.errors import UsageError
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.phases import Limits, Phase, Trial, Verdict
-from edgeadapt.runtime.scores import Predicted, Scores, Shift, distance, spread_of
+from edgeadapt.runtime.scores import Predicted, Scores, Shift, distance, runs_of, spread_of
 from edgeadapt.runtime.state import Floats
 
 LOG = logging.getLogger("edgeadapt")
 
 _REMEMBERED = 1000
+_RUNS = 256  # frames whose predictions tell whether classes come in runs
 _LITTLE = 0.02  # of a window's statistics, where these are only looked at
 
 
@@ -88,6 +89,7 @@ class Guard:
         self._since, self._steps, self._idle, self._calm, self._failures, self._quiet, self._renewed = 0, 0, 0, 0, 0, 0, 0
         self._spreads: deque[float] = deque(maxlen=self.limits.recent)
         self._shares = np.zeros((0, manifest.task.classes))
+        self._labels = np.zeros(0, np.int32)
         self._trial = Trial()
 
     # ------------------------------------------------------------------------------------------------------------ serving
@@ -199,8 +201,10 @@ class Guard:
             self.roll_back("its predictions are not finite")
             return
         spread = self._spread(predicted if natural is None else Predicted.of(natural))
-        mixed = min([spread, *self._spreads]) >= self.limits.mixed
-        scores = Scores(self._shift(means, self._frames(len(x)), 0.25 if mixed else 1.0), spread, predicted.entropy - self._reference.entropy)
+        self._labels = np.concatenate([self._labels, predicted.labels])[-_RUNS:] if predicted.labels.ndim == 1 else self._labels
+        runs, mixed = runs_of(self._labels), min([spread, *self._spreads]) >= self.limits.mixed
+        shift = self._shift(means, self._frames(len(x)), 0.25 if mixed else 1.0)
+        scores = Scores(shift, spread, predicted.entropy - self._reference.entropy, runs)
         if self.phase is Phase.PROBATION:
             scores = self._compared(x, predicted, scores)
         self.scores = scores
@@ -208,8 +212,9 @@ class Guard:
         self._since += 1
         self._quiet = 0 if self._shifted(scores) else self._quiet + 1
         if self._choose_few:
-            correlated = self.limits.few if self._shifted(scores) and spread >= self.limits.narrow else self.limits.none
-            self.scalars["few"] = 0.0 if min(self._spreads) >= self.limits.mixed else correlated
+            enough = self.limits.least if runs < self.limits.runs else self.limits.narrow
+            fewer = self.limits.few if self._shifted(scores) and spread >= enough else self.limits.none
+            self.scalars["few"] = 0.0 if mixed else fewer
         if self._wholly:
             far = self.limits.far / 2 if self._following else self.limits.far
             self._following = self._shifted(scores) and (self._varied() or scores.shift > far) and self.phase is not Phase.PAUSED
@@ -340,7 +345,7 @@ class Guard:
     def _forget(self) -> None:
         """What was seen of the stream with another model."""
         self._spreads.clear()
-        self._shares, self._renewed = self._shares[:0], 0
+        self._shares, self._labels, self._renewed = self._shares[:0], self._labels[:0], 0
         self.adapter.put(self._source)
 
     def roll_back(self, reason: str = "by hand", scores: Scores | None = None) -> None:

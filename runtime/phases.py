@@ -34,9 +34,11 @@ class Limits:
         unsure: for models whose statistics do not follow, entropy in nats above the source's that counts as shifted.
         varied: `Scores.spread` of windows that steps may be taken on.
         mixed: of windows that statistics may follow in all layers; below, predictions are narrow.
-        narrow: of windows that statistics may follow at all, where these are anchored.
+        runs: `Scores.runs` below which frames come as if shuffled; windows of such frames are mixed from a `Scores.spread` of `least` on.
+        least: see `runs`.
+        narrow: of windows that statistics may follow at all, where these are anchored and frames come in runs.
         few, none: the scalar `few` of anchored statistics where the stream is shifted and its windows are between `narrow` and `mixed`, and where
-            they are narrower or not shifted: then the model is the source's. It is 0 where windows are mixed.
+            they are narrower or not shifted: then statistics are the source's. It is 0 where windows are mixed.
         recent: windows that must be so, one after the other.
         trial: steps between two probations.
         probation: windows of a probation.
@@ -55,7 +57,9 @@ class Limits:
     unsure: float = 0.1
     varied: float = 0.85
     mixed: float = 0.75
-    narrow: float = 0.4
+    runs: float = 0.1
+    least: float = 0.3
+    narrow: float = 0.6
     few: float = 0.4
     none: float = 10.0
     recent: int = 3

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import numpy as np
@@ -19,11 +20,11 @@ from edgeadapt.exporters.programs import ALIKE, ANCHOR, MIXED, Model, Program, b
 from edgeadapt.runtime.adapter import Adapter
 from tests.test_reference import BATCH, CLASSES, SHAPE, captured, doubles, largest, network, stream
 
-TRUST, DOUBT, LATE, FEW = 0.7, 0.03, 0.4, 0.6
+TRUST, DOUBT, LATE, FEW, OWN = 0.7, 0.03, 0.4, 0.6, 0.45
 
 
 class Blended(nn.Module):
-    """One batch normalisation that follows the stream by moments of a mixture, written out."""
+    """One batch normalisation that follows the stream and each frame by moments of a mixture, written out."""
 
     def __init__(self, norm: nn.Module, noise: float, mix: float, trust: float) -> None:
         super().__init__()
@@ -38,7 +39,14 @@ class Blended(nn.Module):
         w = self.trust * far / (far + DOUBT)
         mean = (1 - w) * centre + w * self.mean  # type: ignore[operator]
         square = (1 - w) * (spread + centre**2) + w * (self.second + self.mean**2)  # type: ignore[operator]
-        return nn.functional.batch_norm(x, mean, square - mean**2, self.norm.weight, self.norm.bias, False, 0.0, eps)  # type: ignore[arg-type]
+        made = []
+        for frame in x:
+            own, places = frame.mean((1, 2)), frame.flatten(1)
+            away = math.sqrt(float(((own - mean) ** 2 / (square - mean**2 + eps)).mean()))
+            w = OWN * away / (1 + away)
+            centre, second = (1 - w) * mean + w * own, (1 - w) * square + w * (places**2).mean(1)
+            made.append(nn.functional.batch_norm(frame[None], centre, second - centre**2, self.norm.weight, self.norm.bias, False, 0.0, eps))  # type: ignore[arg-type]
+        return torch.cat(made)
 
 
 def blended(module: nn.Module, noise: dict[str, float], mix: float, path: str = "") -> nn.Module:
@@ -67,7 +75,7 @@ def doubled(program: Program, **hyper: float) -> dict[str, Tensor]:
 def test_layers_follow_as_far_as_the_stream_has_left(name: str) -> None:
     """Batch after batch, with noise of each layer's own; some layers stay at the source, some follow."""
     program = program_of(name, "norm", "predict")
-    given = doubled(program, mix=0.5, trust=TRUST, doubt=DOUBT, late=LATE, few=FEW)
+    given = doubled(program, mix=0.5, trust=TRUST, doubt=DOUBT, late=LATE, few=FEW, own=OWN)
     random = torch.Generator().manual_seed(2)
     chances = {layer: 0.02 + 0.2 * torch.rand(2, generator=random, dtype=torch.float64) for layer in program.model.layers}
     given |= {f"weights.{prefix}{layer}": value for layer, pair in chances.items() for prefix, value in zip((MIXED, ALIKE), pair)}
@@ -85,7 +93,7 @@ def test_layers_follow_as_far_as_the_stream_has_left(name: str) -> None:
 def test_where_the_stream_is_the_source_the_model_is_itself() -> None:
     """With statistics as they start, all else equal, the logits are the frozen model's."""
     program = program_of("resnet14", "norm", "predict")
-    given = {**program.example, "hyper.mix": torch.tensor(0.0), "hyper.trust": torch.tensor(1.0)}
+    given = {**program.example, "hyper.mix": torch.tensor(0.0), "hyper.trust": torch.tensor(1.0), "hyper.own": torch.tensor(0.0)}
     (x, _), *_ = stream(1)
     want = network("resnet14")(x.float()).detach()
     assert largest(program({**given, "x": x.float()})["logits"] - want) < 1e-5
@@ -93,11 +101,11 @@ def test_where_the_stream_is_the_source_the_model_is_itself() -> None:
 
 @pytest.mark.parametrize("kind", ["tent", "ecotta", "eata"])
 def test_steps_take_blended_statistics_as_constants(kind: str) -> None:
-    """With trust 0 a step is one at source statistics, to the last digits: gradients pass a fixed scale; the statistics still follow."""
+    """With trust and own 0 a step is one at source statistics, to the last digits: gradients pass a fixed scale; the statistics still follow."""
     (x, _), *_ = stream(1)
     program = program_of("wideresnet10", kind, "adapt")
     still = {"hyper.margin": torch.tensor(2.0)} if kind != "tent" else {}
-    given = {**doubled(program, mix=0.5, trust=0.0, doubt=0.1), "x": x, **still}
+    given = {**doubled(program, mix=0.5, trust=0.0, doubt=0.1, own=0.0), "x": x, **still}
     source = build(Model(program.model.method, program.model.parameters, program.model.values, "source", program.model.optimiser),
                    "adapt", BATCH, torch.zeros(BATCH, *SHAPE))  # fmt: skip
     with doubles():
@@ -142,11 +150,11 @@ def test_noise_is_measured_on_source_windows(net: nn.Module, tmp_path: Any) -> N
     report = export(net, path, shape=(3, 8, 8), data=data(), method="norm", statistics="anchored", batches=(32,), allow_drop=True)
     assert report.manifest["method"]["options"]["statistics"] == "anchored"
     assert report.manifest["statistics"]["mode"] == "live"
-    assert set(report.manifest["hyper"]) == {"mix", "trust", "doubt", "late", "few"}
-    assert report.manifest["graphs"]["predict.b32"]["hyper"] == ["mix", "trust", "doubt", "late", "few"]
+    assert set(report.manifest["hyper"]) == {"mix", "trust", "doubt", "late", "few", "own"}
+    assert report.manifest["graphs"]["predict.b32"]["hyper"] == ["mix", "trust", "doubt", "late", "few", "own"]
     more = np.random.default_rng(1).standard_normal((32, 3, 8, 8)).astype(np.float32)
     with Adapter.open(path, prepared=False) as adapter:
-        adapter.hyper = {"mix": 1.0, "trust": 1.0, "late": 1.0}
+        adapter.hyper = {"mix": 1.0, "trust": 1.0, "late": 1.0, "own": 0.0}
         frozen, found = adapter.source(more), adapter.predict(more)
         away = adapter.source(2 * more + 1), adapter.predict(2 * more + 1)
         assert np.abs(found - frozen).max() < 0.25 * np.abs(away[1] - away[0]).max()

@@ -23,7 +23,7 @@ from edgeadapt.errors import UsageError
 from edgeadapt.exporters.export import export
 from edgeadapt.runtime.guard import Guard, guarding_bytes
 from edgeadapt.runtime.phases import Limits, Phase
-from edgeadapt.runtime.scores import Predicted, Shift, distance
+from edgeadapt.runtime.scores import Predicted, Shift, distance, runs_of
 from edgeadapt.runtime.stream import Stream
 from tests.toybundle import Toy
 
@@ -124,6 +124,14 @@ def test_shift_is_what_lies_beyond_chance() -> None:
     assert math.isnan(Shift(Reference(64, 3.0, 0.1, {}), start)({}, 64))
 
 
+def test_runs_are_neighbours_that_are_the_same_beyond_chance() -> None:
+    assert runs_of(np.array([0, 1, 0, 1, 0, 1], np.int32)) == pytest.approx(-1.0)
+    assert runs_of(np.array([0, 0, 0, -1, 1, 1, 1], np.int32)) == pytest.approx((4 / 5 - 1 / 2) / (1 / 2))
+    assert runs_of(np.array([2, 2, 2, 2], np.int32)) == 1.0
+    assert abs(runs_of(np.random.default_rng(0).integers(0, 10, 20000).astype(np.int32))) < 0.01
+    assert math.isnan(runs_of(np.array([3, -1], np.int32)))
+
+
 def test_distance_is_of_all_tensors_together() -> None:
     start = {"a": np.array([3.0], np.float32), "b": np.array([4.0], np.float32)}
     assert distance({"a": np.array([3.0], np.float32), "b": np.array([4.5], np.float32)}, start) == pytest.approx(0.1)
@@ -172,10 +180,10 @@ def test_what_harms_is_rolled_back_and_the_wait_doubles(bundles: dict[str, Path]
     """A rate at which entropy collapses: without a guard the model predicts one class; with one it is back as it started."""
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         adapter.hyper["rate"] = 10.0
-        for index in range(40):
+        for index in range(120):
             x, _ = images(WINDOW, 9000 + index)
             adapter.adapt(shifted(x))
-        assert np.mean([(adapter.adapt(shifted(x)).argmax(1) != y).mean() for x, y in (images(WINDOW, 9100 + i) for i in range(5))]) > 0.5
+        assert np.mean([(adapter.adapt(shifted(x)).argmax(1) != y).mean() for x, y in (images(WINDOW, 9200 + i) for i in range(5))]) > 0.5
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         adapter.hyper["rate"] = 10.0
         guard = Guard(adapter, OFTEN)
@@ -402,9 +410,22 @@ def test_a_scalar_that_was_set_is_left_alone(bundles: dict[str, Path]) -> None:
         guard = Guard(adapter)
         kinds = (((0, 1, 2, 3), None, 0.0), ((1,), None, guard.limits.none), ((0, 1), shifted, guard.limits.few), ((0, 1, 2, 3), shifted, 0.0))
         for classes, change, few in kinds:
-            wrong(guard, 5, 26, change, classes)
+            wrong(guard, 10, 26, change, classes)
             assert guard.scalars == {"few": few}
         assert adapter.hyper.chosen == {}, "what is saved is the user's"
+
+
+def test_classes_in_runs_are_not_followed_where_they_are_few(bundles: dict[str, Path]) -> None:
+    """The same frames of two classes: shuffled, statistics follow in part, and one class after the other, they are the source's."""
+    for in_runs, few in ((False, Limits().few), (True, Limits().none)):
+        with Adapter.open(bundles["tent"], prepared=False) as adapter:
+            guard = Guard(adapter, Limits(narrow=0.7))
+            for index in range(10):
+                x, y = images(WINDOW, index, (0, 1))
+                guard(shifted(x[np.argsort(y, kind="stable")] if in_runs else x))
+            assert guard.scalars == {"few": few}
+            assert guard.scores is not None
+            assert (guard.scores.runs > 0.5) == in_runs
 
 
 def test_frames_that_cannot_be_used_change_nothing(bundles: dict[str, Path]) -> None:

@@ -19,7 +19,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from edgeadapt.errors import ExportError
-from edgeadapt.exporters.backbone import BackboneRun, Normaliser, scaling
+from edgeadapt.exporters.backbone import BackboneRun, Normaliser, normalised
+from edgeadapt.exporters.blending import by_frame, frame_statistics, has_positions
 from edgeadapt.exporters.capture import Captured
 from edgeadapt.exporters.methods.base import Method, Outcome, Setting, Setup
 
@@ -41,21 +42,10 @@ class FrameNormaliser(Normaliser):
     ) -> Tensor:
         """Normalise x (N, C, …); of x (N, C) a frame has no statistics of its own, and the source's are used."""
         mean, variance = self.statistics[f"{name}.mean"], self.statistics[f"{name}.variance"]
-        if x.dim() < 3:
-            scale, shift = scaling(mean, variance, weight, bias, eps)
-            return x * scale + shift
-        axes = list(range(2, x.dim()))
-        own = x.mean(axes)
-        spread = ((x * x).mean(axes) - own * own).clamp(min=0.0)
-        away = (own - mean) ** 2
-        distance = (away / (variance + eps)).mean(1, keepdim=True).sqrt()
-        share = self.strength * distance / (1.0 + distance)
-        mixed = (1.0 - share) * variance + share * spread + share * (1.0 - share) * away
-        centre = mean + share * (own - mean)
-        scale = 1.0 / (mixed + eps).sqrt() if weight is None else weight / (mixed + eps).sqrt()
-        shift = -centre * scale if bias is None else bias - centre * scale
-        shape = (*own.shape, *[1] * len(axes))
-        return x * scale.reshape(shape) + shift.reshape(shape)
+        normalise = instead or normalised
+        if not has_positions(x):
+            return normalise(x, mean, variance, weight, bias, eps)
+        return by_frame(x, frame_statistics(x), (mean, variance), weight, bias, eps, self.strength, normalise)
 
 
 class Lean(Method):
