@@ -62,7 +62,7 @@ def exported(model: str, method: str) -> list[tuple[str, Graph]]:
     from edgeadapt.bundle import InputSpec
     from edgeadapt.exporters import compile as compiling
     from edgeadapt.exporters import export as exporting
-    from edgeadapt.exporters import schedules
+    from edgeadapt.exporters import job, schedules
     from edgeadapt.exporters.data import Samples
     from tests.zoo import named
 
@@ -81,7 +81,7 @@ def exported(model: str, method: str) -> list[tuple[str, Graph]]:
         mock.patch.object(schedules, "order", keep),
         mock.patch.object(schedules, "ALLOWANCES", {}),
         mock.patch.object(compiling, "to_onnx", mock.Mock()),
-        mock.patch.object(exporting, "check", mock.Mock(side_effect=_Compiled)),
+        mock.patch.object(job, "check", mock.Mock(side_effect=_Compiled)),
         contextlib.suppress(_Compiled),
     ):
         exporting.export(getattr(named, factory)(), None, shape=shape, data=data, **options)

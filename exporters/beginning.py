@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from edgeadapt.errors import UsageError
+from edgeadapt.exporters.capture import Captured
 from edgeadapt.exporters.methods import Method
-from edgeadapt.exporters.options import ANCHORED, Options
+from edgeadapt.exporters.options import ANCHORED, WITHOUT_LAYERS, Options
 from edgeadapt.exporters.programs import Model, held, last_parts
 
 SHIFTED = 1000.0
 """Where a channel's mean² over its variance is above this on source data, the variance is computed around the source mean."""
+
+
+def fitting(options: Options, captured: Captured) -> Options:
+    """The options for a model where no method was named: those for models without normalisation to train, where it has none."""
+    if captured.affines:
+        return options
+    return dataclasses.replace(options, method=WITHOUT_LAYERS, statistics=None)
 
 
 def mode_of(options: Options, method: Method) -> str:

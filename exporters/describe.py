@@ -41,7 +41,7 @@ def describe(
     adapted = sorted(set(options.batches))
 
     def defaults(names: Sequence[str], batch: int) -> dict[str, float]:
-        return batch_defaults(method, model.optimiser, options.rate, names, batch)
+        return batch_defaults(method, model.optimiser, options.rate, names, batch, model.tuned())
 
     hyper = {key: HyperSpec(found.default, found.low, found.high, found.help) for key, found in model.hyper().items()}
     for key, value in defaults(list(hyper), adapted[-1]).items():
@@ -72,6 +72,7 @@ def describe(
         quantisation=quantisation,
         choice=choice,
         reference=model.reference,
+        searched=model.searched,
         selfcheck={**{item.graph: item.plain() for item in differences}, **{key: {"left_out": why} for key, why in left_out.items()}}
         | ({} if rounding is None else {"rounding": rounding}),
     )

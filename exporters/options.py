@@ -21,6 +21,8 @@ CALIBRATION_BATCHES = 8
 AUTO = "auto"
 ANCHORED = "anchored"
 """Statistics that follow the stream as far as it has left the source; see `blending`."""
+DEFAULT, WITHOUT_LAYERS = "eata", "side"
+"""The method where none is named, with anchored statistics; and the one for models that have no normalisation which it could train."""
 QUANTIZE = ("none", "int8", AUTO)
 """What the frozen model may be computed in: float32, or 8 bits; or what is best within a budget, see `exporters.quantise.auto`."""
 REFERENCE = "reference"
@@ -33,7 +35,7 @@ _WARMUP = ("epochs", "warmup_rate", "max_drop")
 class Options:
     """What a user may choose; see `export`. Made by `Options.of`."""
 
-    method: str = "ecotta"
+    method: str = DEFAULT
     parts: int | None = None
     cuts: tuple[str, ...] = ()
     kernel: int = 0
@@ -59,6 +61,7 @@ class Options:
     saved: str | None = None
     updates: str = REFERENCE
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    search: bool = False
 
     @staticmethod
     def of(choices: Mapping[str, Any], planned: bool = False) -> Options:
@@ -76,6 +79,8 @@ class Options:
         if unknown:
             raise UsageError(f"export has no option {unknown[0]!r}", f"the options are {', '.join(known)}")
         given: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in choices.items() if value is not None}
+        if "method" not in given:
+            given = {"statistics": ANCHORED, "search": True, **given}
         options = Options(**given)
         options._check(planned and "batches" not in given)
         options._check_use([name for name, value in given.items() if value is not False and value != ()])
@@ -131,6 +136,8 @@ class Options:
             raise UsageError(f"batches = {self.batches!r} is no list of batch sizes", "give whole numbers, each at least 1, such as (4, 16)")
         if self.micro not in ("auto", "none"):
             self._check_micro(planned)
+        if not isinstance(self.search, bool):
+            raise UsageError(f"search = {self.search!r} is neither true nor false", "give True or False, or leave it out")
         if not isinstance(self.cuts, tuple) or not all(isinstance(name, str) for name in self.cuts):
             raise UsageError(f"cuts = {self.cuts!r} is no list of names", 'give the names of places, such as ("layer1", "layer2")')
         if not _real(self.holdout) or not 0.0 < self.holdout < 0.9:
@@ -170,7 +177,7 @@ class Options:
             raise UsageError("cuts already say how many parts there are", "give cuts or parts, not both")
         if method.cut_to_train and self.train is None and (self.parts is not None or self.cuts):
             shape = "parts" if self.parts is not None else "cuts"
-            fix = "say with train how many of the last parts to train, or leave it out"
+            fix = "say with train how many of the last parts to train, or leave it out; ecotta trains something in every part"
             raise UsageError(f"{self.method} has no use for {shape} without train", fix)
         if self.statistics is not None and self.statistics not in method.modes:
             why = "adapts nothing but its statistics" if self.method == "norm" else "moves its statistics" if method.trains else "does not adapt"
@@ -217,7 +224,10 @@ def rate_for(method: Method, optimiser: str, rate: float | None, batch: int) -> 
     return float(method.rate * (share if optimiser == "sgd" else share**0.5))
 
 
-def batch_defaults(method: Method, optimiser: str, rate: float | None, names: Iterable[str], batch: int) -> dict[str, float]:
-    """The scalars among `names` whose default depends on the batch."""
+def batch_defaults(
+    method: Method, optimiser: str, rate: float | None, names: Iterable[str], batch: int, tuned: Mapping[str, float] | None = None
+) -> dict[str, float]:
+    """The scalars among `names` whose default depends on the batch. tuned: what the usual ones are multiplied by."""
     values = {"mix": mixing_weight(batch) if method.mix is None else method.mix, "rate": rate_for(method, optimiser, rate, batch)}
-    return {name: values[name] for name in names if name in values}
+    values = {name: value * (tuned or {}).get(name, 1.0) for name, value in values.items()}
+    return {name: min(values[name], 1.0) if name == "mix" else values[name] for name in names if name in values}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edgeadapt.bundle.reference import Chance, Reference
 from edgeadapt.bundle.roles import STEPS
+from edgeadapt.bundle.searched import FACTORS, Searched
 from edgeadapt.exporters.backbone import Normaliser
 from edgeadapt.exporters.blending import ASSUMED, Blend
 from edgeadapt.exporters.methods.base import MEMORY, START, Hyper, Method, Outcome, Tensors, Terms, entropy, loss, selected
@@ -46,7 +47,7 @@ class Model:
     batch's statistics; shifted: layers whose variance is computed around the source mean; fixed: parameters that are not trained on the device;
     small: whether steps keep bytes of the forward pass for the backward one; storage: how parameters and moments are held between steps;
     anchored: statistics that follow the stream count as far as it has left the source, see `blending`; reference: what source data look like to it,
-    None where there are none.
+    None where there are none; searched: how the defaults of its scalars were found, None where they are the usual ones.
     """
 
     method: Method
@@ -61,6 +62,7 @@ class Model:
     storage: Storage = field(default_factory=Plain)
     anchored: bool = False
     reference: Reference | None = None
+    searched: Searched | None = None
 
     def state(self) -> dict[str, tuple[str, Tensor]]:
         """What changes on the device: name → (kind, initial value)."""
@@ -125,7 +127,12 @@ class Model:
             table["rate"] = Hyper(self.method.rate, 0.0, 10.0, "learning rate")
             table["momentum"] = MOMENTUM
             table |= self.method.hyper()
-        return table
+        found = {name: value for name, value in self.tuned().items() if name in table and name not in FACTORS}
+        return table | {name: replace(table[name], default=value) for name, value in found.items()}
+
+    def tuned(self) -> dict[str, float]:
+        """Defaults that were found for this model; of `FACTORS` what the usual ones are multiplied by."""
+        return {} if self.searched is None else self.searched.chosen
 
 
 @dataclass

@@ -10,6 +10,7 @@ from edgeadapt.bundle.checked import unchecked_lines
 from edgeadapt.bundle.choice import read_choice
 from edgeadapt.bundle.quantised import Quantised, read_quantised
 from edgeadapt.bundle.reading import Node
+from edgeadapt.bundle.searched import read_searched
 from edgeadapt.bundle.updates import Updates, updates_of
 from edgeadapt.exporters.selfcheck import Difference
 from edgeadapt.units import format_bytes, format_shape
@@ -66,6 +67,9 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
     if manifest.get("choice"):
         choice = read_choice(Node(manifest["choice"], "choice"))
         lines += ["", choice.title(), *columns(choice.table(), right=range(4, len(choice.table()[0]) - 1))]
+    if manifest.get("searched"):
+        searched = read_searched(Node(manifest["searched"], "searched"))
+        lines += ["", searched.title(), *columns(searched.table(), right=(1, 2))]
     if updates is not None:
         lines += ["", f"updates: {updates.tier}, {updates.bytes:.1f} bytes a parameter with its moments"]
         lines += _rounding(manifest, differences)

@@ -20,7 +20,7 @@ from typing import Any
 from edgeadapt._version import __version__
 from edgeadapt.bundle import WEIGHTS_OFFSET, Bundle, Figures, Graph, onnxwire
 from edgeadapt.bundle.digest import sha256
-from edgeadapt.bundle.manifest import read_figures
+from edgeadapt.bundle.graphspec import read_figures
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.cache import cache_folder
 from edgeadapt.errors import BundleError

@@ -63,7 +63,8 @@ def export(*words: str, model: str = "user_models.py:tiny", shape: str = "3x16x1
 
 def test_a_model_is_exported_and_can_be_opened(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     torch.save({"state_dict": resnet_cifar(8, classes=4, seed=1).state_dict()}, here / "w.pt")
-    options = ["--weights", "w.pt", "--mean", "0.5", "--std", "0.25,0.25,0.3", "--parts", "2", "--epochs", "1", "--warmup-batch", "16"]
+    options = ["--weights", "w.pt", "--mean", "0.5", "--std", "0.25,0.25,0.3"]
+    options += ["--method", "ecotta", "--parts", "2", "--epochs", "1", "--warmup-batch", "16"]
     code = export("--data", "train.npz", "--batch", "4", "--names", "a,b,c,d", "--allow-drop", *options, "-o", "net.edgeadapt")
     output = capsys.readouterr()
     assert code == 0, output.err
@@ -86,7 +87,8 @@ def test_a_warm_up_that_costs_accuracy_is_refused_and_nothing_is_written(
     measured = iter([0.9, 0.5])
     monkeypatch.setattr("edgeadapt.exporters.training.Training._agreement", lambda *arguments: next(measured))
     (here / "net.edgeadapt").write_bytes(b"old")
-    code = export("--data", "train.npz", "--parts", "1", "--epochs", "0", "--batch", "4", "--warmup-batch", "16", "-o", "net.edgeadapt", "--quiet")
+    words = ["--method", "ecotta", "--parts", "1", "--epochs", "0", "--batch", "4", "--warmup-batch", "16"]
+    code = export("--data", "train.npz", *words, "-o", "net.edgeadapt", "--quiet")
     output = capsys.readouterr()
     assert code == ExportError.exit_code
     assert "costs 40.0 points of clean accuracy" in output.err

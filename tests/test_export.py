@@ -204,7 +204,7 @@ def test_large_images_pass_the_self_check(tmp_path: Path, make: Callable[[], nn.
     model = make()
     calibrate(model, (3, 224, 224), 0)
     data = samples(tmp_path, (3, 224, 224), 4, 12)
-    report = export(model, None, shape=(3, 224, 224), data=data, batches=(1,), epochs=0, warmup_batch=2, allow_drop=True)
+    report = export(model, None, shape=(3, 224, 224), data=data, method="ecotta", batches=(1,), epochs=0, warmup_batch=2, allow_drop=True)
     assert report.manifest["partition"][0]["name"] == "maxpool"
     assert report.manifest["selfcheck"]["adapt.b1"]["updates"] < selfcheck.UPDATES
     assert report.manifest["selfcheck"]["learn.b1"]["updates"] < selfcheck.UNCERTAIN
@@ -330,7 +330,7 @@ def test_a_model_that_guesses_on_its_own_data_is_refused(tmp_path: Path) -> None
 def test_a_warm_up_needs_samples_to_hold_out(tmp_path: Path) -> None:
     data = Samples(np.zeros((4, 3, 16, 16), np.float32), np.arange(4), InputSpec((3, 16, 16)))
     with pytest.raises(InputError, match="none of the 4 samples can be held out") as caught:
-        export(tiny(), None, shape=(3, 16, 16), data=data, parts=2, batches=(2,), epochs=0, warmup_batch=2)
+        export(tiny(), None, shape=(3, 16, 16), data=data, method="ecotta", parts=2, batches=(2,), epochs=0, warmup_batch=2)
     assert "200 samples" in caught.value.hint
     with pytest.raises(InputError, match="cannot be calibrated on 1 sample"):
         export(tiny(), None, shape=(3, 16, 16), data=data.take([0]), method="side", batches=(2,))
@@ -339,7 +339,7 @@ def test_a_warm_up_needs_samples_to_hold_out(tmp_path: Path) -> None:
 def test_an_accuracy_that_is_no_number_passes_no_gate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeadapt.exporters.training.Training._agreement", lambda *arguments: float("nan"))
     with pytest.raises(ExportError, match="the warm-up costs nan points"):
-        export(tiny(), None, shape=(3, 16, 16), data=samples(tmp_path, (3, 16, 16), 10), parts=2, batches=(2,), epochs=0)
+        export(tiny(), None, shape=(3, 16, 16), data=samples(tmp_path, (3, 16, 16), 10), method="ecotta", parts=2, batches=(2,), epochs=0)
 
 
 def test_calibration_rows_come_from_all_of_sorted_data() -> None:
@@ -371,6 +371,7 @@ def test_the_side_network_is_calibrated_on_all_classes(monkeypatch: pytest.Monke
 
 def test_parts_that_the_model_has_no_room_for_are_told(tmp_path: Path) -> None:
     options: dict[str, Any] = {"shape": (3, 16, 16), "data": samples(tmp_path, (3, 16, 16), 10), "batches": (2,), "epochs": 0, "allow_drop": True}
+    options["method"] = "ecotta"
     report = export(tiny(), None, parts=30, **options)
     assert len(report.manifest["partition"]) == 4
     assert (report.manifest["method"]["options"]["parts"], report.manifest["method"]["options"]["parts_asked"]) == (3, 30)

@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 
 from edgeadapt import Adapter
 from edgeadapt.bundle import Bundle, Figures, Manifest
-from edgeadapt.bundle.manifest import FIGURES
+from edgeadapt.bundle.graphspec import FIGURES
 from edgeadapt.errors import BudgetError, BundleError
 from edgeadapt.memory import footprint, read
 from edgeadapt.memory.figures import figures, structures

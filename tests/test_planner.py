@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from edgeadapt.bundle import Bundle, InputSpec
 from edgeadapt.cli.main import main
 from edgeadapt.errors import BudgetError, ExportError, UsageError
-from edgeadapt.exporters import export as exporting
+from edgeadapt.exporters import job, planner, schedules, training
 from edgeadapt.exporters import pieces as cutting
-from edgeadapt.exporters import planner, schedules, training
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import ExportReport, export, plan_export
 from edgeadapt.exporters.ir import Graph
@@ -54,7 +53,7 @@ def exported(path: Path | None, budget: int, method: str = "ecotta", **options: 
 
 
 def listed(budget: int | None = None, **options: Any) -> Plan:
-    return plan_export(network(), shape=SHAPE, board=BOARD, budget=budget, threads=1, **options)
+    return plan_export(network(), shape=SHAPE, board=BOARD, budget=budget, threads=1, **{"method": "ecotta", **options})
 
 
 @cache
@@ -350,7 +349,7 @@ def test_a_bundle_that_came_out_larger_is_not_written(tmp_path: Path, monkeypatc
     small = listed(2**27, batches=(1,), parts=3, train=1)
     assert small.row is not None
     wrong = replace(small, chosen=Candidate(3, 3, (BATCH,)))
-    monkeypatch.setattr(exporting, "plan", lambda *given, **named: wrong)
+    monkeypatch.setattr(job, "plan", lambda *given, **named: wrong)
     path = tmp_path / "net.edgeadapt"
     with pytest.raises(BudgetError, match="adapt at batch 4"):
         exported(path, small.row.total)
@@ -372,7 +371,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def shell(*words: str) -> int:
-    return main(["export", "planned_models.py:tiny", "--input", "3x16x16", "--threads", "1", *words])
+    method = () if "--method" in words else ("--method", "ecotta")
+    return main(["export", "planned_models.py:tiny", "--input", "3x16x16", "--threads", "1", *method, *words])
 
 
 @pytest.mark.usefixtures("here")

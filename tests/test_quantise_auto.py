@@ -16,7 +16,7 @@ from edgeadapt.bundle import Bundle, InputSpec, Manifest
 from edgeadapt.cli.inspect import summary
 from edgeadapt.cli.main import main
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError, ExportError, InputError, UsageError
-from edgeadapt.exporters import export as export_module
+from edgeadapt.exporters import job as job_module
 from edgeadapt.exporters import schedules, training
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import ExportReport, export, plan_export, plan_numbers
@@ -364,7 +364,7 @@ def test_that_no_sample_is_held_out_is_found_before_anything_else(monkeypatch: p
 
 @pytest.mark.parametrize("where", ["warm", "stepping"])
 def test_a_candidate_that_is_refused_is_left_out_and_tells_why(monkeypatch: pytest.MonkeyPatch, where: str) -> None:
-    job = export_module._Export
+    job = job_module.Job
     real, refused = getattr(job, where), {"int8"}
 
     def refusing(self: Any, *given: Any) -> Any:

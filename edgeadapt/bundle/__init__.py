@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from edgeadapt.bundle.container import Bundle, Graph, write_bundle
+from edgeadapt.bundle.graphspec import Figures, GraphSpec
 from edgeadapt.bundle.manifest import (
-    Figures,
-    GraphSpec,
     HyperSpec,
     InputSpec,
     Manifest,

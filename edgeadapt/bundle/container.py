@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from edgeadapt.bundle import atomic, onnxwire, storedzip, tensors
 from edgeadapt.bundle.digest import sha256
-from edgeadapt.bundle.manifest import STATE, WEIGHTS, GraphSpec, Manifest, Member
+from edgeadapt.bundle.graphspec import GraphSpec
+from edgeadapt.bundle.manifest import STATE, WEIGHTS, Manifest, Member
 from edgeadapt.bundle.roles import GRAPH
 from edgeadapt.bundle.weights import WEIGHTS_OFFSET, WeightsFile, check_external, relocate, windows
 from edgeadapt.errors import BundleError

@@ -16,20 +16,20 @@ from typing import Any
 from edgeadapt.bundle.agreement import agree
 from edgeadapt.bundle.checked import read_selfcheck
 from edgeadapt.bundle.choice import Choice, read_choice
+from edgeadapt.bundle.graphspec import NAME, OPTIONAL, GraphSpec, read_graph
 from edgeadapt.bundle.quantised import Quantised, read_quantised
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.bundle.reference import Reference, read_reference
-from edgeadapt.bundle.roles import GRAPH, PIECES, ROLES, SUMS, UPDATE, VARIANTS, Form
+from edgeadapt.bundle.roles import GRAPH, SUMS, UPDATE, VARIANTS, Form
+from edgeadapt.bundle.searched import Searched, read_searched
 from edgeadapt.errors import BundleError
 
 FORMAT = 1
 KINDS = ("parameter", "moment", "statistic", "memory")
 ITEMSIZES = {"float32": 4, "int8": 1, "uint8": 1, "int16": 2, "int64": 8}
 """Bytes of an element of each type that state may have; anything but float32 holds whole numbers whose meaning is the graphs' own affair."""
-FIGURES = 1
-"""Rules of the counting by which graphs' figures are made. Figures by other rules are passed over, and the graph is read."""
 # keys that are not there where there is nothing in them
-_OPTIONAL, _OPTIONAL_OF_GRAPHS = {"sums", "quantisation", "choice", "reference"}, {"sums", "figures"}
+_OPTIONAL = {"sums", "quantisation", "choice", "reference", "searched"}
 WEIGHTS = "weights.bin"
 STATE = "state.safetensors"
 
@@ -140,61 +140,6 @@ class SumSpec:
 
 
 @dataclass(frozen=True)
-class Figures:
-    """What a plan must know of a graph, so that it need not be read; made by `edgeadapt.memory.figures`.
-
-    rules: of the counting; see `FIGURES`.
-    edges, attributes, initialisers: their numbers.
-    inside, beside: bytes of the copies of its weights that loading makes, in the region and beside it.
-    exact: whether its region is counted to the byte; else it is estimated.
-    seconds: of a run, roughly; only the ratio of two says anything.
-    """
-
-    rules: int
-    edges: int
-    attributes: int
-    initialisers: int
-    inside: int
-    beside: int
-    exact: bool
-    seconds: float
-
-
-@dataclass(frozen=True)
-class GraphSpec:
-    """One static graph: its member, role and batch, and the names it takes and gives.
-
-    role, batch: of a step in pieces the graph "adapt-sums" takes `batch` frames, a part of a step's, and "adapt-update" none: its batch is 0.
-
-    nodes: their number. peak_bytes: planned peak of live tensors. region_bytes: the one region of memory in which a run goes through.
-    defaults: scalars whose best value depends on the batch; they go before the manifest's own defaults.
-    variant: "" for the quickest form of a step; "lean" and "least" compute the same, bit for bit, in less memory and more time.
-    sums: that are added to, or that a step in pieces ends with.
-    figures: for plans; None: the graph must be read for them.
-    """
-
-    path: str
-    role: str
-    batch: int
-    hyper: tuple[str, ...] = ()
-    reads: tuple[str, ...] = ()
-    writes: tuple[str, ...] = ()
-    metrics: tuple[str, ...] = ()
-    nodes: int = 0
-    peak_bytes: int = 0
-    region_bytes: int = 0
-    defaults: dict[str, float] = dataclasses.field(default_factory=dict)
-    variant: str = ""
-    sums: tuple[str, ...] = ()
-    figures: Figures | None = None
-
-    @property
-    def name(self) -> str:
-        """Its name in the bundle: "adapt.b16", "adapt.b16.lean", "adapt-sums.b4", "adapt-update"."""
-        return (f"{self.role}.b{self.batch}" if self.batch else self.role) + (f".{self.variant}" if self.variant else "")
-
-
-@dataclass(frozen=True)
 class Member:
     """A member's SHA-256 (hex) and its size in bytes."""
 
@@ -226,6 +171,7 @@ class Manifest:
     quantisation: Quantised | None = None
     choice: Choice | None = None
     reference: Reference | None = None
+    searched: Searched | None = None
     format: int = FORMAT
 
     def to_json(self) -> dict[str, Any]:
@@ -282,7 +228,7 @@ class Manifest:
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = {field.name.rstrip("_"): _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-        return {key: item for key, item in found.items() if (key not in _OPTIONAL_OF_GRAPHS or item) and (key, item) != ("dtype", "float32")}
+        return {key: item for key, item in found.items() if (key not in OPTIONAL or item) and (key, item) != ("dtype", "float32")}
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
@@ -291,7 +237,6 @@ def _plain(value: Any) -> Any:
 
 
 _HEX = r"[0-9a-f]{64}"
-_NAME = r"[!-~]{1,256}"  # printable ASCII without blanks: they become names inside the graphs
 
 
 def _manifest(root: Node) -> Manifest:
@@ -311,7 +256,7 @@ def _manifest(root: Node) -> Manifest:
         hyper=root.child("hyper").mapping(_hyper, r"[a-z][a-z0-9_]*"),
         state=root.child("state").items(_state),
         batches=root.child("batches").items(lambda node: node.integer(1)),
-        graphs=root.child("graphs").mapping(_graph, GRAPH),
+        graphs=root.child("graphs").mapping(read_graph, GRAPH),
         opset=root.child("opset").integer(1),
         ir_version=root.child("ir_version").integer(1),
         source=root.child("source").free() if root.has("source") else None,
@@ -322,6 +267,7 @@ def _manifest(root: Node) -> Manifest:
         quantisation=read_quantised(root.child("quantisation")) if root.has("quantisation") else None,
         choice=read_choice(root.child("choice")) if root.has("choice") else None,
         reference=read_reference(root.child("reference")) if root.has("reference") else None,
+        searched=read_searched(root.child("searched")) if root.has("searched") else None,
     )
     agree(manifest, root)
     return manifest
@@ -388,12 +334,12 @@ def _state(node: Node) -> StateSpec:
     kind = node.child("kind").text("|".join(KINDS))
     if kind in ("statistic", "memory") and dtype != "float32":
         raise node.child("dtype").wrong(f"float32, of a {kind}", dtype)
-    return StateSpec(node.child("name").text(_NAME), _shape(node), kind, dtype)
+    return StateSpec(node.child("name").text(NAME), _shape(node), kind, dtype)
 
 
 def _sum(node: Node) -> SumSpec:
     node.keys({"name", "shape"})
-    return SumSpec(node.child("name").text(_NAME), _shape(node))
+    return SumSpec(node.child("name").text(NAME), _shape(node))
 
 
 def _shape(node: Node) -> tuple[int, ...]:
@@ -401,48 +347,6 @@ def _shape(node: Node) -> tuple[int, ...]:
     if len(shape) > 8:
         raise node.child("shape").wrong("at most 8 sizes", f"{len(shape)}")
     return shape
-
-
-def _graph(node: Node) -> GraphSpec:
-    node.keys({field.name for field in dataclasses.fields(GraphSpec)}, optional=_OPTIONAL_OF_GRAPHS)
-    role = node.child("role").text("|".join((*ROLES, *PIECES)))
-    present = ["hyper", "reads", "writes", "metrics", *(["sums"] if node.has("sums") else [])]
-    names = {key: node.child(key).items(_name) for key in present}
-    for key, values in names.items():
-        if len(set(values)) != len(values):
-            raise node.child(key).wrong("every name once", "a name twice")
-    return GraphSpec(
-        path=node.child("path").text(),
-        role=role,
-        batch=node.child("batch").integer(0 if role.endswith(UPDATE) else 1),
-        nodes=node.child("nodes").integer(0),
-        peak_bytes=node.child("peak_bytes").integer(0),
-        region_bytes=node.child("region_bytes").integer(0),
-        defaults=node.child("defaults").mapping(Node.number, r"[a-z][a-z0-9_]*"),
-        variant=node.child("variant").text("|".join(VARIANTS)),
-        figures=read_figures(node.child("figures")) if node.has("figures") else None,
-        **names,
-    )
-
-
-def read_figures(node: Node) -> Figures | None:
-    """Figures as JSON values, checked; None for those by other rules, which may have other keys.
-
-    Raises:
-        BundleError: a key is missing, unknown or wrongly typed.
-    """
-    if node.child("rules").integer(1) != FIGURES:
-        return None
-    node.keys({field.name for field in dataclasses.fields(Figures)})
-    seconds = node.child("seconds").number()
-    if seconds < 0:
-        raise node.child("seconds").wrong("a number of at least 0", str(seconds))
-    numbers = {key: node.child(key).integer(0) for key in ("edges", "attributes", "initialisers", "inside", "beside")}
-    return Figures(rules=FIGURES, exact=node.child("exact").truth(), seconds=seconds, **numbers)
-
-
-def _name(node: Node) -> str:
-    return node.text(_NAME)
 
 
 def _member(node: Node) -> Member:

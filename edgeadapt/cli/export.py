@@ -48,6 +48,7 @@ CHOICES = (
     "gradient",
     "saved",
     "micro",
+    "search",
     "updates",
     "parts",
     "cuts",
@@ -85,7 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--std", type=numbers, metavar="R,G,B", help="deviation that it expects them divided by")
     given.add_argument("--resize", type=parse_shape, metavar="HxW", help="resize images to the input's size, here and on the device")
     how = parser.add_argument_group("method")
-    how.add_argument("--method", help="ecotta (default), eata, sar, tent, surgeon, rotta, cotta, side, exits, norm, lean, lame, t3a or source")
+    methods = "eata, sar, tent, ecotta, surgeon, rotta, cotta, side, exits, norm, lean, lame, t3a or source"
+    default = "eata with anchored statistics, or side where the model has no normalisation layers"
+    how.add_argument("--method", help=f"{methods} (default: {default})")
     how.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="a choice that the method alone has; may be repeated")
     how.add_argument("--parts", type=_count, metavar="K", help="parts to cut the model into (default: 4)")
     how.add_argument("--cuts", type=_names, metavar="A,B,C", help="cut at these places instead; --list-cuts shows them")
@@ -105,6 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     tiers = "hold parameters and moments in float32 (reference, default), in 16 and 8 bits (compact) or in 8 (tiny)"
     how.add_argument("--updates", choices=("reference", "compact", "tiny"), help=tiers)
     how.add_argument("--rate", type=float, help="learning rate on the device (default: the method's, by the batch)")
+    searching = "find defaults of scalars for this model, on held-out samples under shifts (default: where no --method is given)"
+    how.add_argument("--search", action=argparse.BooleanOptionalAction, help=searching)
     memory = parser.add_argument_group("memory")
     memory.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes that the process on the device may hold, such as 96MiB")
     memory.add_argument("--board", metavar="KEY|FILE", help="where that is: a board's key, or a profile of your own (default: this machine)")

@@ -89,6 +89,9 @@ def summary(bundle: Bundle) -> str:
     if manifest.choice is not None:
         header, *tried = manifest.choice.table()
         parts.append(_titled(manifest.choice.title(), table(header, tried, left=4, words=True)))
+    if manifest.searched is not None:
+        header, *tried = manifest.searched.table()
+        parts.append(_titled(manifest.searched.title(), table(header, tried, left=1, words=True)))
     parts.append(_titled("state", _state(manifest.state)))
     graphs = []
     for name, graph in manifest.graphs.items():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgeadapt.bundle.manifest import FIGURES, Figures
+from edgeadapt.bundle.graphspec import FIGURES, Figures
 from edgeadapt.memory import costs, footprint
 from edgeadapt.memory.graph import Graph
 from edgeadapt.memory.rules import X86, Machine

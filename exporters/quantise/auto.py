@@ -173,6 +173,7 @@ class Won(Generic[J]):
     ready: Ready
     plan: Plan
     choice: Choice
+    warmed: Warmed
 
 
 class Auto(Generic[J]):
@@ -187,6 +188,7 @@ class Auto(Generic[J]):
     def __init__(self, job: J, place: Place, progress: Progress) -> None:
         self.job, self.place, self.progress = job, place, progress
         self.entries: list[_Entry[J]] = []
+        self.warmed: dict[object, Warmed] = {}
 
     def planned(self) -> Choice:
         """All candidates with what they take, and nothing measured."""
@@ -226,7 +228,7 @@ class Auto(Generic[J]):
                 refuse(best.plan, best.precision)
         assert best.ready is not None
         assert best.plan is not None
-        return Won(best.job, best.ready, best.plan, self._choice(best, stream, count))
+        return Won(best.job, best.ready, best.plan, self._choice(best, stream, count), self.warmed[best.key])
 
     def _enter(self) -> None:
         """All candidates, and what each could be within the budget."""
@@ -257,7 +259,7 @@ class Auto(Generic[J]):
         warmed, refusals = self._warm(fitting)
         if not warmed:
             raise next(iter(refusals.values()))
-        first = next(iter(warmed.values()))
+        self.warmed, first = warmed, next(iter(warmed.values()))
         assert self.job.data is not None
         stream = Stream.of(self.job.data, first.held, first.truth, self.job.options.seed)
         count, refusal = stream.counted([max(entry.job.options.batches) for entry in fitting if entry.key in warmed]), None

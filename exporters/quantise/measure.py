@@ -5,7 +5,7 @@ The graph is the one that the bundle would have, in its order, run by onnxruntim
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,7 +79,14 @@ def check_held(held: Array) -> None:
         raise InputError("no sample is held out, and how well numbers do is measured on such", "give more samples, or a larger --holdout")
 
 
-def errors_of(compiled: Compiled, stream: Stream, count: int, threads: int, told: Callable[[int, int], None]) -> Errors:
+def errors_of(
+    compiled: Compiled,
+    stream: Stream,
+    count: int,
+    threads: int,
+    told: Callable[[int, int], None],
+    scalars: Mapping[str, float] | None = None,
+) -> Errors:
     """How wrong a graph is on a stream: from its initial state through all shifts, then, from there again, on clean samples.
 
     Its state follows as on the device: what is not finite is not taken over.
@@ -88,11 +95,13 @@ def errors_of(compiled: Compiled, stream: Stream, count: int, threads: int, told
         compiled: a step, or a prediction where nothing is trained.
         count: samples of each shift that are counted. Batches that they do not fill are filled up with others.
         told: called with passes that are done, and their number.
+        scalars: of the graph, other than by default.
     """
     program, batch = compiled.program, compiled.program.batch
     with named_refusals():
         session = open_session(compiled.model, compiled.graph.constants, threads)
     given = {entry.name: program.example[entry.name].numpy() for entry in session.get_inputs()}
+    given |= {f"hyper.{name}": np.array(value, np.float32) for name, value in (scalars or {}).items() if f"hyper.{name}" in given}
     state, found = dict(given), []
     for index, frames in enumerate(stream.frames):
         told(index, len(stream.frames))

@@ -1,0 +1,102 @@
+"""What a bundle says of how the defaults of its scalars were found: what was tried on the workstation, and how often it was wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from edgeadapt.bundle.reading import Node
+
+FACTORS = ("rate", "mix")
+"""Scalars whose default depends on the batch: what is told of them is by how much that is multiplied."""
+_SCALAR = r"[a-z][a-z0-9_]*"
+
+
+@dataclass(frozen=True)
+class Try:
+    """Scalars that were not as usual, and what came of them.
+
+    Attributes:
+        scalars: by name; those of `FACTORS` as factors.
+        errors: share of wrong predictions under each shift.
+        clean: the same without a shift, from the start again.
+        chosen: whether they are the bundle's.
+    """
+
+    scalars: dict[str, float]
+    errors: tuple[float, ...]
+    clean: float
+    chosen: bool = False
+
+    @property
+    def words(self) -> str:
+        """In words: "own 0.6, rate x 4"."""
+        return ", ".join(f"{name} {'x ' if name in FACTORS else ''}{value:g}" for name, value in self.scalars.items()) or "as usual"
+
+
+@dataclass(frozen=True)
+class Searched:
+    """How the defaults of a bundle's scalars were found.
+
+    Attributes:
+        batch: at which.
+        labelled: whether what is right are labels; else the frozen model's own predictions without a shift.
+        samples: of each shift and of clean ones.
+        shifts: their names, in the order in which they came.
+        rows: in the order in which they were tried; the first is as usual.
+    """
+
+    batch: int
+    labelled: bool
+    samples: int
+    shifts: tuple[str, ...]
+    rows: tuple[Try, ...]
+
+    @property
+    def chosen(self) -> dict[str, float]:
+        """Scalars that are not as usual."""
+        return next(row.scalars for row in self.rows if row.chosen)
+
+    def title(self) -> str:
+        """What the table shows, in a line."""
+        what = "wrong" if self.labelled else "not the frozen model's without a shift"
+        where = f"{self.samples:,} held-out samples each, batch {self.batch}: under {', '.join(self.shifts)}, and clean"
+        return f"scalars; predictions that are {what}, in percent, on {where}"
+
+    def table(self) -> list[tuple[str, ...]]:
+        """Header and rows of text; the first column and the last are words."""
+        shown = [(row.words, f"{100 * sum(row.errors) / len(row.errors):.2f}", f"{100 * row.clean:.2f}", "chosen" * row.chosen) for row in self.rows]
+        return [("scalars", "wrong", "clean", ""), *shown]
+
+
+def read_searched(node: Node) -> Searched:
+    """From JSON, strictly.
+
+    Raises:
+        BundleError: a key is missing, unknown or wrongly typed, or rows contradict themselves.
+    """
+    node.keys({field.name for field in dataclasses.fields(Searched)})
+    shifts = node.child("shifts").items(Node.text)
+    if not shifts:
+        raise node.child("shifts").wrong("one at least", "none")
+    rows = node.child("rows").items(lambda row: _try(row, len(shifts)))
+    if (count := sum(row.chosen for row in rows)) != 1:
+        raise node.child("rows").wrong("one that is chosen", str(count))
+    if rows[0].scalars:
+        raise node.child("rows").wrong("the usual scalars first", rows[0].words)
+    return Searched(node.child("batch").integer(1), node.child("labelled").truth(), node.child("samples").integer(1), shifts, rows)
+
+
+def _try(node: Node, shifts: int) -> Try:
+    node.keys({field.name for field in dataclasses.fields(Try)})
+    errors = node.child("errors").items(_share)
+    if len(errors) != shifts:
+        raise node.child("errors").wrong(f"{shifts}, one a shift", str(len(errors)))
+    return Try(node.child("scalars").mapping(Node.number, _SCALAR), errors, _share(node.child("clean")), node.child("chosen").truth())
+
+
+def _share(node: Node) -> float:
+    value = node.number()
+    if not 0.0 <= value <= 1.0:
+        raise node.wrong("a share from 0 to 1", str(value))
+    return value

@@ -1,0 +1,164 @@
+"""What an export is without a method, and the search for defaults of its scalars: what is tried, what is taken, and that the bundle says so."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgeadapt.bundle import Bundle, InputSpec, Manifest
+from edgeadapt.cli.inspect import summary
+from edgeadapt.errors import BundleError, UsageError
+from edgeadapt.exporters import search as searching
+from edgeadapt.exporters.data import Samples
+from edgeadapt.exporters.export import ExportReport, export, plan_export
+from edgeadapt.exporters.methods.tent import Tent
+from edgeadapt.exporters.options import mixing_weight
+from edgeadapt.exporters.search import _better
+from tests.test_guard import SHAPE, images, net  # noqa: F401
+
+BATCH = 16
+
+
+def exported(model: nn.Module, path: Path | None = None, **choices: Any) -> ExportReport:
+    return export(model, path, shape=SHAPE, data=images(400, 1), batches=(4, BATCH), warmup_batch=32, allow_drop=True, threads=1, **choices)
+
+
+@pytest.fixture(scope="module")
+def default(net: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> tuple[ExportReport, Path]:  # noqa: F811
+    path = tmp_path_factory.mktemp("default") / "net.edgeadapt"
+    return exported(net, path, holdout=0.3), path
+
+
+def test_without_a_method_it_is_eata_with_anchored_statistics(default: tuple[ExportReport, Path]) -> None:
+    manifest = Bundle.open(default[1]).manifest
+    assert manifest.method.name == "eata"
+    assert manifest.method.options["statistics"] == "anchored"
+    assert manifest.reference is not None
+
+
+class Plain(nn.Module):
+    """Without any normalisation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.fc = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, 2, 1), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.b(self.a(x).relu()).relu().mean((2, 3)))
+
+
+def test_a_model_without_normalisation_gets_a_side_network() -> None:
+    report = exported(Plain().eval())
+    assert report.manifest["method"]["name"] == "side"
+    assert plan_export(Plain().eval(), shape=SHAPE, threads=1, batches=(4,)).rows
+
+
+def test_a_model_with_layer_norm_keeps_its_statistics() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.LayerNorm(32), nn.ReLU(), nn.Linear(32, 4)).eval()
+    manifest = exported(model).manifest
+    assert manifest["method"]["name"] == "eata"
+    assert manifest["statistics"]["mode"] == "none"
+    assert {row["scalars"].keys() <= {"rate"} for row in manifest["searched"]["rows"]} == {True}
+
+
+def test_every_value_is_tried_and_told(default: tuple[ExportReport, Path]) -> None:
+    report, path = default
+    found = Bundle.open(path).manifest.searched
+    assert found is not None
+    assert (found.batch, found.labelled, found.samples) == (BATCH, True, 112)
+    assert found.shifts == ("noisy", "louder", "offset", "fainter")
+    assert len(found.rows) == 1 + sum(len(values) for values in searching.TRIED.values())
+    assert all(len(row.errors) == 4 and 0 <= row.clean <= 1 for row in found.rows)
+    for text in (report.table(), summary(Bundle.open(path))):
+        assert "on 112 held-out samples each, batch 16: under noisy" in text
+        assert "rate x 0.25" in text
+    assert Manifest.from_json(json.loads(json.dumps(report.manifest))).searched == found
+
+
+def test_a_bad_default_is_found_out(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """At a rate that ruins the model a much lower one is taken, and stands in every graph by its batch."""
+    monkeypatch.setattr(Tent, "rate", 3.0)
+    monkeypatch.setattr(searching, "TRIED", {"rate": (1e-4, 1.0), "mix": (0.5,)})
+    manifest = exported(net, tmp_path / "net.edgeadapt", holdout=0.3, method="tent", statistics="anchored", search=True).manifest
+    rows = manifest["searched"]["rows"]
+    (chosen,) = [row for row in rows if row["chosen"]]
+    assert chosen["scalars"]["rate"] == 1e-4
+    assert np.mean(rows[0]["errors"]) > np.mean(chosen["errors"]) + 0.1
+    for batch in (4, BATCH):
+        assert manifest["graphs"][f"adapt.b{batch}"]["defaults"]["rate"] == pytest.approx(3e-4 * (batch / 64) ** 0.5)
+        factor = chosen["scalars"].get("mix", 1.0)
+        assert manifest["graphs"][f"predict.b{batch}"]["defaults"]["mix"] == pytest.approx(mixing_weight(batch) * factor)
+    assert manifest["hyper"]["rate"]["default"] == pytest.approx(3e-4 * (BATCH / 64) ** 0.5)
+
+
+def test_what_the_user_set_is_not_searched_for(net: nn.Module) -> None:  # noqa: F811
+    rows = exported(net, method="tent", statistics="anchored", rate=1e-4, search=True).manifest["searched"]["rows"]
+    assert all("rate" not in row["scalars"] for row in rows)
+    assert any("own" in row["scalars"] for row in rows)
+
+
+@pytest.mark.parametrize("choices", [{"method": "eata"}, {"search": False}, {"method": "t3a", "search": True}])
+def test_it_is_left_out_where_a_method_is_named_or_nothing_is_to_be_found(net: nn.Module, choices: dict[str, Any]) -> None:  # noqa: F811
+    assert "searched" not in exported(net, **choices).manifest
+
+
+def test_without_labels_the_frozen_model_says_what_is_right(net: nn.Module) -> None:  # noqa: F811
+    x, _ = images(200, 1)
+    data = Samples(x, None, InputSpec(SHAPE))
+    report = export(net, None, shape=SHAPE, data=data, method="norm", statistics="anchored", search=True, batches=(BATCH,), warmup_batch=32)
+    assert report.manifest["searched"]["labelled"] is False
+    assert "not the frozen model's" in report.table()
+
+
+def test_better_is_beyond_chance_and_at_no_cost() -> None:
+    usual = np.zeros((3, 100))
+    usual[:2, :40] = 1.0
+    gained, cost, luck = usual.copy(), usual.copy(), usual.copy()
+    gained[:2, :10] = 0.0
+    cost[:2, :10], cost[2, :2] = 0.0, 1.0
+    luck[0, 0] = 0.0
+    assert _better(gained, usual, usual)
+    assert not _better(cost, usual, usual)
+    assert not _better(luck, usual, usual)
+    assert not _better(usual, gained, usual)
+
+
+def test_search_is_true_or_false(net: nn.Module) -> None:  # noqa: F811
+    with pytest.raises(UsageError, match="search = 'yes' is neither true nor false"):
+        exported(net, search="yes")
+
+
+def _broken(change: Any, manifest: dict[str, Any]) -> dict[str, Any]:
+    manifest = copy.deepcopy(manifest)
+    change(manifest["searched"])
+    return manifest
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda found: found.update(shifts=[]), "one at least"),
+        (lambda found: found["rows"][0].update(errors=[0.1]), "4, one a shift"),
+        (lambda found: found["rows"][0].update(clean=1.5), "a share from 0 to 1"),
+        (lambda found: [row.update(chosen=False) for row in found["rows"]], "one that is chosen"),
+        (lambda found: found["rows"].reverse(), "the usual scalars first"),
+        (lambda found: found.update(rows=[]), "one that is chosen"),
+        (lambda found: found["rows"][0].update(more=1), "more"),
+        (lambda found: found["rows"][1].update(scalars={"Own": 1.0}), "Own"),
+        (lambda found: found.update(batch=0), "batch"),
+    ],
+)
+def test_a_manifest_that_contradicts_itself_is_refused(default: tuple[ExportReport, Path], change: Any, says: str) -> None:
+    with pytest.raises(BundleError, match=says):
+        Manifest.from_json(_broken(change, default[0].manifest))
+
+
