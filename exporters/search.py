@@ -1,7 +1,10 @@
 """Finds defaults for the scalars of one model: by what it predicts of held-out source samples under shifts, as the device would run it.
 
 One scalar after the other is tried at a few values, and the next one with what was best so far. What is usual stays unless something else is better
-beyond chance, and no worse on clean samples. Frames come shuffled, as a guard would take them: with `few` at 0.
+beyond chance, and no worse on clean samples.
+
+Frames come as on a device that a guard watches: one shift after the other, and all of them mixed, with `few` at 0, as windows are of all
+classes; and, where statistics are anchored, as if classes came in runs: then they do not follow, and no steps are taken.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from edgeadapt.exporters.quantise.measure import NOISE, Errors, Stream, errors_o
 
 TRIED: Mapping[str, tuple[float, ...]] = {"own": (0.2, 0.6), "trust": (0.4, 1.0), "rate": (0.25, 4.0), "mix": (0.5, 2.0)}
 """Values of each scalar besides the usual one; of `rate` and `mix` what that is multiplied by."""
-SAMPLES = 192
+FOLLOWED, STILL = {"few": 0.0}, {"few": 10.0, "rate": 0.0}
+"""Scalars while statistics follow windows of all classes, and while nothing follows."""
+SAMPLES = 256
 """Of each shift, at most."""
-SURE = 2.0
+SURE = 1.0
 """Standard errors that something must be better by."""
 
 
@@ -45,12 +50,18 @@ def search(
         return None
     count = min(stream.counted([program.batch]), max(program.batch, SAMPLES // program.batch * program.batch))
     total, tried = 1 + sum(len(values) for values in free.values()), dict[tuple[tuple[str, float], ...], Errors]()
+    ways = {"one by one": (stream, FOLLOWED), "mixed": (_mixed(stream), FOLLOWED)}
+    if "few" in usual:
+        ways["in runs"] = (stream, STILL)
 
     def measured(scalars: Mapping[str, float]) -> Errors:
         told(len(tried), total, Try(dict(scalars), (0.0,), 0.0).words)
-        found = errors_of(compiled, stream, count, threads, lambda *_: None, dict(_set(usual, scalars)))
-        tried[tuple(scalars.items())] = found
-        return found
+        given, found = dict(_set(usual, scalars)), []
+        for way, always in ways.values():
+            found.append(errors_of(compiled, way, count, threads, lambda *_: None, {**given, **always}))
+        errors = np.stack([*(one[:-1].mean(0) for one in found), found[0][-1]])
+        tried[tuple(scalars.items())] = errors
+        return errors
 
     first = best = measured({})
     chosen: dict[str, float] = {}
@@ -66,19 +77,29 @@ def search(
         Try(dict(key), tuple(float(share) for share in errors[:-1].mean(1)), float(errors[-1].mean()), dict(key) == chosen)
         for key, errors in tried.items()
     )
-    return Searched(program.batch, labelled, count, stream.shifts, rows)
+    return Searched(program.batch, labelled, count, stream.shifts, tuple(ways), rows)
+
+
+def _mixed(stream: Stream) -> Stream:
+    """The same frames, with every shift in each window: sample i comes under one shift after the other, each time in company of the others."""
+    *moved, clean = stream.frames
+    turns = np.arange(len(clean))[:, None] + np.arange(len(moved))
+    frames = (np.stack([moved[turn % len(moved)][place] for place, turn in enumerate(turns[:, index])]) for index in range(len(moved)))
+    return Stream(stream.shifts, (*frames, clean), stream.truth)
 
 
 def _set(usual: Mapping[str, float], scalars: Mapping[str, float]) -> Iterator[tuple[str, float]]:
     """Scalars of the graph, for a trial."""
     for name, value in scalars.items():
         yield name, min(value * usual[name], 1.0 if name == "mix" else np.inf) if name in FACTORS else value
-    if "few" in usual:
-        yield "few", 0.0
 
 
 def _better(errors: Errors, best: Errors, first: Errors) -> bool:
-    """Whether predictions are wrong less often under shifts, beyond chance, and on clean samples no more often than with what is usual."""
+    """Whether predictions are wrong less often under shifts, beyond chance, and on clean samples no more often than with what is usual.
+
+    Args:
+        errors, best, first: of each stream, at last the clean one, and of each sample.
+    """
     gain = (best[:-1] - errors[:-1]).mean(0)
     clean = (errors[-1] - first[-1]).mean()
     return bool(gain.mean() > max(NOISE, SURE * _deviation(gain)) and clean <= NOISE)

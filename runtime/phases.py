@@ -59,7 +59,7 @@ class Limits:
     mixed: float = 0.75
     runs: float = 0.1
     least: float = 0.3
-    narrow: float = 0.6
+    narrow: float = 0.65
     few: float = 0.4
     none: float = 10.0
     recent: int = 3

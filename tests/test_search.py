@@ -20,7 +20,8 @@ from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import ExportReport, export, plan_export
 from edgeadapt.exporters.methods.tent import Tent
 from edgeadapt.exporters.options import mixing_weight
-from edgeadapt.exporters.search import _better
+from edgeadapt.exporters.quantise.measure import Stream
+from edgeadapt.exporters.search import _better, _mixed
 from tests.test_guard import SHAPE, images, net  # noqa: F401
 
 BATCH = 16
@@ -77,7 +78,8 @@ def test_every_value_is_tried_and_told(default: tuple[ExportReport, Path]) -> No
     assert (found.batch, found.labelled, found.samples) == (BATCH, True, 112)
     assert found.shifts == ("noisy", "louder", "offset", "fainter")
     assert len(found.rows) == 1 + sum(len(values) for values in searching.TRIED.values())
-    assert all(len(row.errors) == 4 and 0 <= row.clean <= 1 for row in found.rows)
+    assert found.streams == ("one by one", "mixed", "in runs")
+    assert all(len(row.errors) == 3 and 0 <= row.clean <= 1 for row in found.rows)
     for text in (report.table(), summary(Bundle.open(path))):
         assert "on 112 held-out samples each, batch 16: under noisy" in text
         assert "rate x 0.25" in text
@@ -119,13 +121,22 @@ def test_without_labels_the_frozen_model_says_what_is_right(net: nn.Module) -> N
     assert "not the frozen model's" in report.table()
 
 
+def test_mixed_windows_have_every_shift_and_every_sample_under_each() -> None:
+    frames = tuple(np.full((6, 1), 10.0 * index, np.float32) + np.arange(6, dtype=np.float32)[:, None] for index in range(4))
+    found = _mixed(Stream(("a", "b", "c"), frames, np.arange(6)))
+    assert (found.frames[3] == frames[3]).all()
+    for place in range(6):
+        assert sorted(float(one[place, 0]) for one in found.frames[:3]) == [place, 10.0 + place, 20.0 + place]
+    assert {int(value) // 10 for value in found.frames[0][:, 0]} == {0, 1, 2}
+
+
 def test_better_is_beyond_chance_and_at_no_cost() -> None:
     usual = np.zeros((3, 100))
     usual[:2, :40] = 1.0
     gained, cost, luck = usual.copy(), usual.copy(), usual.copy()
     gained[:2, :10] = 0.0
     cost[:2, :10], cost[2, :2] = 0.0, 1.0
-    luck[0, 0] = 0.0
+    luck[0, :3], luck[1, 60:62] = 0.0, 1.0
     assert _better(gained, usual, usual)
     assert not _better(cost, usual, usual)
     assert not _better(luck, usual, usual)
@@ -147,7 +158,8 @@ def _broken(change: Any, manifest: dict[str, Any]) -> dict[str, Any]:
     ("change", "says"),
     [
         (lambda found: found.update(shifts=[]), "one at least"),
-        (lambda found: found["rows"][0].update(errors=[0.1]), "4, one a shift"),
+        (lambda found: found.update(streams=[]), "one at least"),
+        (lambda found: found["rows"][0].update(errors=[0.1]), "3, one a stream"),
         (lambda found: found["rows"][0].update(clean=1.5), "a share from 0 to 1"),
         (lambda found: [row.update(chosen=False) for row in found["rows"]], "one that is chosen"),
         (lambda found: found["rows"].reverse(), "the usual scalars first"),

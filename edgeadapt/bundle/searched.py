@@ -18,7 +18,7 @@ class Try:
 
     Attributes:
         scalars: by name; those of `FACTORS` as factors.
-        errors: share of wrong predictions under each shift.
+        errors: share of wrong predictions on each stream.
         clean: the same without a shift, from the start again.
         chosen: whether they are the bundle's.
     """
@@ -42,7 +42,8 @@ class Searched:
         batch: at which.
         labelled: whether what is right are labels; else the frozen model's own predictions without a shift.
         samples: of each shift and of clean ones.
-        shifts: their names, in the order in which they came.
+        shifts: their names.
+        streams: in which order they came, in words.
         rows: in the order in which they were tried; the first is as usual.
     """
 
@@ -50,6 +51,7 @@ class Searched:
     labelled: bool
     samples: int
     shifts: tuple[str, ...]
+    streams: tuple[str, ...]
     rows: tuple[Try, ...]
 
     @property
@@ -60,13 +62,13 @@ class Searched:
     def title(self) -> str:
         """What the table shows, in a line."""
         what = "wrong" if self.labelled else "not the frozen model's without a shift"
-        where = f"{self.samples:,} held-out samples each, batch {self.batch}: under {', '.join(self.shifts)}, and clean"
+        where = f"{self.samples:,} held-out samples each, batch {self.batch}: under {', '.join(self.shifts)}"
         return f"scalars; predictions that are {what}, in percent, on {where}"
 
     def table(self) -> list[tuple[str, ...]]:
         """Header and rows of text; the first column and the last are words."""
-        shown = [(row.words, f"{100 * sum(row.errors) / len(row.errors):.2f}", f"{100 * row.clean:.2f}", "chosen" * row.chosen) for row in self.rows]
-        return [("scalars", "wrong", "clean", ""), *shown]
+        shown = [(row.words, *(f"{100 * share:.2f}" for share in (*row.errors, row.clean)), "chosen" * row.chosen) for row in self.rows]
+        return [("scalars", *self.streams, "clean", ""), *shown]
 
 
 def read_searched(node: Node) -> Searched:
@@ -79,19 +81,22 @@ def read_searched(node: Node) -> Searched:
     shifts = node.child("shifts").items(Node.text)
     if not shifts:
         raise node.child("shifts").wrong("one at least", "none")
-    rows = node.child("rows").items(lambda row: _try(row, len(shifts)))
+    streams = node.child("streams").items(Node.text)
+    if not streams:
+        raise node.child("streams").wrong("one at least", "none")
+    rows = node.child("rows").items(lambda row: _try(row, len(streams)))
     if (count := sum(row.chosen for row in rows)) != 1:
         raise node.child("rows").wrong("one that is chosen", str(count))
     if rows[0].scalars:
         raise node.child("rows").wrong("the usual scalars first", rows[0].words)
-    return Searched(node.child("batch").integer(1), node.child("labelled").truth(), node.child("samples").integer(1), shifts, rows)
+    return Searched(node.child("batch").integer(1), node.child("labelled").truth(), node.child("samples").integer(1), shifts, streams, rows)
 
 
-def _try(node: Node, shifts: int) -> Try:
+def _try(node: Node, streams: int) -> Try:
     node.keys({field.name for field in dataclasses.fields(Try)})
     errors = node.child("errors").items(_share)
-    if len(errors) != shifts:
-        raise node.child("errors").wrong(f"{shifts}, one a shift", str(len(errors)))
+    if len(errors) != streams:
+        raise node.child("errors").wrong(f"{streams}, one a stream", str(len(errors)))
     return Try(node.child("scalars").mapping(Node.number, _SCALAR), errors, _share(node.child("clean")), node.child("chosen").truth())
 
 
