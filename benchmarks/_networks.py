@@ -57,3 +57,18 @@ def data_pack() -> Path:
     if not (folder / "loaders.py").is_file():
         raise SystemExit("EDGEADAPT_DATA must name the folder of the data pack")
     return folder
+
+
+def resnet20() -> nn.Module:
+    """For `edgeadapt bench --model benchmarks._networks:resnet20`."""
+    return NETWORKS["resnet20"].factory()
+
+
+def resnet56() -> nn.Module:
+    """For `edgeadapt bench --model benchmarks._networks:resnet56`."""
+    return NETWORKS["resnet56"].factory()
+
+
+def wrn40_2() -> nn.Module:
+    """For `edgeadapt bench --model benchmarks._networks:wrn40_2`."""
+    return NETWORKS["wrn40-2"].factory()

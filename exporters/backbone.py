@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from edgeadapt.exporters.blending import Blend, by_frame, has_positions, statistics_of
 from edgeadapt.exporters.capture import NORMALISATION, Captured
-from edgeadapt.exporters.operators import REPLACED, batch_statistics, channel_axes, magnitude, scale_shift
+from edgeadapt.exporters.operators import REPLACED, batch_statistics, channel_axes, magnitude, scale_shift, scale_shift_frames
 from edgeadapt.exporters.quantise.kept import Kept
 from edgeadapt.exporters.quantise.layout import ENTRY
 from edgeadapt.exporters.quantise.rounding import Rounding
@@ -57,7 +57,7 @@ class Normaliser:
     ) -> Tensor:
         """Normalise x (N, C, …) as layer `name`, whose statistics are `name.mean` and `name.variance`, each (C,).
 
-        instead: computes the result from (x, mean, variance, weight, bias, eps), where the statistics are constants.
+        instead: computes the result from (x, mean, variance, weight, bias, eps), where the statistics are constants, or None of what is normalised.
         """
         if self.mode in ("batch", "collect"):
             if self.mode == "collect":
@@ -65,7 +65,7 @@ class Normaliser:
                     self.updated[f"{name}.variance"], self.updated[f"{name}.mean"] = torch.var_mean(x, channel_axes(x), correction=0)
             return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
         mean, variance = self.statistics[f"{name}.mean"], self.statistics[f"{name}.variance"]
-        normalise, frames = instead or normalised, None
+        frames = None
         if self.mode == "live":
             shift = mean.detach() if name in self.shifted else None
             seen = x if self.exact else x.detach()
@@ -82,18 +82,23 @@ class Normaliser:
         if self.blend is not None:
             mean, variance = self.blend(name, mean, variance, eps)
             if frames is not None:
-                return by_frame(x, frames, (mean, variance), weight, bias, eps, self.blend.own, normalise)
-        return normalise(x, mean, variance, weight, bias, eps)
+                mean, variance = by_frame(frames, (mean, variance), eps, self.blend.own)
+        if instead is None:
+            return normalised(x, mean, variance, weight, bias, eps)
+        if mean.dim() == 1:
+            return instead(x, mean, variance, weight, bias, eps)
+        return instead(normalised(x, mean, variance, None, None, eps), None, None, weight, bias, eps)
 
 
 def normalised(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-    """x (N, C, …) normalised with statistics (C,)."""
-    result: Tensor = scale_shift(x, *scaling(mean, variance, weight, bias, eps))
+    """x (N, C, …) normalised with statistics (C,), or (N, C), which are each frame's."""
+    scale, shift = scaling(mean, variance, weight, bias, eps)
+    result: Tensor = scale_shift(x, scale, shift) if scale.dim() == 1 else scale_shift_frames(x, scale, shift)
     return result
 
 
 def scaling(mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor]:
-    """A normalisation as a scale and a shift, each (C,)."""
+    """A normalisation as a scale and a shift, each of the form of the statistics, (C,) or (N, C)."""
     deviation = (variance + eps).sqrt()
     scale = (torch.ones_like(deviation) if weight is None else weight) / deviation
     return scale, -mean * scale if bias is None else bias - mean * scale

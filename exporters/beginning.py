@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Collection
 
 from edgeadapt.errors import UsageError
 from edgeadapt.exporters.capture import Captured
@@ -14,11 +15,20 @@ SHIFTED = 1000.0
 """Where a channel's mean² over its variance is above this on source data, the variance is computed around the source mean."""
 
 
-def fitting(options: Options, captured: Captured) -> Options:
-    """The options for a model where no method was named: those for models without normalisation to train, where it has none."""
+def fitting(options: Options, given: Collection[str], captured: Captured) -> Options:
+    """The options for a model where no method was named: those for models without normalisation to train, where it has none.
+
+    given: names of those that the user gave.
+
+    Raises:
+        UsageError: the method that is taken then has no use for one of them.
+    """
     if captured.affines:
         return options
-    return dataclasses.replace(options, method=WITHOUT_LAYERS, statistics=None)
+    statistics = options.statistics if "statistics" in given else None
+    found = dataclasses.replace(options, method=WITHOUT_LAYERS, statistics=statistics)
+    found.check_use(given)
+    return found
 
 
 def mode_of(options: Options, method: Method) -> str:

@@ -14,18 +14,17 @@ and noise; late ones see classes, and a window of few classes looks there like a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from edgeadapt.exporters.operators import per_channel
 
-Normalise = Callable[[Tensor, Tensor, Tensor, "Tensor | None", "Tensor | None", float], Tensor]
-"""Of x, mean, variance, weight, bias, eps."""
-
 ASSUMED = 0.02
 """What both are taken for where there is no source data to measure them on."""
+LEAST = 1e-12
+"""Of D²: where it is 0 its root has no gradient."""
 
 
 @dataclass(frozen=True)
@@ -87,32 +86,15 @@ def statistics_of(x: Tensor, shift: Tensor | None = None) -> tuple[tuple[Tensor,
     return (mean, (variances + away * away).mean(0)), (means, variances)
 
 
-def by_frame(
-    x: Tensor,
-    frames: tuple[Tensor, Tensor],
-    statistics: tuple[Tensor, Tensor],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    strength: Tensor | float,
-    normalise: Normalise,
-) -> Tensor:
-    """x (N, C, …) normalised frame by frame, each with the moments of a mixture of `statistics` (C,) and of its own.
+def by_frame(frames: tuple[Tensor, Tensor], statistics: tuple[Tensor, Tensor], eps: float, strength: Tensor | float) -> tuple[Tensor, Tensor]:
+    """Mean and variance (N, C) to normalise each frame with: the moments of a mixture of `statistics` (C,) and of its own, `frames`, each (N, C).
 
-    For a frame with means m and variances v, D² = mean over channels of (m − μ)²/σ², and w = strength · D/(1 + D) parts are its own. All statistics
-    are constants for the gradient.
-
-    Args:
-        frames: those of each frame, each (N, C); of positions there must be several.
-        normalise: as a layer; it is given the channels of all frames side by side, (1, N·C, …).
+    For a frame with means m and variances v, D² = mean over channels of (m − μ)²/σ², and w = strength · D/(1 + D) parts are its own.
     """
     (mean, variance), (own, spread) = statistics, frames
     away = own - mean
-    far = (away * away / (variance + eps)).mean(1, keepdim=True).sqrt()
-    mean, variance = mixture(mean, variance, away, spread, strength * far / (1.0 + far))
-    scale, shift = (None if value is None else value.expand(x.shape[:2]).reshape(-1) for value in (weight, bias))
-    side = x.reshape(1, x.shape[0] * x.shape[1], *x.shape[2:])
-    return normalise(side, mean.reshape(-1), variance.reshape(-1), scale, shift, eps).reshape(x.shape)
+    far = (away * away / (variance + eps)).mean(1, keepdim=True).clamp(min=LEAST).sqrt()
+    return mixture(mean, variance, away, spread, strength * far / (1.0 + far))
 
 
 def has_positions(x: Tensor) -> bool:

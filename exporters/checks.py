@@ -13,6 +13,7 @@ from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.methods import Method
 from edgeadapt.exporters.options import Options
 from edgeadapt.exporters.programs import Model
+from edgeadapt.exporters.search import TRIED
 
 
 def task_of(options: Options, logits: Tensor, names: Sequence[str] | None, data: Samples | None) -> Task:
@@ -75,6 +76,20 @@ def check_micro(options: Options, method: Method) -> None:
             "statistics that follow the stream need all frames of a step at once, so it has no micro-batches",
             "leave micro out, or keep the statistics as trained: --statistics source",
         )
+
+
+def check_search(options: Options, model: Model, data: Samples | None) -> None:
+    """See that a search that was asked for can be made.
+
+    Raises:
+        UsageError: there is no data to search on, or there are no scalars.
+    """
+    if not options.search:
+        return
+    if data is None:
+        raise UsageError("scalars are searched for on held-out samples, and no data was given", "give --data, or leave --search out")
+    if not set(TRIED) & set(model.hyper()):
+        raise UsageError(f"{options.method} has no scalars that could be searched for", "leave --search out")
 
 
 def check_auto(bounded: bool, measurable: bool) -> None:

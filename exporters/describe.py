@@ -40,8 +40,10 @@ def describe(
     method, captured = model.method, model.method.backbone.captured
     adapted = sorted(set(options.batches))
 
-    def defaults(names: Sequence[str], batch: int) -> dict[str, float]:
-        return batch_defaults(method, model.optimiser, options.rate, names, batch, model.tuned())
+    def defaults(names: Sequence[str], batch: int, role: str = "adapt") -> dict[str, float]:
+        if not batch:
+            return {}
+        return batch_defaults(method, model.optimiser, options.rate, names, batch, model.tuned(role))
 
     hyper = {key: HyperSpec(found.default, found.low, found.high, found.help) for key, found in model.hyper().items()}
     for key, value in defaults(list(hyper), adapted[-1]).items():
@@ -65,7 +67,7 @@ def describe(
         state=tuple(StateSpec(key, tuple(value.shape), kind, numpy_dtype(value.dtype).name) for key, (kind, value) in model.state().items()),
         sums=tuple(SumSpec(key, shape) for key, shape in {key: shape for item in compiled for key, shape in item.sums.items()}.items()),
         batches=tuple(sorted({1, *adapted})),
-        graphs={item.name: _graph(item, defaults(item.hyper, item.program.batch) if item.program.batch else {}) for item in compiled},
+        graphs={item.name: _graph(item, defaults(item.hyper, item.program.batch, item.program.role)) for item in compiled},
         opset=OPSET,
         ir_version=IR_VERSION,
         warmup=warmup,

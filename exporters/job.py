@@ -18,7 +18,7 @@ from edgeadapt.bundle.choice import Choice
 from edgeadapt.errors import UsageError
 from edgeadapt.exporters.beginning import fitting, left_to_train, mode_of, started
 from edgeadapt.exporters.capture import Captured, capture
-from edgeadapt.exporters.checks import check_data, check_micro, check_rate, task_of
+from edgeadapt.exporters.checks import check_data, check_micro, check_rate, check_search, task_of
 from edgeadapt.exporters.compile import Compiled, Lowered, PlacedWeights, lowered, scheduled
 from edgeadapt.exporters.data import Samples, example_of
 from edgeadapt.exporters.describe import describe
@@ -224,9 +224,12 @@ class Job:
     def begun(self, names: Sequence[str] | None) -> Job:
         """It, once what was given is seen to fit the model and the method."""
         if "method" not in self.given:
-            self.options = fitting(self.options, self.capture(max(self.options.batches)))
+            self.options = fitting(self.options, self.given, self.capture(max(self.options.batches)))
         self.task = task_of(self.options, self.capture(max(self.options.batches)).result.meta["val"], names, self.data)
-        check_micro(self.options, self.method(self.options))
+        method = self.method(self.options)
+        check_micro(self.options, method)
+        if "search" in self.given:
+            check_search(self.options, self.start(method), self.data)
         return self
 
     def method(self, options: Options) -> Method:
@@ -306,7 +309,8 @@ class Job:
         values = trained.method.backbone.source_statistics() if self.numbers is None else self.numbers.values
         program = build(source_model(bound, values) if role == "source" else bound, role, batch, x, target)
         model = program.model
-        for name, value in batch_defaults(model.method, model.optimiser, self.options.rate, program.hyper, program.batch, trained.tuned()).items():
+        tuned = trained.tuned(role)
+        for name, value in batch_defaults(model.method, model.optimiser, self.options.rate, program.hyper, program.batch, tuned).items():
             program.example[f"hyper.{name}"] = torch.tensor(value)
         return program
 

@@ -65,6 +65,35 @@ def _scale_shift_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 scale_shift.register_autograd(_scale_shift_backward, setup_context=_remember)
 
 
+def _per_frame(value: Tensor, rank: int) -> Tensor:
+    """Numbers (N, C) shaped to broadcast over (N, C, …) of `rank` dimensions."""
+    return value.reshape(*value.shape, *[1] * (rank - 2))
+
+
+@torch.library.custom_op("edgeadapt::scale_shift_frames", mutates_args=())
+def scale_shift_frames(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    """x (N, C, …) times scale (N, C) plus shift (N, C): as `scale_shift`, but with numbers of each frame's own."""
+    return x * _per_frame(scale, x.dim()) + _per_frame(shift, x.dim())
+
+
+@scale_shift_frames.register_fake
+def _(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    return torch.empty_like(x)
+
+
+def _scale_shift_frames_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    x, scale = ctx.saved_tensors
+    positions = list(range(2, grad.dim()))
+    return (
+        grad * _per_frame(scale, grad.dim()) if ctx.needs_input_grad[0] else None,
+        (grad * x).sum(positions) if ctx.needs_input_grad[1] else None,
+        grad.sum(positions) if ctx.needs_input_grad[2] else None,
+    )
+
+
+scale_shift_frames.register_autograd(_scale_shift_frames_backward, setup_context=_remember)
+
+
 def batch_statistics(x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Mean and population variance over all but the channel axis of x (N, C, …), each (C,).
 

@@ -83,7 +83,7 @@ class Options:
             given = {"statistics": ANCHORED, "search": True, **given}
         options = Options(**given)
         options._check(planned and "batches" not in given)
-        options._check_use([name for name, value in given.items() if value is not False and value != ()])
+        options.check_use([name for name, value in given.items() if value is not False and value != ()], named="method" in given)
         return options
 
     @property
@@ -158,15 +158,23 @@ class Options:
                 sizes = " or ".join(map(str, sorted(set(self.batches))))
                 raise UsageError(f"a micro-batch of {size} is no part of a batch of {sizes}", "give one that divides a batch")
 
-    def _check_use(self, given: Iterable[str]) -> None:
-        """Whether the method makes anything of what was given."""
-        method = METHODS[self.method]
+    def check_use(self, given: Iterable[str], named: bool = False) -> None:
+        """See that the method makes something of what was given.
+
+        Args:
+            given: names of options.
+            named: whether the method is among them.
+
+        Raises:
+            UsageError: it does not.
+        """
+        method, who = METHODS[self.method], self.method if named else f"{self.method}, the method where none is named,"
         used = {*method.choices, *(_TRAINING if method.trains else ()), *(_WARMUP if method.warms_up else ())}
         for name in given:
             if name in {"parts", "cuts", "kernel", "width", "train", *_TRAINING, *_WARMUP} - used:
                 users = [key for key, other in METHODS.items() if name in other.choices]
                 users = users or [key for key, other in METHODS.items() if (other.warms_up if name in _WARMUP else other.trains)]
-                raise UsageError(f"{self.method} has no use for {name}", f"leave it out, or take a method that has: {', '.join(users)}")
+                raise UsageError(f"{who} has no use for {name}", f"leave it out, or take a method that has: {', '.join(users)}")
         if self.quantize != "none" and not method.in_codes:
             raise UsageError(f"{self.method} needs the model in float32, and quantize={self.quantize!r} contradicts that", "leave quantize out")
         if self.gradient == "int8" and self.quantize == "none":
@@ -178,7 +186,7 @@ class Options:
         if method.cut_to_train and self.train is None and (self.parts is not None or self.cuts):
             shape = "parts" if self.parts is not None else "cuts"
             fix = "say with train how many of the last parts to train, or leave it out; ecotta trains something in every part"
-            raise UsageError(f"{self.method} has no use for {shape} without train", fix)
+            raise UsageError(f"{who} has no use for {shape} without train", fix)
         if self.statistics is not None and self.statistics not in method.modes:
             why = "adapts nothing but its statistics" if self.method == "norm" else "moves its statistics" if method.trains else "does not adapt"
             raise UsageError(f"{self.method} {why}, so {self.statistics!r} statistics contradict it", f"use {method.modes[0]!r}, or another method")

@@ -130,9 +130,10 @@ class Model:
         found = {name: value for name, value in self.tuned().items() if name in table and name not in FACTORS}
         return table | {name: replace(table[name], default=value) for name, value in found.items()}
 
-    def tuned(self) -> dict[str, float]:
-        """Defaults that were found for this model; of `FACTORS` what the usual ones are multiplied by."""
-        return {} if self.searched is None else self.searched.chosen
+    def tuned(self, role: str = "adapt") -> dict[str, float]:
+        """Defaults that were found for this model; of `FACTORS` what the usual ones are multiplied by. The rate is that of steps without labels."""
+        found = {} if self.searched is None else self.searched.chosen
+        return {name: value for name, value in found.items() if name != "rate" or not role.startswith("learn")}
 
 
 @dataclass

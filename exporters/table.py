@@ -69,7 +69,7 @@ def table(manifest: dict[str, Any], differences: Sequence[Difference], size: int
         lines += ["", choice.title(), *columns(choice.table(), right=range(4, len(choice.table()[0]) - 1))]
     if manifest.get("searched"):
         searched = read_searched(Node(manifest["searched"], "searched"))
-        lines += ["", searched.title(), *columns(searched.table(), right=(1, 2))]
+        lines += ["", searched.title(), *columns(searched.table(), right=range(1, len(searched.table()[0]) - 1))]
     if updates is not None:
         lines += ["", f"updates: {updates.tier}, {updates.bytes:.1f} bytes a parameter with its moments"]
         lines += _rounding(manifest, differences)

@@ -36,7 +36,7 @@ from edgeadapt.runtime.state import Floats
 LOG = logging.getLogger("edgeadapt")
 
 _REMEMBERED = 1000
-_RUNS = 256  # frames whose predictions tell whether classes come in runs
+_FEWEST, _RUNS = 128, 256  # frames whose predictions tell whether classes come in runs, at least and at most
 _LITTLE = 0.02  # of a window's statistics, where these are only looked at
 
 
@@ -202,7 +202,8 @@ class Guard:
             return
         spread = self._spread(predicted if natural is None else Predicted.of(natural))
         self._labels = np.concatenate([self._labels, predicted.labels])[-_RUNS:] if predicted.labels.ndim == 1 else self._labels
-        runs, mixed = runs_of(self._labels), min([spread, *self._spreads]) >= self.limits.mixed
+        runs = runs_of(self._labels, _FEWEST)
+        mixed = min([*self._spreads, spread][-self.limits.recent :]) >= self.limits.mixed
         shift = self._shift(means, self._frames(len(x)), 0.25 if mixed else 1.0)
         scores = Scores(shift, spread, predicted.entropy - self._reference.entropy, runs)
         if self.phase is Phase.PROBATION:

@@ -34,11 +34,12 @@ class Limits:
         unsure: for models whose statistics do not follow, entropy in nats above the source's that counts as shifted.
         varied: `Scores.spread` of windows that steps may be taken on.
         mixed: of windows that statistics may follow in all layers; below, predictions are narrow.
-        runs: `Scores.runs` below which frames come as if shuffled; windows of such frames are mixed from a `Scores.spread` of `least` on.
-        least: see `runs`.
-        narrow: of windows that statistics may follow at all, where these are anchored and frames come in runs.
-        few, none: the scalar `few` of anchored statistics where the stream is shifted and its windows are between `narrow` and `mixed`, and where
-            they are narrower or not shifted: then statistics are the source's. It is 0 where windows are mixed.
+        runs: `Scores.runs` below which frames come as if shuffled.
+        least, narrow: of windows that statistics may follow at all, where these are anchored: `least` where frames come as if shuffled, and else
+            `narrow`.
+        few: the scalar `few` of anchored statistics where the stream is shifted and its windows are between that and `mixed`. It is 0 where windows
+            are mixed.
+        none: the same otherwise: only what is so many times as far as windows of few classes go at the source is followed.
         recent: windows that must be so, one after the other.
         trial: steps between two probations.
         probation: windows of a probation.

@@ -28,7 +28,7 @@ class Scores:
         spread: how many classes the mean prediction of the window, or of the latest 64 frames where it has fewer, is spread over (exponential of its
             entropy), as a share of that on the source.
         entropy: mean entropy of the predictions in nats, less that on the source.
-        runs: of the latest 256 predictions, see `runs_of`. NaN where a frame has many.
+        runs: of the latest 256 predictions, see `runs_of`. NaN where there are fewer than 128, or a frame has many.
         moved: distance of the parameters from where they started, as a share of their norm there. NaN where it was not looked at.
         agreement: share of frames on which the model and the one that it started as predict the same. NaN where it was not looked at.
         kept: spread, as a share of that of the model that it started as on the same frames. NaN where it was not looked at.
@@ -155,13 +155,14 @@ def distance(now: Mapping[str, Floats], start: Mapping[str, NDArray[Any]]) -> fl
     return math.sqrt(away / max(size, 1e-12))
 
 
-def runs_of(labels: NDArray[np.int32]) -> float:
+def runs_of(labels: NDArray[np.int32], fewest: int = 2) -> float:
     """How much more often neighbours among predictions [N] are the same than if these came in any order, as a share of the most.
 
-    0 where they are shuffled, 1 in runs, and where all are the same. NaN of fewer than two. Frames without a prediction, -1, are left out.
+    0 where they are shuffled, 1 in runs, and where all are the same. NaN of fewer than `fewest`. Frames without a prediction, -1, are left out. One
+    class that lasts longer than all of them, mistaken here and there for others, looks shuffled.
     """
     known = labels[labels >= 0]
-    if len(known) < 2:
+    if len(known) < fewest:
         return math.nan
     chance = float((np.bincount(known) / len(known)) @ (np.bincount(known) / len(known)))
     return 1.0 if chance == 1.0 else (float((known[1:] == known[:-1]).mean()) - chance) / (1.0 - chance)

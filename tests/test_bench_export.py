@@ -149,6 +149,19 @@ def test_all_is_every_method_but_yardsticks():
 
     usual = bench_export._usual(METHODS)
     assert set(METHODS) - set(usual) == {"cotta"}
+    assert set(usual) - set(METHODS) == {"default"}
+
+
+def test_default_is_what_an_export_without_a_method_is(bench):
+    code, out, err = bench("--methods", "eata,default")
+    assert code == 0, err
+    assert "default" in out
+    folder = Path(out.split("report")[1].split()[0]).parent / "bundles"
+    default, eata = (Bundle.open(folder / f"{name}.edgeadapt").manifest for name in ("default", "eata"))
+    assert default.method.name == eata.method.name == "eata"
+    assert default.method.options["statistics"] == "anchored"
+    assert default.searched is not None
+    assert eata.searched is None
 
 
 @pytest.mark.parametrize(

@@ -130,6 +130,7 @@ def test_runs_are_neighbours_that_are_the_same_beyond_chance() -> None:
     assert runs_of(np.array([2, 2, 2, 2], np.int32)) == 1.0
     assert abs(runs_of(np.random.default_rng(0).integers(0, 10, 20000).astype(np.int32))) < 0.01
     assert math.isnan(runs_of(np.array([3, -1], np.int32)))
+    assert math.isnan(runs_of(np.zeros(100, np.int32), 128))
 
 
 def test_distance_is_of_all_tensors_together() -> None:
@@ -408,22 +409,23 @@ def test_a_scalar_that_was_set_is_left_alone(bundles: dict[str, Path]) -> None:
         assert guard.scalars == {}
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         guard = Guard(adapter)
-        kinds = (((0, 1, 2, 3), None, 0.0), ((1,), None, guard.limits.none), ((0, 1), shifted, guard.limits.few), ((0, 1, 2, 3), shifted, 0.0))
-        for classes, change, few in kinds:
+        few, still = {"few": guard.limits.few}, {"few": guard.limits.none}
+        kinds = (((0, 1, 2, 3), None, {"few": 0.0}), ((1,), None, still), ((0, 1), shifted, few), ((0, 1, 2, 3), shifted, {"few": 0.0}))
+        for classes, change, scalars in kinds:
             wrong(guard, 10, 26, change, classes)
-            assert guard.scalars == {"few": few}
+            assert guard.scalars == scalars
         assert adapter.hyper.chosen == {}, "what is saved is the user's"
 
 
 def test_classes_in_runs_are_not_followed_where_they_are_few(bundles: dict[str, Path]) -> None:
     """The same frames of two classes: shuffled, statistics follow in part, and one class after the other, they are the source's."""
-    for in_runs, few in ((False, Limits().few), (True, Limits().none)):
+    for in_runs, scalars in ((False, {"few": Limits().few}), (True, {"few": Limits().none})):
         with Adapter.open(bundles["tent"], prepared=False) as adapter:
             guard = Guard(adapter, Limits(narrow=0.7))
             for index in range(10):
                 x, y = images(WINDOW, index, (0, 1))
                 guard(shifted(x[np.argsort(y, kind="stable")] if in_runs else x))
-            assert guard.scalars == {"few": few}
+            assert guard.scalars == scalars
             assert guard.scores is not None
             assert (guard.scores.runs > 0.5) == in_runs
 

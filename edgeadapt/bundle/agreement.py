@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 from edgeadapt.bundle.checked import UNCHECKED, unchecked_of
 from edgeadapt.bundle.reading import Node
 from edgeadapt.bundle.roles import GUARD, ROLES, SUMS, UPDATE
+from edgeadapt.bundle.searched import FACTORS
 
 if TYPE_CHECKING:
     from edgeadapt.bundle.manifest import Manifest
@@ -67,6 +68,8 @@ def agree(manifest: Manifest, root: Node) -> None:
         check(kinds.__contains__, tensors, root.child("selfcheck").child(name).child(UNCHECKED), "names that stand in state")
     if manifest.choice is not None:
         _agree_choice(manifest, root.child("choice").child("rows"))
+    if manifest.searched is not None:
+        _agree_searched(manifest, root.child("searched").child("rows"))
     if "predict.b1" not in manifest.graphs:
         raise graphs.wrong("a graph predict.b1", ", ".join(manifest.graphs) or "none")
     if "source.b1" not in manifest.graphs:
@@ -118,3 +121,15 @@ def _agree_pieces(manifest: Manifest, root: Node) -> None:
             raise node.wrong("no new state and no metrics in a graph of sums", f"{graph.writes}, {graph.metrics}")
         elif not any(size % graph.batch == 0 and size > graph.batch for size in manifest.planned(role)):
             raise node.child("batch").wrong(f"a part of a batch of {role}", str(graph.batch))
+
+
+def _agree_searched(manifest: Manifest, node: Node) -> None:
+    """Scalars that were tried are the bundle's, and those that were chosen are its defaults."""
+    assert manifest.searched is not None
+    for row in manifest.searched.rows:
+        unknown = next((name for name in row.scalars if name not in manifest.hyper), None)
+        if unknown is not None:
+            raise node.wrong("names that stand in hyper", repr(unknown))
+    for name, value in manifest.searched.chosen.items():
+        if name not in FACTORS and manifest.hyper[name].default != value:
+            raise node.wrong(f"{manifest.hyper[name].default:g} for {name}, its default, where that is chosen", f"{value:g}")

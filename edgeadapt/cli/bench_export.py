@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from edgeadapt.exporters.data import Samples
     from edgeadapt.progress import Progress
 
-ALL = "all"
+ALL, DEFAULT = "all", "default"
+"""Every method but yardsticks, and what an export is that names none."""
 YARDSTICKS = ("cotta",)
 """Methods that `all` leaves out: they are there to compare with, and take hundreds of times a device's memory and time."""
 _GIVEN = ("weights", "source", "input", "mean", "std", "resize", "methods", "epochs", "setting")
@@ -37,7 +38,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument("--mean", type=numbers, metavar="R,G,B", help="of pixels in 0..1")
     made.add_argument("--std", type=numbers, metavar="R,G,B", help="of pixels in 0..1")
     made.add_argument("--resize", type=parse_shape, metavar="HxW", help="resize images to the input's size")
-    made.add_argument("--methods", type=listed, metavar="A,B,...|all", help=f"(default: all, which is without {', '.join(YARDSTICKS)})")
+    which = f"default is what an export without a method is (default: all, which is without {', '.join(YARDSTICKS)})"
+    made.add_argument("--methods", type=listed, metavar="A,B,...|all", help=which)
     made.add_argument("--epochs", type=int, metavar="N", help="of warm-ups (default: 10)")
     made.add_argument("--setting", action="append", default=[], metavar="METHOD.NAME=VALUE", help="a choice that one method alone has")
 
@@ -70,9 +72,9 @@ def _made(arguments: argparse.Namespace) -> list[str]:
     from edgeadapt.progress import Bars
 
     named = list(arguments.methods or [ALL])
-    unknown = next((name for name in named if name not in (ALL, *METHODS)), None)
+    unknown = next((name for name in named if name not in (ALL, DEFAULT, *METHODS)), None)
     if unknown:
-        raise UsageError(f"unknown method {unknown!r}", f"use all, or some of {', '.join(METHODS)}")
+        raise UsageError(f"unknown method {unknown!r}", f"use all, or some of {', '.join((DEFAULT, *METHODS))}")
     methods = list(dict.fromkeys(one for name in named for one in (_usual(METHODS) if name == ALL else [name])))
     settings = _settings(arguments.setting, methods)
     size = arguments.input[1:]
@@ -92,7 +94,8 @@ def _made(arguments: argparse.Namespace) -> list[str]:
     with Bars() as bars:
         samples = load_samples(arguments.source, spec, progress=bars) if arguments.source else None
         work = _Work(model, _model_digest(model, arguments.model), samples, tuple(arguments.input), spec, folder, batches, bars, arguments.fresh)
-        found = {method: work.bundle(method, METHODS[method].warms_up and arguments.epochs, settings.get(method, {})) for method in methods}
+        warmed = {method for method in methods if method != DEFAULT and METHODS[method].warms_up}
+        found = {method: work.bundle(method, arguments.epochs if method in warmed else None, settings.get(method, {})) for method in methods}
     for method, (_, why) in found.items():
         if why:
             print(f"{method} is left out: {why}", file=sys.stderr)
@@ -103,7 +106,7 @@ def _made(arguments: argparse.Namespace) -> list[str]:
 
 
 def _usual(methods: Any) -> list[str]:
-    return [name for name in methods if name not in YARDSTICKS]
+    return [DEFAULT, *(name for name in methods if name not in YARDSTICKS)]
 
 
 class _Work:
@@ -134,7 +137,8 @@ class _Work:
         from edgeadapt.exporters.export import export
 
         path, note = self.folder / f"{method}.edgeadapt", self.folder / f"{method}.json"
-        choices: dict[str, Any] = {"method": method, "batches": self.batches, **({"epochs": epochs} if epochs else {})}
+        choices: dict[str, Any] = {"batches": self.batches, **({"epochs": epochs} if epochs else {})}
+        choices |= {} if method == DEFAULT else {"method": method}
         choices |= {"settings": settings} if settings else {}
         key = sha256(json.dumps({**self.facts, **choices, "version": __version__}, sort_keys=True, default=str).encode()).hexdigest()
         known = {} if self.fresh else _read(note)

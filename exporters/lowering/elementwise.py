@@ -316,6 +316,14 @@ def scale_shift(graph: Graph, x: Value, scale: Value, shift: Value) -> Value:
     return reshape(graph, y, x.shape)
 
 
+@rule("scale_shift_frames")
+def scale_shift_frames(graph: Graph, x: Value, scale: Value, shift: Value) -> Value:
+    """The same with numbers of each frame's own: its channels are those of all frames side by side."""
+    count = x.shape[0] * x.shape[1]
+    flat = (reshape(graph, value, (count,)) for value in (scale, shift))
+    return reshape(graph, scale_shift(graph, reshape(graph, x, (1, count, *x.shape[2:])), *flat), x.shape)
+
+
 @rule("forward_ends")
 def forward_ends(graph: Graph, x: Value) -> Value:
     """Nothing on the device; the graph remembers what was made before."""

@@ -42,10 +42,9 @@ class FrameNormaliser(Normaliser):
     ) -> Tensor:
         """Normalise x (N, C, …); of x (N, C) a frame has no statistics of its own, and the source's are used."""
         mean, variance = self.statistics[f"{name}.mean"], self.statistics[f"{name}.variance"]
-        normalise = instead or normalised
-        if not has_positions(x):
-            return normalise(x, mean, variance, weight, bias, eps)
-        return by_frame(x, frame_statistics(x), (mean, variance), weight, bias, eps, self.strength, normalise)
+        if has_positions(x):
+            mean, variance = by_frame(frame_statistics(x), (mean, variance), eps, self.strength)
+        return normalised(x, mean, variance, weight, bias, eps)
 
 
 class Lean(Method):

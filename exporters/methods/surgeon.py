@@ -174,7 +174,9 @@ def _instead(node: fx.Node) -> Callable[..., Tensor] | None:
     return lambda x, weight, bias=None, *_, apart: convolution(x, weight, bias, apart)
 
 
-def _batch(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor, bias: Tensor | None, eps: float, *, apart: int) -> Tensor:
+def _batch(x: Tensor, mean: Tensor | None, variance: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float, *, apart: int) -> Tensor:
+    if mean is None or variance is None:
+        return scaled(x, weight, bias, apart=apart)
     return scaled(x, weight, bias, mean, (variance + eps).sqrt(), apart=apart)
 
 
