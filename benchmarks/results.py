@@ -116,7 +116,7 @@ def page(known: Mapping[str, Any]) -> str:
         "",
     ]
     for model, groups in known.items():
-        lines += [f"## {model}", "", *_sizes(groups), "", *_table(groups), "", *_claims(groups)]
+        lines += [f"## {model}", "", *_sizes(groups), "", *_table(_rows(groups)), "", *_claims(groups)]
         lines += _apart(groups)
     return "\n".join(lines).rstrip() + "\n"
 
@@ -149,8 +149,8 @@ def _shown(group: str, row: str) -> str | None:
     return None if row.startswith("source") or row.endswith("step 0") else row
 
 
-def _table(groups: Mapping[str, Any]) -> list[str]:
-    rows = _rows(groups)
+def _table(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> list[str]:
+    """Errors of rows, each a name and cells by stream."""
     streams = list(dict.fromkeys(stream for _, cells in rows for stream in cells))
     lines = ["| | " + " | ".join(streams) + " |", "|---|" + "---:|" * len(streams)]
     for row, cells in rows:
@@ -175,14 +175,10 @@ def _apart(groups: Mapping[str, Any]) -> list[str]:
     """Frames one by one, and the JPEG images."""
     lines: list[str] = []
     for name, title in (("single", "One frame at a time"), ("jpeg", "JPEG images, quality 75")):
-        if name not in groups:
-            continue
-        cells = _cells(groups[name])
-        streams = list(dict.fromkeys(stream for _, stream in cells))
-        lines += [f"### {title}", "", "| | " + " | ".join(streams) + " |", "|---|" + "---:|" * len(streams)]
-        for row in dict.fromkeys(row for row, _ in cells):
-            lines.append(f"| {row} | " + " | ".join(text(cells.get((row, stream), {}).get("error")) for stream in streams) + " |")
-        lines.append("")
+        found: dict[str, dict[str, Mapping[str, Any]]] = {}
+        for (row, stream), cell in _cells(groups[name]).items() if name in groups else ():
+            found.setdefault(row, {})[stream] = cell
+        lines += [f"### {title}", "", *_table(list(found.items())), ""] if found else []
     return lines
 
 

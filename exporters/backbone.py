@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from edgeadapt.exporters.blending import Blend, by_frame, has_positions, statistics_of
 from edgeadapt.exporters.capture import NORMALISATION, Captured
-from edgeadapt.exporters.operators import REPLACED, batch_statistics, channel_axes, magnitude, scale_shift, scale_shift_frames
+from edgeadapt.exporters.operators import REPLACED, batch_statistics, channel_axes, magnitude, scale_shift
 from edgeadapt.exporters.quantise.kept import Kept
 from edgeadapt.exporters.quantise.layout import ENTRY
 from edgeadapt.exporters.quantise.rounding import Rounding
@@ -92,8 +92,7 @@ class Normaliser:
 
 def normalised(x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
     """x (N, C, …) normalised with statistics (C,), or (N, C), which are each frame's."""
-    scale, shift = scaling(mean, variance, weight, bias, eps)
-    result: Tensor = scale_shift(x, scale, shift) if scale.dim() == 1 else scale_shift_frames(x, scale, shift)
+    result: Tensor = scale_shift(x, *scaling(mean, variance, weight, bias, eps))
     return result
 
 

@@ -171,7 +171,8 @@ class Job:
         """The graph that adapts at the largest batch, or that predicts, where nothing is trained. It is kept for `finish`."""
         key = ("adapt" if ready.model.method.trains else "predict", max(self.options.batches))
         program = self._program(ready.model, *key)
-        self.lowered[key] = lowered(program)
+        if key not in self.lowered:
+            self.lowered[key] = lowered(program)
         return scheduled(program, self.lowered[key].copy(), PlacedWeights(), self.schedules)[0]
 
     def finish(

@@ -36,10 +36,15 @@ def _(x: Tensor) -> Tensor:
     return torch.empty_like(x)
 
 
+def _spread(value: Tensor, rank: int) -> Tensor:
+    """Numbers (C,), or (N, C) of each frame's own, shaped to broadcast over (N, C, …) of `rank` dimensions."""
+    return per_channel(value, rank) if value.dim() == 1 else value.reshape(*value.shape, *[1] * (rank - 2))
+
+
 @torch.library.custom_op("edgeadapt::scale_shift", mutates_args=())
 def scale_shift(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x (N, C, …) times scale (C,) plus shift (C,): one pass on the device (an inference BatchNormalization node)."""
-    return x * per_channel(scale, x.dim()) + per_channel(shift, x.dim())
+    """x (N, C, …) times scale plus shift, each (C,) or (N, C): one pass on the device (an inference BatchNormalization node)."""
+    return x * _spread(scale, x.dim()) + _spread(shift, x.dim())
 
 
 @scale_shift.register_fake
@@ -54,44 +59,15 @@ def _remember(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -
 
 def _scale_shift_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     x, scale = ctx.saved_tensors
-    axes = channel_axes(grad)
+    axes = channel_axes(grad) if scale.dim() == 1 else list(range(2, grad.dim()))
     return (
-        grad * per_channel(scale, grad.dim()) if ctx.needs_input_grad[0] else None,
+        grad * _spread(scale, grad.dim()) if ctx.needs_input_grad[0] else None,
         (grad * x).sum(axes) if ctx.needs_input_grad[1] else None,
         grad.sum(axes) if ctx.needs_input_grad[2] else None,
     )
 
 
 scale_shift.register_autograd(_scale_shift_backward, setup_context=_remember)
-
-
-def _per_frame(value: Tensor, rank: int) -> Tensor:
-    """Numbers (N, C) shaped to broadcast over (N, C, …) of `rank` dimensions."""
-    return value.reshape(*value.shape, *[1] * (rank - 2))
-
-
-@torch.library.custom_op("edgeadapt::scale_shift_frames", mutates_args=())
-def scale_shift_frames(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    """x (N, C, …) times scale (N, C) plus shift (N, C): as `scale_shift`, but with numbers of each frame's own."""
-    return x * _per_frame(scale, x.dim()) + _per_frame(shift, x.dim())
-
-
-@scale_shift_frames.register_fake
-def _(x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
-    return torch.empty_like(x)
-
-
-def _scale_shift_frames_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    x, scale = ctx.saved_tensors
-    positions = list(range(2, grad.dim()))
-    return (
-        grad * _per_frame(scale, grad.dim()) if ctx.needs_input_grad[0] else None,
-        (grad * x).sum(positions) if ctx.needs_input_grad[1] else None,
-        grad.sum(positions) if ctx.needs_input_grad[2] else None,
-    )
-
-
-scale_shift_frames.register_autograd(_scale_shift_frames_backward, setup_context=_remember)
 
 
 def batch_statistics(x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Tensor]:

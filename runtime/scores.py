@@ -164,5 +164,6 @@ def runs_of(labels: NDArray[np.int32], fewest: int = 2) -> float:
     known = labels[labels >= 0]
     if len(known) < fewest:
         return math.nan
-    chance = float((np.bincount(known) / len(known)) @ (np.bincount(known) / len(known)))
+    shares = np.bincount(known) / len(known)
+    chance = float(shares @ shares)
     return 1.0 if chance == 1.0 else (float((known[1:] == known[:-1]).mean()) - chance) / (1.0 - chance)

@@ -151,8 +151,8 @@ def _tried(node: Node, shifts: Sequence[str], budget: int) -> Tried:
         total=node.child("total").integer(0),
         seconds=node.child("seconds").number(),
         fits=node.child("fits").truth(),
-        errors=node.child("errors").items(_share),
-        clean=node.child("clean").maybe(_share),
+        errors=node.child("errors").items(Node.share),
+        clean=node.child("clean").maybe(Node.share),
         chosen=node.child("chosen").truth(),
         why=node.child("why").text(),
     )
@@ -175,10 +175,3 @@ def _tried(node: Node, shifts: Sequence[str], budget: int) -> Tried:
     if row.parts is not None and row.trained is not None and row.trained > row.parts:
         raise node.child("trained").wrong(f"at most the {row.parts} parts", str(row.trained))
     return row
-
-
-def _share(node: Node) -> float:
-    value = node.number()
-    if not 0.0 <= value <= 1.0:
-        raise node.wrong("a share from 0 to 1", str(value))
-    return value

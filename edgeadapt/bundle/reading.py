@@ -95,6 +95,13 @@ class Node:
             raise self.wrong("true or false", _kind(self.value))
         return self.value
 
+    def share(self) -> float:
+        """A share from 0 to 1."""
+        value = self.number()
+        if not 0.0 <= value <= 1.0:
+            raise self.wrong("a share from 0 to 1", str(value))
+        return value
+
     def number(self) -> float:
         """A number that float32 can hold, as a float."""
         if type(self.value) not in (int, float):

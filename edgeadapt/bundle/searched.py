@@ -94,14 +94,7 @@ def read_searched(node: Node) -> Searched:
 
 def _try(node: Node, streams: int) -> Try:
     node.keys({field.name for field in dataclasses.fields(Try)})
-    errors = node.child("errors").items(_share)
+    errors = node.child("errors").items(Node.share)
     if len(errors) != streams:
         raise node.child("errors").wrong(f"{streams}, one a stream", str(len(errors)))
-    return Try(node.child("scalars").mapping(Node.number, _SCALAR), errors, _share(node.child("clean")), node.child("chosen").truth())
-
-
-def _share(node: Node) -> float:
-    value = node.number()
-    if not 0.0 <= value <= 1.0:
-        raise node.wrong("a share from 0 to 1", str(value))
-    return value
+    return Try(node.child("scalars").mapping(Node.number, _SCALAR), errors, node.child("clean").share(), node.child("chosen").truth())

@@ -309,19 +309,18 @@ def scalar_tensor(graph: Graph, value: Any, dtype: Any = None, **_: Any) -> Valu
 
 @rule("scale_shift")
 def scale_shift(graph: Graph, x: Value, scale: Value, shift: Value) -> Value:
-    """x·scale + shift per channel, in one pass: an inference BatchNormalization with mean 0 and variance 1."""
+    """x·scale + shift per channel, in one pass: an inference BatchNormalization with mean 0 and variance 1.
+
+    Of numbers of each frame's own, the channels are those of all frames side by side.
+    """
+    if scale.rank == 2:
+        count = x.shape[0] * x.shape[1]
+        flat = (reshape(graph, value, (count,)) for value in (scale, shift))
+        return reshape(graph, scale_shift(graph, reshape(graph, x, (1, count, *x.shape[2:])), *flat), x.shape)
     zeros, ones = graph.constant(np.zeros(scale.shape, FLOAT)), graph.constant(np.ones(scale.shape, FLOAT))
     spatial = x if x.rank > 2 else reshape(graph, x, (*x.shape, 1))
     y = graph.op("BatchNormalization", [spatial, scale, shift, zeros, ones], spatial.shape, epsilon=0.0)
     return reshape(graph, y, x.shape)
-
-
-@rule("scale_shift_frames")
-def scale_shift_frames(graph: Graph, x: Value, scale: Value, shift: Value) -> Value:
-    """The same with numbers of each frame's own: its channels are those of all frames side by side."""
-    count = x.shape[0] * x.shape[1]
-    flat = (reshape(graph, value, (count,)) for value in (scale, shift))
-    return reshape(graph, scale_shift(graph, reshape(graph, x, (1, count, *x.shape[2:])), *flat), x.shape)
 
 
 @rule("forward_ends")
