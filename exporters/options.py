@@ -235,7 +235,8 @@ def rate_for(method: Method, optimiser: str, rate: float | None, batch: int) -> 
 def batch_defaults(
     method: Method, optimiser: str, rate: float | None, names: Iterable[str], batch: int, tuned: Mapping[str, float] | None = None
 ) -> dict[str, float]:
-    """The scalars among `names` whose default depends on the batch. tuned: what the usual ones are multiplied by."""
+    """The scalars among `names` whose default depends on the batch. tuned: what the usual ones are multiplied by, but for a given rate."""
     values = {"mix": mixing_weight(batch) if method.mix is None else method.mix, "rate": rate_for(method, optimiser, rate, batch)}
-    values = {name: value * (tuned or {}).get(name, 1.0) for name, value in values.items()}
+    factors = {name: value for name, value in (tuned or {}).items() if name != "rate" or rate is None}
+    values = {name: value * factors.get(name, 1.0) for name, value in values.items()}
     return {name: min(values[name], 1.0) if name == "mix" else values[name] for name in names if name in values}

@@ -131,8 +131,10 @@ class Model:
         return table | {name: replace(table[name], default=value) for name, value in found.items()}
 
     def tuned(self, role: str = "adapt") -> dict[str, float]:
-        """Defaults that were found for this model; of `FACTORS` what the usual ones are multiplied by. The rate is that of steps without labels."""
-        found = {} if self.searched is None else self.searched.chosen
+        """Defaults that are this model's own; of `FACTORS` what the usual ones are multiplied by. The rate is that of steps without labels."""
+        found = {} if self.searched is None else dict(self.searched.chosen)
+        if self.anchored and self.method.anchored_rate != 1.0:
+            found["rate"] = self.method.anchored_rate * found.get("rate", 1.0)
         return {name: value for name, value in found.items() if name != "rate" or not role.startswith("learn")}
 
 

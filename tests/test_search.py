@@ -18,6 +18,7 @@ from edgeadapt.errors import BundleError, UsageError
 from edgeadapt.exporters import search as searching
 from edgeadapt.exporters.data import Samples
 from edgeadapt.exporters.export import ExportReport, export, plan_export
+from edgeadapt.exporters.methods.eata import Eata
 from edgeadapt.exporters.methods.tent import Tent
 from edgeadapt.exporters.options import mixing_weight
 from edgeadapt.exporters.quantise.measure import Stream
@@ -101,6 +102,18 @@ def test_a_bad_default_is_found_out(net: nn.Module, tmp_path: Path, monkeypatch:
         factor = chosen["scalars"].get("mix", 1.0)
         assert manifest["graphs"][f"predict.b{batch}"]["defaults"]["mix"] == pytest.approx(mixing_weight(batch) * factor)
     assert manifest["hyper"]["rate"]["default"] == pytest.approx(3e-4 * (BATCH / 64) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("choices", "adapt", "learn"),
+    [({"statistics": "anchored"}, 0.25, 1.0), ({}, 1.0, 1.0), ({"statistics": "anchored", "rate": Eata.rate * BATCH / 64}, 1.0, 1.0)],
+)
+def test_steps_without_labels_are_smaller_where_statistics_are_anchored(net: nn.Module, choices: dict[str, Any], adapt: float, learn: float) -> None:  # noqa: F811
+    """EATA's; a rate that the user gave is taken as it is."""
+    graphs = exported(net, method="eata", **choices).manifest["graphs"]
+    usual = Eata.rate * BATCH / 64
+    for role, share in (("adapt", adapt), ("learn", learn)):
+        assert graphs[f"{role}.b{BATCH}"]["defaults"]["rate"] == pytest.approx(share * usual)
 
 
 def test_what_the_user_set_is_not_searched_for(net: nn.Module) -> None:  # noqa: F811

@@ -87,7 +87,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--resize", type=parse_shape, metavar="HxW", help="resize images to the input's size, here and on the device")
     how = parser.add_argument_group("method")
     methods = "eata, sar, tent, ecotta, surgeon, rotta, cotta, side, exits, norm, lean, lame, t3a or source"
-    default = "eata with anchored statistics, or side where the model has no normalisation layers"
+    default = "eata with anchored statistics, or side where the model has no normalisation with scale and shift"
     how.add_argument("--method", help=f"{methods} (default: {default})")
     how.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="a choice that the method alone has; may be repeated")
     how.add_argument("--parts", type=_count, metavar="K", help="parts to cut the model into (default: 4)")

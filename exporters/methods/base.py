@@ -158,6 +158,7 @@ class Method(ABC):
         whole: whether its steps put parameters in place themselves (see `settled`): these are then held in float32.
         choosing: of its memory what is chosen and not computed, by name: rounding may turn a choice where two are as good.
         averages: what the names of averages of parameters begin with in its memory, before the parameters' own.
+        anchored_rate: what `rate` is multiplied by in steps without labels where statistics are anchored, which leaves less for steps to do.
     """
 
     name: ClassVar[str]
@@ -187,6 +188,7 @@ class Method(ABC):
     whole: ClassVar[bool] = False
     choosing: ClassVar[tuple[str, ...]] = ()
     averages: ClassVar[str] = ""
+    anchored_rate: ClassVar[float] = 1.0
 
     def __init__(self, captured: Captured, setup: Setup) -> None:
         self.setup = setup

@@ -32,6 +32,7 @@ class Eata(AffineMethod):
     optimiser, rate = "sgd", 1.6e-3
     calibrates, calibration_batches = True, 32
     skips = True
+    anchored_rate = 0.25
 
     def frozen(self) -> Tensors:
         """Fisher information of each parameter, zeros before it was measured."""
