@@ -122,7 +122,7 @@ def page(known: Mapping[str, Any]) -> str:
 
 
 def _sizes(groups: Mapping[str, Any]) -> Iterator[str]:
-    settings = groups["default"]["settings"]
+    settings = groups.get("default", next(iter(groups.values())))["settings"]
     yield "; ".join(f"{name}: {settings[name]}" for name in ("data", "batch", "streams", "severity", "seeds") if name in settings) + "."
 
 
@@ -160,6 +160,8 @@ def _table(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> list[
 
 def _claims(groups: Mapping[str, Any]) -> list[str]:
     """Of the guarded default, stream by stream: points worse than not adapting, what it keeps of the gain, and whether that is what is promised."""
+    if "default" not in groups:
+        return []
     cells = {cell["stream"]: cell for cell in groups["default"]["cells"] if "worse" in cell}
     lines = ["### The default with a guard, against not adapting", ""]
     lines += ["| stream | points worse | kept of the gain, % | |", "|---|---:|---:|---|"]
