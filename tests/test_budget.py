@@ -719,12 +719,12 @@ print(json.dumps({"budget": budget, "peak": adapter.memory["peak"], "held": held
 @pytest.mark.native
 def test_the_budget_that_a_refusal_names_is_enough_and_memory_stays_as_it_is(tmp_path):
     path = shaped(Toy(width=64, depth=3, batches=(1, 16))).write(tmp_path / "toy")
-    found = run_json([sys.executable, "-c", HELD, str(path), "300"])
+    found = run_json([sys.executable, "-c", HELD, str(path), "1000"])
     assert found["peak"] <= found["budget"]
-    assert found["stats"]["steps"] == 300
+    assert found["stats"]["steps"] == 1000
     assert found["level"] == 0
     first, last = found["held"]
-    assert abs(last - first) <= 65536
+    assert abs(last - first) <= 2**18  # the first looks at memory, after seconds, take 0.1 to 0.15 MiB, once: the same after 2,000 steps and after 30,000
 
 
 @pytest.fixture(autouse=True)
