@@ -62,7 +62,7 @@ def opened(path: Path, form: str) -> Iterator[Adapter]:
             print("prepared: " + ", ".join(f"{name} {level}" for name, level in runs.items()), flush=True)
         elif form != "exported":
             ready = optimised(bundle, names, form, Path(folder))
-        with Adapter(bundle, loading.everything(bundle, items, 1, ready), None, 1) as adapter:
+        with Adapter(bundle, loading.everything(bundle, items, loading.Terms(1), ready), None, 1) as adapter:
             yield adapter
 
 

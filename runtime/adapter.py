@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from edgeadapt.bundle import Bundle, Manifest
 from edgeadapt.errors import UsageError
-from edgeadapt.memory.cuda import Device
 from edgeadapt.memory.rules import MOST_THREADS
 from edgeadapt.progress import Progress
 from edgeadapt.runtime import checkpoint, loading, memory, providers
 from edgeadapt.runtime import choice as choices
+from edgeadapt.runtime.answers import Answers
 from edgeadapt.runtime.choice import Item, wanted
 from edgeadapt.runtime.claims import CLAIMS, Claim
 from edgeadapt.runtime.hyper import Hyper
@@ -29,7 +29,7 @@ from edgeadapt.runtime.prepared import Prepared, find
 from edgeadapt.runtime.pressure import Change, Marks, Pressure, Signs
 from edgeadapt.runtime.service import Service
 from edgeadapt.runtime.serving import Serving
-from edgeadapt.runtime.state import Floats
+from edgeadapt.runtime.state import Array, Floats
 from edgeadapt.units import parse_bytes
 
 LOG = logging.getLogger("edgeadapt")
@@ -75,12 +75,13 @@ class Adapter:
         prepare: Progress | None = None,
         provider: str = "cpu",
         slack: str | int = 0,
+        answering: bool = False,
     ) -> Adapter:
         """Opens a bundle at its initial state; `load` continues from a saved one.
 
-        With a budget everything is loaded now, into memory of fixed size, and nothing grows later. What does not fit is left out, `learn` first,
-        then `source`, then batches; a line in the log and `memory["missing"]` say so. Neither predicting nor, if the bundle adapts, adapting is ever
-        left out: rather the bundle is refused, and who wants to predict only says so with roles="predict".
+        With a budget everything is loaded now, into memory of fixed size, and nothing grows later. What does not fit is left out, `learn` first, then
+        `source`, then batches; a line in the log and `memory["missing"]` say so. Neither predicting nor, if the bundle adapts, adapting is ever left
+        out: rather the bundle is refused, and who wants to predict only says so with roles="predict".
 
         Args:
             path: the bundle.
@@ -98,12 +99,13 @@ class Adapter:
                 on, for seconds to minutes. None: take what is there.
             provider: what graphs run on: "cpu", or "cuda" for onnxruntime's CUDA provider (docs/providers.md). Never another than was asked for.
             slack: with a budget, the bytes of it that are kept free for what the program itself takes after opening.
+            answering: make `answer` possible, which takes a second session of the smallest graph and memory of its own.
 
         Raises:
             BundleError: the bundle is missing, damaged, or made by a newer edgeadapt.
             BudgetError: it does not fit, or another adapter of this process has another budget.
             UsageError: `budget` is no size, `threads` is below 1, the bundle has no such role or batch, `reserve` or `slack` come without a
-                budget, or this onnxruntime has no such provider.
+                budget, `answering` is asked for on a GPU, or this onnxruntime has no such provider.
             EdgeAdaptError: the provider does not start.
         """
         if type(threads) is not int or not 1 <= threads <= MOST_THREADS:
@@ -113,17 +115,19 @@ class Adapter:
         if limit is None and (odd := "reserve" if spare is not None else "slack" if kept else ""):
             raise UsageError(f"{odd} without a budget bounds nothing", f"give a budget too, or leave {odd} out")
         cuda = providers.require(provider)
+        if cuda and answering:
+            raise UsageError("frames are answered while a step runs on the processor only", "leave out answering, or the provider")
         bundle = Bundle.open(path, verify)
         items = wanted(bundle.manifest, roles, batches)
         ready = find(bundle, threads) if prepared and not cuda else None
         progress = prepare if prepared and not cuda else None
-        device = providers.device() if cuda else None
+        terms = loading.Terms(threads, providers.device() if cuda else None, kept, answering, strict)
         if limit is None:
             if progress is not None:
                 ready = _completed(bundle, threads, progress, ready, choices.everything(Needs(bundle, threads, counted=False), items).plan.graphs)
-            return cls(bundle, loading.everything(bundle, items, threads, ready, device), None, threads)
+            return cls(bundle, loading.everything(bundle, items, terms, ready), None, threads)
         with CLAIMS.taken(limit) as claim:
-            return cls._within(bundle, items, claim, threads, strict, ready, progress, device, kept, spare)
+            return cls._within(bundle, items, claim, terms, ready, progress, spare)
 
     @classmethod
     def _within(
@@ -131,12 +135,9 @@ class Adapter:
         bundle: Bundle,
         items: list[Item],
         claim: Claim,
-        threads: int,
-        strict: bool,
+        terms: loading.Terms,
         ready: Prepared | None,
         progress: Progress | None,
-        device: Device | None,
-        kept: int,
         spare: int | None,
     ) -> Adapter:
         """Opens within a budget. Graphs are prepared before anything is loaded, while others may open bundles."""
@@ -144,16 +145,16 @@ class Adapter:
         if progress is not None and (ready is None or ready.lacks(bundle.manifest.graphs)):  # else which are used makes no difference
             with _OPENING:
                 begun = loading.start(claim)
-                names = loading.names(bundle, items, claim, begun, threads, strict, ready, kept)
-            ready = _completed(bundle, threads, progress, ready, names)
+                names = loading.names(bundle, items, claim, begun, terms, ready)
+            ready = _completed(bundle, terms.threads, progress, ready, names)
         with _OPENING:
-            loaded = loading.fit(bundle, items, claim, threads, strict, ready, device, kept, begun)
+            loaded = loading.fit(bundle, items, claim, terms, ready, begun)
             marks = Marks(reserve=spare)
             bound, promised = claim.resident()
             signs = Signs(bound, promised, marks)
             if (sign := signs.read(max(0, promised - memory.resident()))).grade:
                 LOG.warning("%s: memory may run short: with what is planned, %s", bundle.path.name, sign.reason)
-            return cls(bundle, loaded, claim, threads, Pressure(signs, marks))
+            return cls(bundle, loaded, claim, terms.threads, Pressure(signs, marks))
 
     def predict(self, x: NDArray[Any], update_statistics: bool = True, **hyper: float) -> Floats:
         """Logits of the adapted network.
@@ -221,6 +222,43 @@ class Adapter:
         self._service.require("learn")
         return self._serving(x, "learn", self._hyper.with_(hyper), True, y)
 
+    def answer(self, x: NDArray[Any]) -> Floats:
+        """Logits of frames, at once, even while a step of another thread runs: by the state as it was last made known, which stays as it is.
+
+        That is the state at opening, or of the last `load`, `reset`, assignment to `state` or `publish`. Frames are predicted one by one, as by
+        `predict` with update_statistics=False. While memory is so short that there is only predicting, they wait for their turn, and the state as it
+        stands answers them.
+
+        Raises:
+            InputError: as `predict`.
+            UsageError: the adapter was opened without `answering`.
+        """
+        answers = self._answers()
+        with self._serving.turn.attempt() as mine:
+            if mine:
+                self._service.look()
+        found = answers(x, self._hyper.chosen)
+        if found is None:
+            return self._serving(x, "predict", {**self._hyper.chosen, **answers.hyper, "mix": 0.0}, False)
+        logits, count, bad = found
+        self._serving.seen(count, bad)
+        return logits
+
+    def publish(self, **hyper: float) -> None:
+        """Makes the state known as it is now, and scalars that go with it: frames that `answer` is given from now on are answered by them.
+
+        Raises:
+            UsageError: an unknown scalar, one out of range, or the adapter was opened without `answering`.
+        """
+        self._hyper.with_(hyper)
+        with self._serving.turn():
+            self._answers().publish(self._state.seen(), hyper)
+
+    def _answers(self) -> Answers:
+        if self._service.answers is None:
+            raise UsageError("this adapter was opened without answering", "open it with answering=True")
+        return self._service.answers
+
     def source(self, x: NDArray[Any]) -> Floats:
         """Logits of the frozen model with its source statistics, whatever was adapted since; nothing changes.
 
@@ -279,14 +317,14 @@ class Adapter:
         else:
             file = Path(path)
         with checkpoint.opened(file, self.manifest) as snapshot, self._serving.turn():
-            self._state.replace(snapshot.tensors)
+            self._put(snapshot.tensors)
             self._hyper.restore(snapshot.hyper)
             self._counters.update({name: snapshot.counters.get(name, 0) for name in _COUNTERS})
 
     def reset(self) -> None:
         """Goes back to the bundle's initial state. Counters and scalars stay, and so do saved states."""
         with self._bundle.stored_state() as initial, self._serving.turn():
-            self._state.replace(initial)
+            self._put(initial)
 
     def close(self) -> None:
         """Lets go of the sessions and of the process's budget. Predicting afterwards is an error; a second close is not."""
@@ -331,7 +369,13 @@ class Adapter:
     @state.setter
     def state(self, values: Mapping[str, Floats]) -> None:
         with self._serving.turn():
-            self._state.replace(values)
+            self._put(values)
+
+    def _put(self, values: Mapping[str, Array]) -> None:
+        """Puts a whole state in place, and makes it known."""
+        self._state.replace(values)
+        if self._service.answers is not None:
+            self._service.answers.publish(self._state.seen(), {})
 
     def tensors(self, names: Collection[str]) -> dict[str, Floats]:
         """Copies of some of the state's tensors."""
@@ -388,20 +432,7 @@ class Adapter:
         "graphs" are those in use, "missing" what was left out because it did not fit. On a GPU, "passed_over" are those that it lacks operators of,
         and of the lines "GPU memory" and "CUDA context" are not part of what was planned where it has memory of its own.
         """
-        service, plan = self._service, self._service.choice.plan
-        budget = None if self._claim is None else self._claim.budget
-        return {
-            "resident": memory.resident(),
-            "peak": memory.peak(),
-            "budget": budget,
-            "planned": plan.total,
-            "level": int(service.level),
-            "reason": service.reason,
-            "graphs": service.names(),
-            "missing": service.choice.missing,
-            **({} if plan.limits is None else {"passed_over": service.choice.passed_over}),
-            **plan.lines(),
-        }
+        return self._service.memory(None if self._claim is None else self._claim.budget)
 
     @property
     def changes(self) -> tuple[Change, ...]:

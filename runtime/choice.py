@@ -89,7 +89,8 @@ def wanted(manifest: Manifest, roles: Collection[str] | str | None, batches: Col
 def everything(needs: Needs, items: Iterable[Item]) -> Choice:
     """All of it, as quick as can be, in memory that grows as needed."""
     forms = tuple(_quickest(needs, item) for item in items)
-    plan = planned(needs, list(dict.fromkeys(name for form in forms for name in form.graphs)), bounded=False)
+    names = list(dict.fromkeys(name for form in forms for name in form.graphs))
+    plan = planned(needs, names, bounded=False, answering=needs.answering)
     return Choice(plan, plan, (), forms, needs.passed_over())
 
 
@@ -183,7 +184,7 @@ def _greedy(needs: Needs, forms: Mapping[Item, Form], room: int, prepacking: boo
 
 def _planned(needs: Needs, forms: Sequence[Form], prepacking: bool) -> Planned:
     names = dict.fromkeys(name for form in forms for name in form.graphs)  # steps at several batches may share their pieces
-    return planned(needs, list(names), prepacking, frames=max(form.batch for form in forms))
+    return planned(needs, list(names), prepacking, frames=max(form.batch for form in forms), answering=needs.answering)
 
 
 def _levels(needs: Needs, items: Sequence[Item]) -> Iterator[dict[Item, Form]]:

@@ -63,6 +63,7 @@ class Engine:
         prepared: graphs of it to run instead of the exported ones; None for none.
         planned: a plan was made for those, so that the exported ones may not take their place.
         limits: on a GPU, of what the session of each graph may take of its memory, 0 for no limit; None: on the CPU.
+        shared: another engine of the same graphs, prepared or not, whose mapping of the weights this one uses too.
 
     Raises:
         Unprepared: with `planned`, what was prepared has gone. So may `prepare`.
@@ -78,6 +79,7 @@ class Engine:
         prepared: Prepared | None = None,
         planned: bool = False,
         limits: Mapping[str, int] | None = None,
+        shared: Engine | None = None,
     ) -> None:
         if limits is not None:
             providers.start()
@@ -85,7 +87,7 @@ class Engine:
         self._planned, self._limits = planned, limits
         self._fresh = limits is not None
         self._prepared, own = sessions.usable(bundle, prepared, planned)
-        self._weights = sessions.Weights(bundle, own)
+        self._weights: sessions.Weights = sessions.Weights(bundle, own) if shared is None else shared._weights
         self._graphs: dict[str, _Graph] = {}
         self._copies = Copies()
         graphs = bundle.manifest.graphs

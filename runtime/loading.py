@@ -17,6 +17,7 @@ from edgeadapt.memory import cuda
 from edgeadapt.runtime import choice as choices
 from edgeadapt.runtime import library
 from edgeadapt.runtime import region as regions
+from edgeadapt.runtime.answers import Answers, part_of
 from edgeadapt.runtime.choice import Choice, Item
 from edgeadapt.runtime.claims import Claim
 from edgeadapt.runtime.engine import Engine
@@ -33,10 +34,33 @@ _REHEARSALS = 6  # how often to try with a larger region where runs are not what
 _STEP = 2**20  # bytes that are planned less, at least, when more was taken than planned
 
 
+class Terms(NamedTuple):
+    """How a bundle is loaded, whatever is loaded of it.
+
+    Attributes:
+        threads: of one operator.
+        device: the GPU that graphs run on; None for the CPU.
+        slack: bytes of a budget that are kept free for the program.
+        answering: frames are to be answered while a step runs.
+        strict: everything that is wanted, or nothing.
+    """
+
+    threads: int
+    device: cuda.Device | None = None
+    slack: int = 0
+    answering: bool = False
+    strict: bool = False
+
+    def needs(self, bundle: Bundle, prepared: Prepared | None = None, given: int = 0, counted: bool = True) -> Needs:
+        """What the bundle's graphs take then. Where something was prepared, or what was is left out, that is on the CPU."""
+        return Needs(bundle, self.threads, prepared, counted, self.device, self.slack, given, self.answering)
+
+
 class Loaded(NamedTuple):
     """An engine over a state, why it has the graphs that it has, and which of them are prepared ones.
 
     again: where there are such, chooses once more within the same budget, but from the graphs as exported; see `_exported`.
+    answers: what answers frames while a step runs; None for nothing.
     """
 
     choice: Choice
@@ -44,35 +68,35 @@ class Loaded(NamedTuple):
     engine: Engine
     prepared: Prepared | None = None
     again: Callable[[], Choice] | None = None
+    answers: Answers | None = None
 
 
-def everything(
-    bundle: Bundle, items: list[Item], threads: int, prepared: Prepared | None = None, device: cuda.Device | None = None
-) -> Loaded:
+def everything(bundle: Bundle, items: list[Item], terms: Terms, prepared: Prepared | None = None) -> Loaded:
     """All that is wanted, each graph loaded when it is first run, in memory that grows as needed.
 
     Raises:
         BundleError: the first graph cannot be loaded.
         EdgeAdaptError: the GPU's provider does not start.
     """
-    needs = Needs(bundle, threads, counted=False, device=device)
+    needs = terms.needs(bundle, counted=False)
     choice = choices.everything(needs, items)
     state = _state(bundle, choice)
-    engine = Engine(bundle, state, threads, choice.plan.graphs, prepared, limits=choice.plan.limits)
+    engine = Engine(bundle, state, terms.threads, choice.plan.graphs, prepared, limits=choice.plan.limits)
     engine.prepare(FIRST_GRAPH)
     _tell(needs, choice)
-    return Loaded(choice, state, engine, prepared)
+    answers = None
+    if terms.answering:
+        own = part_of(bundle.manifest, state.seen())
+        answers = Answers(bundle.manifest, own, Engine(bundle, own, terms.threads, [FIRST_GRAPH], prepared, shared=engine))
+    return Loaded(choice, state, engine, prepared, answers=answers)
 
 
 def fit(
     bundle: Bundle,
     items: list[Item],
     claim: Claim,
-    threads: int,
-    strict: bool,
+    terms: Terms,
     prepared: Prepared | None = None,
-    device: cuda.Device | None = None,
-    slack: int = 0,
     begun: Start | None = None,
 ) -> Loaded:
     """The best that fits, loaded. What cannot be counted beforehand is looked at then: if it took more than planned, less is loaded.
@@ -87,11 +111,11 @@ def fit(
     begun = begun or start(claim)
     held = max(begun.held, claim.before())  # another adapter may have been opened since
     try:
-        loaded, needs = _fitted(bundle, items, claim, threads, strict, prepared, device, slack, begun, held)
+        loaded, needs = _fitted(bundle, items, claim, terms, prepared, begun, held)
     except Unprepared as reason:
         LOG.warning("%s runs as exported: %s", bundle.path.name, reason.message)
         give_back()
-        loaded, needs = _fitted(bundle, items, claim, threads, strict, None, device, slack, begun, held)
+        loaded, needs = _fitted(bundle, items, claim, terms, None, begun, held)
     claim.fill(held, loaded.choice.plan.ledger)
     _tell(needs, loaded.choice)
     return loaded
@@ -101,44 +125,42 @@ def _fitted(
     bundle: Bundle,
     items: list[Item],
     claim: Claim,
-    threads: int,
-    strict: bool,
+    terms: Terms,
     prepared: Prepared | None,
-    device: cuda.Device | None,
-    slack: int,
     now: Start,
     held: int,
 ) -> tuple[Loaded, Needs]:
-    ways, more = _ways(bundle, threads, now, prepared, slack, device), 0
+    ways, more = _ways(bundle, terms, now, prepared), 0
     while True:
-        needs, choice, more = _chosen(ways, items, claim.budget, held, strict, more)
+        needs, choice, more = _chosen(ways, items, claim.budget, held, terms.strict, more)
         give_back()  # what planning left behind counts as well
         state, files = _state(bundle, choice), mapped_files()
-        engine = load(bundle, state, threads, choice.plan, needs.prepared)
+        engine = load(bundle, state, terms.threads, choice.plan, needs.prepared)
+        answers = None
+        if terms.answering:
+            own = part_of(bundle.manifest, state.seen())
+            answers = Answers(bundle.manifest, own, answering(bundle, own, terms.threads, choice.plan, engine, needs.prepared))
         rehearsed = INEXACT and choice.plan.region.size > 0  # then all that runs take is resident already
-        to_come = choice.plan.ledger.on_device + (0 if rehearsed else _to_come(choice.plan, state, mapped_files() - files))
+        to_come = choice.plan.ledger.on_device + (0 if rehearsed else _to_come(choice.plan, state, mapped_files() - files, answers))
         excess = resident() + (held - now.now) + to_come - claim.budget
         if excess <= 0:
             break
         LOG.info("%s: its graphs took %d bytes more than planned; choosing again", bundle.path.name, excess)
         more += max(excess, _STEP)
-        del engine, state
+        del engine, state, answers
         give_back()
-    again = partial(_exported, bundle, items, claim, now._replace(held=held), threads, slack, choice.least.graphs)
-    return Loaded(choice, state, engine, needs.prepared, None if needs.prepared is None else again), needs
+    again = partial(_exported, bundle, items, claim, now._replace(held=held), terms, choice.least.graphs)
+    return Loaded(choice, state, engine, needs.prepared, None if needs.prepared is None else again, answers), needs
 
 
-def _ways(
-    bundle: Bundle, threads: int, begun: Start, prepared: Prepared | None, slack: int, device: cuda.Device | None = None
-) -> list[Needs]:
+def _ways(bundle: Bundle, terms: Terms, begun: Start, prepared: Prepared | None) -> list[Needs]:
     """With what was prepared and without it: that may take more, for weights of its own, and not be worth it."""
-    ways = [Needs(bundle, threads, prepared, device=device, slack=slack, given=begun.given)]
-    return ways if prepared is None else [*ways, Needs(bundle, threads, slack=slack, given=begun.given)]
+    return [terms.needs(bundle, ready, begun.given) for ready in ([None] if prepared is None else [prepared, None])]
 
 
-def _exported(bundle: Bundle, items: list[Item], claim: Claim, begun: Start, threads: int, slack: int, least: tuple[str, ...]) -> Choice:
+def _exported(bundle: Bundle, items: list[Item], claim: Claim, begun: Start, terms: Terms, least: tuple[str, ...]) -> Choice:
     """What fits of the graphs as exported, noted in the claim; the least alone, as plan and as least, where nothing more does."""
-    needs = Needs(bundle, threads, slack=slack, given=begun.given)
+    needs = terms.needs(bundle, given=begun.given)
     held = max(begun.held, claim.before(claim))  # by adapters that were opened since
     try:
         choice = _chosen([needs], items, claim.budget, held, False, 0)[1]
@@ -206,19 +228,17 @@ def begin() -> int:
     return library.give_back()
 
 
-def names(
-    bundle: Bundle, items: list[Item], claim: Claim, begun: Start, threads: int, strict: bool, prepared: Prepared | None, slack: int
-) -> tuple[str, ...]:
+def names(bundle: Bundle, items: list[Item], claim: Claim, begun: Start, terms: Terms, prepared: Prepared | None) -> tuple[str, ...]:
     """The graphs that `fit` would load.
 
     Raises:
         BudgetError: too little fits.
     """
-    ways = _ways(bundle, threads, begun, prepared, slack)
+    ways = _ways(bundle, terms, begun, prepared)
     try:
-        return _chosen(ways, items, claim.budget, begun.held, strict, 0)[1].plan.graphs
+        return _chosen(ways, items, claim.budget, begun.held, terms.strict, 0)[1].plan.graphs
     except Unprepared:
-        return _chosen(ways[1:], items, claim.budget, begun.held, strict, 0)[1].plan.graphs
+        return _chosen(ways[1:], items, claim.budget, begun.held, terms.strict, 0)[1].plan.graphs
 
 
 def _tell(needs: Needs, choice: Choice) -> None:
@@ -239,16 +259,32 @@ def _state(bundle: Bundle, choice: Choice) -> FlatState:
         return FlatState(bundle.manifest.state, {name: graphs[name] for name in choice.plan.graphs}, initial)
 
 
-def _to_come(plan: Planned, state: FlatState, mapped: int) -> int:
+def _to_come(plan: Planned, state: FlatState, mapped: int, answers: Answers | None) -> int:
     """Bytes that the first runs will add to graphs that are loaded, if `mapped` bytes of files came in with them."""
     lines = plan.lines()
     untouched = plan.region.size - lines["region"] < 256 <= plan.region.size  # nothing was prepacked into it: its table is still to be made
     first = lines["region"] + state.untouched + lines.get("sums", 0) + lines["frames and logits"] + (lines["region's table"] if untouched else 0)
+    if plan.answering is not None and answers is not None:
+        apart = plan.answering  # the window that fills meanwhile is no more than the caller's frames
+        first += apart.region.size + apart.lines()["region's table"] + answers.state.untouched + lines["frames and logits"] // 2
     return first + lines.get("slack", 0) + max(0, lines["weights"] + lines["code"] + lines.get("CUDA libraries", 0) - mapped)
 
 
-def load(bundle: Bundle, state: FlatState, threads: int, plan: Planned, prepared: Prepared | None = None) -> Engine:
+def answering(bundle: Bundle, own: FlatState, threads: int, plan: Planned, engine: Engine, prepared: Prepared | None = None) -> Engine | None:
+    """What answers frames while a step of `engine` runs, if the plan has it: the first graph over a state of its own, in a region of its own.
+
+    Raises:
+        as `load`.
+    """
+    return None if plan.answering is None else load(bundle, own, threads, plan.answering, prepared, engine)
+
+
+def load(
+    bundle: Bundle, state: FlatState, threads: int, plan: Planned, prepared: Prepared | None = None, shared: Engine | None = None
+) -> Engine:
     """All graphs of a plan, loaded and bound, in a region that cannot grow.
+
+    shared: an engine of the same bundle, whose mapping of the weights this one uses too.
 
     Raises:
         BundleError: a graph cannot be loaded.
@@ -259,7 +295,7 @@ def load(bundle: Bundle, state: FlatState, threads: int, plan: Planned, prepared
     wanted = plan.region
     for _ in range(1 + _KEPT_AGAIN + _REHEARSALS * INEXACT):
         with regions.using(wanted):
-            engine = Engine(bundle, state, threads, plan.graphs, prepared, True, plan.limits)
+            engine = Engine(bundle, state, threads, plan.graphs, prepared, True, plan.limits, shared)
             for name in plan.graphs:
                 engine.prepare(name)
                 library.give_back()

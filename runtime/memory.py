@@ -14,7 +14,7 @@ from edgeadapt.bundle.roles import ROLES, STEPS
 from edgeadapt.errors import BundleError
 from edgeadapt.memory import Graph, Machine, Plan, cuda, footprint, quantised, read, smallest, suited
 from edgeadapt.memory.figures import figures, structures
-from edgeadapt.memory.ledger import CODE, Ledger, Line, gpu_lines, slack_line, starting_line
+from edgeadapt.memory.ledger import CODE, Ledger, Line, answering_line, gpu_lines, slack_line, starting_line
 from edgeadapt.runtime.prepared import Prepared
 from edgeadapt.runtime.region import Region
 from edgeadapt.runtime.session import Unprepared
@@ -97,9 +97,10 @@ class Needs:
         device: the GPU that they run on; None for the CPU.
         slack: bytes of a budget that are kept free for the program.
         given: bytes of onnxruntime's library that were given back before what the process holds was looked at.
+        answering: frames are to be answered while a step runs.
 
     Attributes:
-        bundle, threads, prepared, device, slack, given: as given.
+        bundle, threads, prepared, device, slack, given, answering: as given.
     """
 
     def __init__(
@@ -111,14 +112,16 @@ class Needs:
         device: cuda.Device | None = None,
         slack: int = 0,
         given: int = 0,
+        answering: bool = False,
     ) -> None:
         self.bundle, self.threads, self.prepared, self.device, self.slack, self._counted = bundle, threads, prepared, device, slack, counted
-        self.given = given
+        self.given, self.answering = given, answering
         self._prepared = {} if prepared is None else prepared.graphs
         self._sizes = (bundle.path.stat().st_size, 0 if prepared is None else prepared.own_bytes)
         self._machine = Machine.here(threads)
         self._found: dict[str, Need] = {}
         self._stored: dict[str, Need] = {}
+        self._apart: dict[tuple[bool, bool], Planned] = {}
 
     def __getitem__(self, name: str) -> Need:
         """The need of a graph, by its name.
@@ -191,6 +194,20 @@ class Needs:
         host = region if lacking else footprint.LEAST_MARGIN
         held, where, seconds = footprint.session_bytes(footprint.count(graph)), (self.bundle.windows(name), 0), figures(graph).seconds
         return Need(host, footprint.margined(host), 0, 0, held, False, where, cuda.limit(graph, region), lacking, seconds)
+
+    def apart(self, prepacking: bool, bounded: bool) -> Planned:
+        """A second session of the first graph by itself, laid out: what answers frames while a step runs. Of its ledger some is shared."""
+        key = prepacking, bounded
+        if key not in self._apart:
+            self._apart[key] = laid_out(self, planned(self, [FIRST_GRAPH], prepacking, bounded))
+        return self._apart[key]
+
+    def answering_bytes(self, apart: Planned, frames: int) -> int:
+        """Bytes that this session adds to others, where windows have that many frames."""
+        need, lines = self.need(FIRST_GRAPH, apart.region.prepacking), apart.lines()
+        stored = self._prepared[FIRST_GRAPH].stored_bytes if FIRST_GRAPH in self._prepared and apart.region.prepacking else 0
+        copies = lines["prepacked weights"] + stored
+        return footprint.answering(self.bundle.manifest, FIRST_GRAPH, lines["region"], copies, need.structures, frames, self.threads)
 
     def forms(self, role: str, batch: int) -> tuple[Form, ...]:
         """As `Manifest.forms`, but on a GPU only those of which it has every operator, if there are any."""
@@ -266,6 +283,7 @@ class Planned:
         ledger: what they add to a process in which onnxruntime has made its first session.
         limits: on a GPU, of what each graph's session may take of its memory, 0 for no limit; None on the CPU.
         frames: the most that the caller gives at a time.
+        answering: the session that answers frames while a step runs, by itself; None for none.
     """
 
     graphs: tuple[str, ...]
@@ -273,6 +291,7 @@ class Planned:
     ledger: Ledger
     limits: Mapping[str, int] | None = None
     frames: int = 0
+    answering: Planned | None = None
 
     @property
     def total(self) -> int:
@@ -284,7 +303,9 @@ class Planned:
         return {line.name: line.bytes for line in self.ledger.lines}
 
 
-def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded: bool = True, more: int = 0, frames: int = 0) -> Planned:
+def planned(
+    needs: Needs, names: Sequence[str], prepacking: bool = True, bounded: bool = True, more: int = 0, frames: int = 0, answering: bool = False
+) -> Planned:
     """What serving with these graphs adds to a process in which onnxruntime has made its first session.
 
     Args:
@@ -294,6 +315,7 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
         bounded: in one region that never grows, if all of them can be counted.
         more: bytes to make that region larger.
         frames: that the caller gives at a time, where these are more than a graph takes at once, as for a step in pieces.
+        answering: frames are answered while a step runs.
     """
     bundle, found = needs.bundle, [needs.need(name, prepacking) for name in names]
     manifest = bundle.manifest
@@ -324,7 +346,12 @@ def planned(needs: Needs, names: Sequence[str], prepacking: bool = True, bounded
     ]
     if sums := footprint.sums_used(manifest, names):
         lines.insert(9, Line("sums", sums, "counted", "what the runs of a step in pieces add up"))
-    return Planned(tuple(names), region, Ledger((*lines, *starting_line(lines, needs.given), *slack_line(needs.slack))), limits, frames)
+    apart = needs.apart(prepacking, bounded) if answering else None
+    if apart is not None:
+        window = max(frames, *(manifest.graphs[name].batch for name in names))
+        lines.append(answering_line(needs.answering_bytes(apart, window)))
+    ledger = Ledger((*lines, *starting_line(lines, needs.given), *slack_line(needs.slack)))
+    return Planned(tuple(names), region, ledger, limits, frames, apart)
 
 
 def laid_out(needs: Needs, plan: Planned) -> Planned:
@@ -341,8 +368,10 @@ def laid_out(needs: Needs, plan: Planned) -> Planned:
             break
         for name in large:  # what the bundle says of them is too small
             needs.correct(name, prepacking)
-        plan = planned(needs, names, prepacking, frames=plan.frames)
-    return plan if size in (None, base) else planned(needs, names, prepacking, more=size - base, frames=plan.frames)
+        plan = planned(needs, names, prepacking, frames=plan.frames, answering=plan.answering is not None)
+    if size in (None, base):
+        return plan
+    return planned(needs, names, prepacking, more=size - base, frames=plan.frames, answering=plan.answering is not None)
 
 
 def _up(size: int) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from edgeadapt.bundle import Bundle, Form
 from edgeadapt.errors import BudgetError, EdgeAdaptError, UsageError
 from edgeadapt.runtime import loading
 from edgeadapt.runtime.choice import ROLES, Choice, alone
 from edgeadapt.runtime.engine import Engine, Outcome
-from edgeadapt.runtime.memory import FIRST_GRAPH, Planned, resident
+from edgeadapt.runtime.memory import FIRST_GRAPH, Planned, peak, resident
 from edgeadapt.runtime.pressure import Change, Level, Pressure
 from edgeadapt.runtime.session import Unprepared
 
@@ -32,6 +33,7 @@ class Service:
         choice: what is loaded while memory is not short, and why.
         batches: of each role, the largest first, at that time.
         caches: what lets go of each cache's memory, by the cache's name.
+        answers: what answers frames while a step runs; None for nothing.
     """
 
     def __init__(self, bundle: Bundle, loaded: loading.Loaded, threads: int, pressure: Pressure | None, counters: dict[str, int]) -> None:
@@ -39,6 +41,7 @@ class Service:
         self._bundle, self._state, self._prepared, self._again = bundle, loaded.state, loaded.prepared, loaded.again
         self._threads, self._pressure, self._counters = threads, pressure, counters
         self._engine: Engine | None = loaded.engine
+        self.answers = loaded.answers
         self._closed, self._engines = False, 0
         self._before = self._most = 0  # held before all but the least was given up, and what all takes beyond that
         self._narrow = False  # as exported, only the least fits, and what was prepared has gone
@@ -62,6 +65,22 @@ class Service:
     def names(self) -> tuple[str, ...]:
         """The graphs in use at present."""
         return tuple(dict.fromkeys(name for sizes in self._forms.values() for form in sizes.values() for name in form.graphs))
+
+    def memory(self, budget: int | None) -> dict[str, Any]:
+        """How memory stands; see `Adapter.memory`."""
+        plan = self.choice.plan
+        return {
+            "resident": resident(),
+            "peak": peak(),
+            "budget": budget,
+            "planned": plan.total,
+            "level": int(self.level),
+            "reason": self.reason,
+            "graphs": self.names(),
+            "missing": self.choice.missing,
+            **({} if plan.limits is None else {"passed_over": self.choice.passed_over}),
+            **plan.lines(),
+        }
 
     @property
     def mark(self) -> tuple[int, int]:
@@ -97,6 +116,7 @@ class Service:
     def close(self) -> None:
         """Lets go of the graphs, for good."""
         self._engine, self._closed = None, True
+        self._hush()
 
     def look(self) -> None:
         """Follows the state of memory by one level, if it is time to look. No engine of before may be held any longer."""
@@ -168,6 +188,7 @@ class Service:
             reason = next(iter(str(refusal).splitlines()), "") or type(refusal).__name__
             LOG.warning("memory: %s", reason)
             self._engine, self._forms = None, self._least()
+            self._hush()
             if level < Level.PREDICT and self._pressure is not None:
                 self._pressure.stay(reason)
             return level == Level.PREDICT  # `live` tries again
@@ -209,9 +230,18 @@ class Service:
     def _load(self, level: Level) -> None:
         least = level == Level.PREDICT
         self._engine = None
+        self._hush()
         loading.give_back()
         self._engine = self._made(self.choice.least if least else self.choice.plan)
+        if self.answers is not None and not least:
+            plan, known = self.choice.plan, self.answers.state
+            self.answers.use(loading.answering(self._bundle, known, self._threads, plan, self._engine, self._prepared))
         self._forms = self._least() if least else _by_role(self.choice.forms)
+
+
+    def _hush(self) -> None:
+        if self.answers is not None:
+            self.answers.use(None)
 
 
 def _by_role(forms: Iterable[Form]) -> dict[str, dict[int, Form]]:

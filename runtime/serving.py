@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -59,7 +60,14 @@ class Serving:
     def __init__(self, manifest: Manifest, service: Service, counters: dict[str, int]) -> None:
         self._manifest, self._service, self._counters = manifest, service, counters
         self.turn, self._step = Turns(), Turns()  # a step in pieces is many turns, and no other step may begin between them
+        self._counting = threading.Lock()
         self.metrics: dict[str, float] = {}
+
+    def seen(self, frames: int, bad: int) -> None:
+        """Counts frames that were given, and those of them that hold NaN or infinite values."""
+        with self._counting:
+            self._counters["frames"] += frames
+            self._counters["bad_frames"] += bad
 
     def __call__(self, x: NDArray[Any], role: str, hyper: Mapping[str, float], commit: bool, y: NDArray[Any] | None = None) -> Floats:
         """Runs frames through a role's graphs, batch by batch, in their order; see `Adapter`."""
@@ -71,8 +79,7 @@ class Serving:
             with self.turn():
                 call.logits = np.full((len(frames), *self._service.live().output_shape()), np.nan, np.float32)
         if role != "source":
-            self._counters["frames"] += len(frames)
-            self._counters["bad_frames"] += len(frames) - call.count
+            self.seen(len(frames), len(frames) - call.count)
         while call.position < call.count:
             with self._step() if role in STEPS else nullcontext():
                 self._next(call)

@@ -33,7 +33,7 @@ class Prediction:
         frame: its name and truth; without its pixels.
         logits: float32 [C] or [C,H,W]; None for a bad frame, whose `frame.fault` says why.
         milliseconds: of its window, a frame: preparing, predicting and adapting. One frame at a time: of the frame itself, and of
-            the step before it, which it may have had to wait for.
+            the step before it, which it may have had to wait for; not with a cap.
         adapted: whether the model was changed by the window that it was part of; one frame at a time: changed just before it was predicted.
     """
 
@@ -60,7 +60,7 @@ def served_as(manifest: Manifest, adapt: bool, window: int | None) -> str:
     return role
 
 
-def check_schedule(adapt: bool, single: bool, every: int, alike: float | None, guarded: bool = False) -> None:
+def check_schedule(adapt: bool, single: bool, every: int, alike: float | None, guarded: bool = False, cap: float | None = None) -> None:
     """See that what a stream is told of its windows can be; see `Stream`.
 
     Raises:
@@ -72,6 +72,12 @@ def check_schedule(adapt: bool, single: bool, every: int, alike: float | None, g
         raise UsageError("a guard watches over adaptation, and nothing is adapted", "leave one of them out")
     if not adapt and (every > 1 or alike is not None):
         raise UsageError("every and alike say what is adapted on, and nothing is", "leave them out, or adapt")
+    if cap is not None and (not adapt or not single or not cap > 0):
+        if adapt and single:
+            raise UsageError(f"cap = {cap:g} is no time", "give milliseconds above 0")
+        if adapt:
+            raise UsageError("a cap bounds what each frame waits, and frames of a window wait for each other", "answer frames one at a time")
+        raise UsageError("a cap bounds what each frame waits for steps, and there are none", "leave it out, or adapt")
     if alike is not None and (not single or not alike >= 0):
         reason = f"alike = {alike:g} is no difference" if single else "frames of a window are answered together, so none can be left out of it"
         raise UsageError(reason, "give a number of at least 0" if single else "answer frames one at a time, or leave alike out")
@@ -91,13 +97,17 @@ class Stream:
         guard: decides for each window what of adaptation it gets, within what the other arguments allow; of the same adapter.
         alike: with `single`, a frame that differs from the last one in the window by no more than this joins no window: the mean absolute difference
             of what the model is given. 0 leaves out exact repetitions; None none.
+        cap: with `single`, the most milliseconds that an answer may take. Windows are then adapted on beside the answers, which go on by the state
+            as it was until that is done; see `runtime.beside` for those that are passed over. What comes out depends on how fast frames come. The
+            adapter must have been opened with `answering`.
 
     Attributes:
         windows: those that were whole; steps: those that a step was to be taken on; repeated: frames that joined no window.
+        late, passed: with a cap, answers that took longer, and windows that were passed over, for that or because one before was not done.
 
     Raises:
         UsageError: there is no graph for windows of that size, or the bundle adapts but was opened without; `every` is below 1; `alike` is below 0,
-            or given without `single`; there is a guard of another adapter, or one and nothing is adapted.
+            or given without `single`; there is a guard of another adapter, or one and nothing is adapted; a cap is no time, or cannot be kept.
     """
 
     def __init__(
@@ -110,9 +120,10 @@ class Stream:
         every: int = 1,
         alike: float | None = None,
         guard: Guard | None = None,
+        cap: float | None = None,
     ) -> None:
         manifest = adapter.manifest
-        check_schedule(adapt, single, every, alike, guard is not None)
+        check_schedule(adapt, single, every, alike, guard is not None, cap)
         if guard is not None and guard.adapter is not adapter:
             raise UsageError("the guard is another adapter's", "make one with Guard(adapter)")
         role = served_as(manifest, adapt, window)
@@ -124,9 +135,12 @@ class Stream:
         self._adapter, self._adapt = adapter, adapt
         self._follows = bool(manifest.graphs[f"predict.b{self.window}"].writes) if f"predict.b{self.window}" in manifest.graphs else False
         self._single, self._every, self._alike, self._guard = single, every, alike, guard
-        self.windows = self.steps = self.repeated = 0
+        self.windows = self.steps = self.repeated = self.late = self.passed = 0
         self._last: Floats | None = None
         self._buffer = np.zeros((self.window, *manifest.input.shape), np.float32)
+        self._cap = cap
+        if cap is not None:
+            adapter.publish(**self._scalars())
 
     def run(self, frames: Iterable[Frame]) -> Iterator[list[Prediction]]:
         """Predictions in the frames' order, one list a window, or with `single` one list a frame.
@@ -139,7 +153,7 @@ class Stream:
             BudgetError, BundleError: as the adapter's.
         """
         if self._single:
-            yield from self._singly(frames)
+            yield from self._singly(frames) if self._cap is None else self._capped(frames, self._cap)
             return
         waiting: list[tuple[int, Frame]] = []
         good, begin, spent, broken = 0, 0.0, 0.0, None
@@ -186,6 +200,42 @@ class Stream:
                 begin, good = time.perf_counter(), 0
                 _, changed = self._step(self._buffer)
                 waited = time.perf_counter() - begin
+
+    def _capped(self, frames: Iterable[Frame], cap: float) -> Iterator[list[Prediction]]:
+        """One frame at a time; windows are adapted on beside the answers."""
+        from edgeadapt.runtime.beside import Beside  # brings in what no other stream needs
+
+        buffers = (self._buffer, np.zeros_like(self._buffer))
+
+        def work(which: int) -> bool:
+            changed = self._step(buffers[which])[1]
+            self._adapter.publish(**self._scalars())
+            return changed
+
+        beside, which, good, changed = Beside(work), 0, 0, False
+        try:
+            for index, frame in enumerate(frames):
+                begin = time.perf_counter()
+                changed |= beside.ended()
+                fault = frame.fault or self._take(frame.pixels, good)
+                logits = None if fault else self._adapter.answer(self._buffer[good])
+                spent = 1000 * (time.perf_counter() - begin)
+                beside.answered(spent > cap)
+                self.late, self.passed = beside.late, beside.passed
+                yield [Prediction(index, Frame(frame.id, None, frame.truth, fault), logits, spent, changed and not fault)]
+                if fault:
+                    continue
+                changed = False
+                if self._repeats(good):
+                    continue
+                good += 1
+                if good == self.window:
+                    good = 0
+                    which ^= beside.full(which)
+                    self._buffer = buffers[which]
+        finally:
+            beside.close()
+            self.passed = beside.passed
 
     def _scalars(self) -> dict[str, float]:
         return {} if self._guard is None else self._guard.scalars

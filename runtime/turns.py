@@ -22,3 +22,18 @@ class Turns:
             yield
         finally:
             self._lock.release()
+
+    @contextmanager
+    def attempt(self) -> Iterator[bool]:
+        """Whether the lock was free, and is this thread's while inside; nobody who waits is passed."""
+        mine = self.gate.acquire(blocking=False)
+        if mine:
+            try:
+                mine = self._lock.acquire(blocking=False)
+            finally:
+                self.gate.release()
+        try:
+            yield mine
+        finally:
+            if mine:
+                self._lock.release()

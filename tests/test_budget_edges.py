@@ -305,7 +305,7 @@ def test_where_the_exported_graphs_do_not_fit_the_budget_it_goes_on_predicting(e
         assert claim is not None
         held, least = claim.filled - claim.planned, adapter._service.choice.least.graphs
         claim.budget = claim.filled  # just what is planned
-        adapter._service._again = lambda: loading._exported(adapter.bundle, items, claim, loading.Start(held, held, 0), 1, 0, least)
+        adapter._service._again = lambda: loading._exported(adapter.bundle, items, claim, loading.Start(held, held, 0), loading.Terms(1), least)
         for seed in range(30):
             pressure.signs.grade = 0
             assert np.isfinite(adapter.adapt(frames(16, seed))).all()

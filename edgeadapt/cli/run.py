@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from edgeadapt.runtime.adapter import Adapter
     from edgeadapt.runtime.guard import Guard
     from edgeadapt.runtime.phases import Verdict
-    from edgeadapt.runtime.stream import Decision, Prediction
+    from edgeadapt.runtime.stream import Decision, Prediction, Stream
 
 NAME, HELP = "run", "serve a stream of frames and adapt to it"
 
@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--single", action="store_true", help="answer each frame at once; it then waits in a window that is adapted on when full")
     parser.add_argument("--every", type=_positive, default=1, metavar="N", help="take a step on each Nth window (default: 1)")
     parser.add_argument("--alike", type=float, metavar="DIFFERENCE", help="with --single: frames that differ less from the last join no window")
+    parser.add_argument("--cap", type=float, metavar="MS", help="with --single: answer within so many milliseconds, and adapt beside the answers")
     parser.add_argument("--guard", action="store_true", help="have a guard decide, window by window, what of adaptation the stream gets")
     parser.add_argument("--verdicts", metavar="FILE", help="with --guard: append its decisions there, with their numbers, one JSON object a line")
     parser.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes the process may hold resident, such as 128MiB")
@@ -101,7 +102,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.budget is not None and arguments.batch is not None:
         used["batches"] = [arguments.batch]
     bundle = Bundle.open(arguments.bundle, verify=False)
-    check_schedule(arguments.adapt, arguments.single, arguments.every, arguments.alike, arguments.guard)
+    check_schedule(arguments.adapt, arguments.single, arguments.every, arguments.alike, arguments.guard, arguments.cap)
+    used["answering"] = arguments.cap is not None
     if arguments.guard:
         check_guarded(bundle.manifest)
         used["slack"] += guarding_bytes(bundle.manifest) if arguments.budget is not None else 0
@@ -116,14 +118,14 @@ def run(arguments: argparse.Namespace) -> int:
                 adapter.load(arguments.state)
             adapter.hyper = settings
             guard = Guard(adapter, tell=_teller(arguments.verdicts)) if arguments.guard else None
-            how: dict[str, Any] = {name: getattr(arguments, name) for name in ("single", "every", "alike")}
+            how: dict[str, Any] = {name: getattr(arguments, name) for name in ("single", "every", "alike", "cap")}
             stream = Stream(adapter, arguments.adapt, arguments.batch, guard=guard, **how)
             tally = Tally(adapter.manifest.task.kind)
             begun = adapter.stats
             try:
                 _serve(adapter, stream.run(_first(source, arguments.limit)), tally, arguments.top)
             finally:  # also when interrupted or broken off: what was served is told and kept
-                _close(adapter, tally, begun, source.name, arguments, guard)
+                _close(adapter, tally, begun, source.name, arguments, guard, stream)
     if not tally.frames:
         raise SourceError(f"{source.name} gave no frames", "check the path, and that its files are images this machine can read")
     if tally.bad == tally.frames:
@@ -184,7 +186,7 @@ def _serve(adapter: Adapter, windows: Any, tally: Tally, top: int) -> None:
 
 
 def _close(
-    adapter: Adapter, tally: Tally, begun: dict[str, int], source: str, arguments: argparse.Namespace, guard: Guard | None = None
+    adapter: Adapter, tally: Tally, begun: dict[str, int], source: str, arguments: argparse.Namespace, guard: Guard | None, stream: Stream
 ) -> None:
     """Saves what is to be saved and prints the summary."""
     from edgeadapt.report.page import write
@@ -195,6 +197,8 @@ def _close(
     ended, memory = adapter.stats, adapter.memory
     steps, rejected = (ended[name] - begun[name] for name in ("steps", "rejected_steps"))
     rows = tally.rows(steps, rejected, memory["peak"] or 0, memory["budget"])
+    if arguments.cap is not None:
+        rows.append(("cap", f"{stream.late} of {tally.frames} answers took more than {arguments.cap:g} ms; {stream.passed} windows were passed over"))
     if paused := ended["paused_steps"] - begun["paused_steps"]:
         rows.append(("paused", f"{paused} steps were not taken because memory was short"))
     rows += [("" if index else "level", f"after {change}") for index, change in enumerate(adapter.changes)]
@@ -216,6 +220,7 @@ def _close(
             "steps": steps,
             "rejected_steps": rejected,
             "hyper": _used(adapter, arguments),
+            **({} if arguments.cap is None else {"cap_ms": arguments.cap, "late": stream.late, "passed_windows": stream.passed}),
             **({} if guard is None else {"guard": [verdict.plain() for verdict in guard.verdicts]}),
         }
         page, data = summary(tally, facts, memory["peak"] or 0, memory["budget"])

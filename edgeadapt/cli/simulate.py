@@ -41,6 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--threads", type=int, default=1, metavar="N", help="threads of one operator (default: 1)")
     parser.add_argument("--provider", default="cpu", metavar="cpu|cuda", help="what graphs run on (default: cpu)")
     parser.add_argument("--slack", type=parse_bytes, default=0, metavar="SIZE", help="keep that much of the memory free for the program around it")
+    parser.add_argument("--answering", action="store_true", help="answer frames while a step runs, as edgeadapt run --cap does")
     parser.add_argument("--plot", metavar="FILE.html|DIR", help="also write the curves as a page; into a folder: report.html and report.json")
     parser.add_argument(
         "--prepared",
@@ -65,6 +66,8 @@ def run(arguments: argparse.Namespace) -> int:
     board = boards.load(arguments.board or boards.HERE)
     if arguments.measure and arguments.provider != "cpu":
         raise UsageError("--measure runs on the processor only", "leave it out, or --provider")
+    if arguments.measure and arguments.answering:
+        raise UsageError("--measure runs one thing after the other", "leave it out, or --answering")
     ready = None
     if arguments.provider == "cpu" and arguments.prepared is not False and (arguments.board in (None, boards.HERE) or arguments.prepared):
         from edgeadapt.runtime.prepared import find
@@ -73,7 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         if ready is None and arguments.prepared:
             raise UsageError(f"{bundle.path.name} was not prepared for this machine and {arguments.threads} threads", "run edgeadapt prepare first")
     asked = (arguments.role, arguments.batch, arguments.budget, arguments.threads)
-    found = simulate(bundle, board, *asked, prepared=ready, provider=arguments.provider, slack=arguments.slack)
+    found = simulate(bundle, board, *asked, prepared=ready, provider=arguments.provider, slack=arguments.slack, answering=arguments.answering)
     measured = None
     if arguments.measure:
         from edgeadapt.devices.boards import floor

@@ -187,6 +187,26 @@ def state_bytes(specs: Iterable[StateSpec], graphs: Mapping[str, GraphSpec], nam
     return sum(-(-spec.nbytes // 64) * 64 * (2 if spec.name in written else 1) for spec in specs)
 
 
+def answering(manifest: Manifest, name: str, region: int, copies: int, structures: int, frames: int, threads: int) -> int:
+    """Bytes of a second session of the graph `name`, and of what it needs to answer frames while a step runs: a state and memory of its own.
+
+    Args:
+        manifest: of the bundle.
+        name: the graph.
+        region: that a run takes its tensors from.
+        copies: of its weights, in another layout.
+        structures: of the session.
+        frames: of the window that fills meanwhile.
+        threads: of one operator.
+    """
+    graph = manifest.graphs[name]
+    own = [spec for spec in manifest.state if spec.name in {*graph.reads, *graph.writes}]
+    frame, scores = 4 * math.prod(manifest.input.shape), 4 * manifest.task.classes
+    scores *= math.prod(manifest.input.shape[1:]) if manifest.task.kind == "segmentation" else 1
+    ours = TENSOR * len(own) + BOUND * bound(graph) + state_bytes(own, manifest.graphs, [name])
+    return region + (region + copies) // 256 * TABLE_ENTRY + copies + structures + ours + (1 + frames) * frame + 2 * scores + threads * THREAD
+
+
 def restoring_bytes(specs: Iterable[StateSpec], graphs: Mapping[str, GraphSpec], names: Iterable[str]) -> int:
     """Bytes that loading or resetting a state holds at once: its largest tensor, and copies of those that no graph of `names` writes."""
     written = {tensor for name in names for tensor in graphs[name].writes}

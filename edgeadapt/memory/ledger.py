@@ -22,6 +22,9 @@ from edgeadapt.units import format_bytes
 STARTING, CODE = "starting", "code"
 """Names of an adapter's lines that do not add up with those of others: what was taken at its start and is gone, and what all of them share."""
 
+ANSWERING = "answering"
+"""Name of the line of what answers frames while a step runs."""
+
 FIRST = "predict.b1"
 """The graph that every adapter loads when it is opened."""
 
@@ -163,6 +166,7 @@ class Setup:
         slack: bytes kept free for the program around it.
         frames: that the caller gives at a time, where these are more than a graph takes at once, as for a step in pieces.
         started: of the floor, bytes of onnxruntime's code that is given back; None: as measured on x86-64 with onnxruntime 1.31.
+        answering: frames are answered while a step runs.
     """
 
     graphs: tuple[str, ...]
@@ -178,6 +182,7 @@ class Setup:
     slack: int = 0
     frames: int = 0
     started: int | None = None
+    answering: bool = False
 
     @property
     def machine(self) -> Machine:
@@ -304,6 +309,8 @@ def ledger(bundle: Bundle, setup: Setup) -> Ledger:
     ]
     if sums := footprint.sums_used(bundle.manifest, names):
         lines.insert(-1, Line("sums", sums, "counted", "what the runs of a step in pieces add up"))
+    if setup.answering:
+        lines.append(answering_line(_answering(bundle, found[FIRST], setup)))
     if setup.threads > 1:
         lines.append(Line("threads", footprint.THREAD * (setup.threads - 1), "measured", f"{setup.threads - 1} besides the first"))
     spread = math.ceil(ALLOWANCE * Ledger(tuple(lines)).total) // setup.page * setup.page
@@ -320,10 +327,15 @@ def starting_line(lines: Sequence[Line], given: int) -> tuple[Line, ...]:
         given: bytes that it held besides before that.
     """
     kept = ("weights", "prepacked weights", "region's table", "graph structures")
-    there = {*kept, "adapter", "state", "frames and logits", "sums", "allowance"}
+    there = {*kept, "adapter", "state", "frames and logits", "sums", "allowance", ANSWERING}
     made = footprint.LOADING + sum(line.bytes for line in lines if line.name in there)
     more = max(given, made) - Ledger(tuple(lines)).total
     return (Line(STARTING, more, "measured", "code of onnxruntime that is given back after its start, or after each session"),) if more > 0 else ()
+
+
+def answering_line(size: int) -> Line:
+    """The line of what answers frames while a step runs."""
+    return Line(ANSWERING, size, "counted", "of frames while a step runs: a second session, its state and its memory")
 
 
 def slack_line(size: int) -> tuple[Line, ...]:
@@ -352,6 +364,15 @@ def _tensors(bundle: Bundle, found: Mapping[str, Layout], setup: Setup, inside: 
         Line("gaps", max(touched - top.plan.peak, 0), known, "of the region, between tensors at the peak but used at other times"),
         Line("region's table", (region + inside) // 256 * footprint.TABLE_ENTRY, known, "onnxruntime's own list of the region's pieces"),
     ]
+
+
+def _answering(bundle: Bundle, first: Layout, setup: Setup) -> int:
+    copies = first.inside + first.beside if setup.prepacking else 0
+    if setup.prepacking:
+        copies += footprint.copies_bytes(first.graph.external)
+    structures = footprint.session_bytes(footprint.count(first.graph))
+    frames = max(setup.frames, *(bundle.manifest.graphs[name].batch for name in used(setup.graphs)))
+    return footprint.answering(bundle.manifest, FIRST, region_of([first]), copies, structures, frames, setup.threads)
 
 
 def gpu_lines(device: cuda.Device, limits: Sequence[int], known: str = "counted") -> list[Line]:

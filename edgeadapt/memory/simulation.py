@@ -243,6 +243,7 @@ def simulate(
     prepared: PreparedLike | None = None,
     provider: str = "cpu",
     slack: int = 0,
+    answering: bool = False,
 ) -> Simulation:
     """What a configuration of a bundle takes on a board.
 
@@ -259,16 +260,19 @@ def simulate(
         prepared: what was prepared of the bundle for that machine and number of threads; None: the graphs as exported.
         provider: onnxruntime's: "cpu", or "cuda", whose memory counts where the board's GPU has none of its own.
         slack: bytes kept free for the program around it.
+        answering: frames are answered while a step runs.
 
     Raises:
-        UsageError: the bundle has no graph of that role and batch, or there is no such provider.
+        UsageError: the bundle has no graph of that role and batch, there is no such provider, or it cannot answer while a step runs.
         BundleError: it is damaged.
     """
     asked = (bundle, board, role, batch, budget, threads)
-    found = _simulated(*asked, prepared, provider, slack)
+    if answering and cuda.is_cuda(provider):
+        raise UsageError("frames are answered while a step runs on the processor only", "leave out one of the two")
+    found = _simulated(*asked, prepared, provider, slack, answering)
     if prepared is None or found.fits is not False:
         return found
-    plain = _simulated(*asked, None, provider, slack)  # an adapter serves the exported graphs where only they fit
+    plain = _simulated(*asked, None, provider, slack, answering)  # an adapter serves the exported graphs where only they fit
     return plain if plain.fits else found
 
 
@@ -282,6 +286,7 @@ def _simulated(
     prepared: PreparedLike | None,
     provider: str,
     slack: int,
+    answering: bool,
 ) -> Simulation:
     manifest = bundle.manifest
     role = role or ("adapt" if manifest.planned("adapt") else "predict")
@@ -292,7 +297,7 @@ def _simulated(
         raise UsageError(f"this bundle cannot {role} with batch {batch}", f"it has {', '.join(map(str, sorted(sizes)))}")
     batch = batch or sizes[0]
     device = cuda.Device(board.unified_gpu) if cuda.is_cuda(provider) else None
-    here: dict[str, Any] = {"threads": threads, "page": board.page, "arm": board.arm, "started": board.code}
+    here: dict[str, Any] = {"threads": threads, "page": board.page, "arm": board.arm, "started": board.code, "answering": answering}
     base = Setup((), board.floor, board.floor_known, prepared=prepared, device=device, slack=slack, **here)
     missing = {name: cuda.lacking(layout(bundle, name, base.machine).graph, manifest.opset) for name in manifest.graphs} if device else {}
     passed = _passed_over(bundle, missing)

@@ -1,0 +1,76 @@
+"""Windows that are adapted on beside the answers: on a thread of their own, and only as often as answers come in time."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+
+_MOST = 64  # windows that are passed over after a step that made answers late, at most
+_NICE = 10  # so much less of a busy processor's time than answers get
+
+
+class Beside:
+    """At most one window at a time is worked on. One that is full before the last has ended is passed over.
+
+    After work during which an answer was late the next window is passed over too, then the next two, and so on, up to 64; work during which none was
+    halves that.
+
+    Args:
+        work: what is done with a window, given its number; whether it changed the model.
+
+    Attributes:
+        late: answers that came late. passed: windows that were passed over.
+    """
+
+    def __init__(self, work: Callable[[int], bool]) -> None:
+        self._work, self._pool = work, ThreadPoolExecutor(1, "edgeadapt-step", _give_way)
+        self._going: Future[bool] | None = None
+        self.late = self.passed = 0
+        self._pause = self._left = 0
+        self._hindered = False
+
+    def ended(self) -> bool:
+        """Whether work has ended since this was last asked, and changed the model.
+
+        Raises:
+            what the work raised.
+        """
+        if self._going is None or not self._going.done():
+            return False
+        going, self._going = self._going, None
+        self._pause = min(max(1, 2 * self._pause), _MOST) if self._hindered else self._pause // 2
+        self._left, self._hindered = self._pause, False
+        return going.result()
+
+    def answered(self, late: bool) -> None:
+        """Notes an answer."""
+        self.late += late
+        self._hindered |= late and self._going is not None
+
+    def full(self, window: int) -> bool:
+        """Begins to work on a window, or passes it over; whether it was begun, and its memory is in use until it has `ended`."""
+        if self._going is not None or self._left:
+            self.passed += 1
+            self._left = max(0, self._left - 1)
+            return False
+        self._going = self._pool.submit(self._work, window)
+        return True
+
+    def close(self) -> None:
+        """Waits for the work that goes on.
+
+        Raises:
+            what it raised.
+        """
+        self._pool.shutdown()
+        if self._going is not None:
+            self._going.result()
+
+
+def _give_way() -> None:
+    """Has this thread wait for the processor where others want it; on Linux each thread has a priority of its own."""
+    with suppress(AttributeError, OSError):
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
