@@ -164,12 +164,14 @@ class Job:
         stream = Stream.of(data, warmed.held, warmed.truth, options.seed)
         told = functools.partial(self.progress, "scalars")
         fixed = () if options.rate is None else ("rate",)
-        found = search(self.stepping(ready), stream, data.y is not None, options.threads, told, fixed)
+        sizes = sorted((batch for batch in set(options.batches) if batch > 1 or batch == max(options.batches)), reverse=True)
+        graphs = [functools.partial(self.stepping, ready, batch) for batch in sizes]
+        found = search(graphs, stream, data.y is not None, options.threads, told, fixed)
         return dataclasses.replace(ready, model=dataclasses.replace(ready.model, searched=found))
 
-    def stepping(self, ready: Ready) -> Compiled:
-        """The graph that adapts at the largest batch, or that predicts, where nothing is trained. It is kept for `finish`."""
-        key = ("adapt" if ready.model.method.trains else "predict", max(self.options.batches))
+    def stepping(self, ready: Ready, batch: int | None = None) -> Compiled:
+        """The graph that adapts at a batch, or that predicts, where nothing is trained. It is kept for `finish`. batch: None: the largest."""
+        key = ("adapt" if ready.model.method.trains else "predict", batch or max(self.options.batches))
         program = self._program(ready.model, *key)
         if key not in self.lowered:
             self.lowered[key] = lowered(program)

@@ -132,7 +132,7 @@ class Model:
 
     def tuned(self, role: str = "adapt") -> dict[str, float]:
         """Defaults that are this model's own; of `FACTORS` what the usual ones are multiplied by. The rate is that of steps without labels."""
-        found = {} if self.searched is None else dict(self.searched.chosen)
+        found = {} if self.searched is None else dict(self.searched.chosen.scalars)
         if self.anchored and self.method.anchored_rate != 1.0:
             found["rate"] = self.method.anchored_rate * found.get("rate", 1.0)
         return {name: value for name, value in found.items() if name != "rate" or not role.startswith("learn")}

@@ -1,7 +1,7 @@
 """Finds defaults for the scalars of one model: by what it predicts of held-out source samples under shifts, as the device would run it.
 
-One scalar after the other is tried at a few values, and the next one with what was best so far. What is usual stays unless something else is better
-by two standard errors, and on clean samples no worse by more than one.
+One scalar after the other is tried at a few values, and the next one with what was best so far; then the smaller windows that the bundle will have.
+What is usual stays unless something else is better by two standard errors, and on clean samples no worse by more than one.
 
 Frames come as on a device that a guard watches: one shift after the other, and all of them mixed, with `few` at 0, as windows are of all
 classes; and, where statistics are anchored, once hardly following them and without steps, as where classes come in runs.
@@ -9,7 +9,7 @@ classes; and, where statistics are anchored, once hardly following them and with
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,18 +29,24 @@ SURE = 2.0
 
 
 def search(
-    compiled: Compiled, stream: Stream, labelled: bool, threads: int, told: Callable[[int, int, str], None], fixed: Collection[str] = ()
+    graphs: Sequence[Callable[[], Compiled]],
+    stream: Stream,
+    labelled: bool,
+    threads: int,
+    told: Callable[[int, int, str], None],
+    fixed: Collection[str] = (),
 ) -> Searched | None:
     """What was tried, and what of it is best. None where the graph has none of these scalars.
 
     Args:
-        compiled: a step, or a prediction where nothing is trained.
+        graphs: a step, or a prediction where nothing is trained: at the largest batch first, then at others that windows may have.
         stream: held-out samples under shifts.
         labelled: whether its truth are labels.
         threads: of onnxruntime.
         told: called with trials that are done, their number, and what is tried.
         fixed: scalars that the user set.
     """
+    compiled = graphs[0]()
     program = compiled.program
     usual = {name: float(program.example[f"hyper.{name}"]) for name in compiled.hyper}
     free = {name: values for name, values in TRIED.items() if name in usual and name not in fixed}
@@ -49,25 +55,27 @@ def search(
     if not free:
         return None
     count = min(stream.counted([program.batch]), max(program.batch, SAMPLES // program.batch * program.batch))
-    total, tried = 1 + sum(len(values) for values in free.values()), dict[tuple[tuple[str, float], ...], Errors]()
+    total, tried = len(graphs) + sum(len(values) for values in free.values()), list[tuple[dict[str, float], int, Errors]]()
     shifts = Stream(stream.shifts, stream.frames[:-1], stream.truth)
     ways = {"one by one": (stream, FOLLOWED), "mixed": (_mixed(shifts), FOLLOWED)}
     if "few" in usual:
         ways["hardly following"] = (shifts, STILL)
-    known: dict[tuple[str, tuple[tuple[str, float], ...]], Errors] = {}
+    known: dict[tuple[int, str, tuple[tuple[str, float], ...]], Errors] = {}
 
-    def measured(scalars: Mapping[str, float]) -> Errors:
-        told(len(tried), total, Try(dict(scalars), (0.0,), 0.0).words)
-        found = []
+    def measured(scalars: Mapping[str, float], compiled: Compiled = compiled) -> Errors:
+        batch, found = compiled.program.batch, []
+        words = Try(dict(scalars), batch, (0.0,), 0.0).words
+        told(len(tried), total, words if batch == program.batch else f"{words}, windows of {batch}")
+        usual = {name: float(compiled.program.example[f"hyper.{name}"]) for name in compiled.hyper}
         for name, (way, always) in ways.items():
             given = {**dict(_set(usual, scalars)), **always}
-            key = name, tuple(sorted(given.items()))
+            key = batch, name, tuple(sorted(given.items()))
             if key not in known:
                 known[key] = errors_of(compiled, way, count, threads, lambda *_: None, given)
             found.append(known[key])
         shifted = (one[: len(stream.shifts)].mean(0) for one in found)
         errors = np.stack([*shifted, found[0][-1]])
-        tried[tuple(scalars.items())] = errors
+        tried.append((dict(scalars), batch, errors))
         return errors
 
     first = best = measured({})
@@ -79,12 +87,18 @@ def search(
             if _better(errors, found, first):
                 here, found = {**chosen, name: value}, errors
         chosen, best = here, found
+    window = program.batch
+    for make in graphs[1:]:
+        other = make()
+        errors = measured(chosen, other)
+        if _better(errors, best, first):
+            window, best = other.program.batch, errors
     told(total, total, "")
     rows = tuple(
-        Try(dict(key), tuple(float(share) for share in errors[:-1].mean(1)), float(errors[-1].mean()), dict(key) == chosen)
-        for key, errors in tried.items()
+        Try(scalars, batch, tuple(float(share) for share in errors[:-1].mean(1)), float(errors[-1].mean()), (scalars, batch) == (chosen, window))
+        for scalars, batch, errors in tried
     )
-    return Searched(program.batch, labelled, count, stream.shifts, tuple(ways), rows)
+    return Searched(labelled, count, stream.shifts, tuple(ways), rows)
 
 
 def _mixed(stream: Stream) -> Stream:

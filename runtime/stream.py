@@ -89,7 +89,7 @@ class Stream:
     Args:
         adapter: the adapter.
         adapt: adapt on whole windows; otherwise predict and leave the state alone.
-        window: frames that are taken together; None takes the largest batch that is loaded.
+        window: frames that are taken together; None takes what was found best when the bundle was made, else the largest batch that is loaded.
         single: answer every frame at once, by the state as it stands; it then waits in a window that is adapted on when it is full, before the next
             frame is taken. What is in a window that never fills is not adapted on.
         every: take a step on the first of every so many windows. Of the others predictions are made anew, and what predictions change follows: live
@@ -131,7 +131,8 @@ class Stream:
         if not sizes or (window is not None and window not in sizes):
             at = "" if window is None else f" at batch {window}"
             raise UsageError(f"this adapter was opened without {role}{at}", "name it when opening, or give a larger budget")
-        self.window = window or sizes[0]
+        found = manifest.searched.window if manifest.searched is not None and adapt else None
+        self.window = window or (found if found in sizes else sizes[0])
         self._adapter, self._adapt = adapter, adapt
         self._follows = bool(manifest.graphs[f"predict.b{self.window}"].writes) if f"predict.b{self.window}" in manifest.graphs else False
         self._single, self._every, self._alike, self._guard = single, every, alike, guard

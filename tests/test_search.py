@@ -23,6 +23,8 @@ from edgeadapt.exporters.methods.tent import Tent
 from edgeadapt.exporters.options import mixing_weight
 from edgeadapt.exporters.quantise.measure import Stream
 from edgeadapt.exporters.search import _better, _mixed
+from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.stream import Stream as ServedStream
 from tests.test_guard import SHAPE, images, net  # noqa: F401
 
 BATCH = 16
@@ -76,13 +78,16 @@ def test_every_value_is_tried_and_told(default: tuple[ExportReport, Path]) -> No
     report, path = default
     found = Bundle.open(path).manifest.searched
     assert found is not None
-    assert (found.batch, found.labelled, found.samples) == (BATCH, True, 112)
+    assert (found.labelled, found.samples) == (True, 112)
+    assert [row.batch for row in found.rows] == [BATCH] * (len(found.rows) - 1) + [4]
+    assert found.rows[-1].scalars == found.chosen.scalars
     assert found.shifts == ("noisy", "louder", "offset", "fainter")
-    assert len(found.rows) == 1 + sum(len(values) for values in searching.TRIED.values())
+    assert len(found.rows) == 2 + sum(len(values) for values in searching.TRIED.values())
     assert found.streams == ("one by one", "mixed", "hardly following")
     assert all(len(row.errors) == 3 and 0 <= row.clean <= 1 for row in found.rows)
     for text in (report.table(), summary(Bundle.open(path))):
-        assert "on 112 held-out samples each, batch 16: under noisy" in text
+        assert "on 112 held-out samples each, in windows of 16 if not stated: under noisy" in text
+        assert ", windows of 4" in text
         assert "rate x 0.25" in text
     assert Manifest.from_json(json.loads(json.dumps(report.manifest))).searched == found
 
@@ -114,6 +119,28 @@ def test_steps_without_labels_are_smaller_where_statistics_are_anchored(net: nn.
     usual = Eata.rate * BATCH / 64
     for role, share in (("adapt", adapt), ("learn", learn)):
         assert graphs[f"{role}.b{BATCH}"]["defaults"]["rate"] == pytest.approx(share * usual)
+
+
+def test_a_smaller_window_is_taken_where_it_is_better(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+    """Larger ones are ruined here, whatever their scalars; a stream then takes the smaller by itself."""
+    real = searching.errors_of
+
+    def errors_of(compiled: Any, *rest: Any) -> Any:
+        found = real(compiled, *rest)
+        return np.maximum(found, np.random.default_rng(0).random(found.shape) < 0.8) if compiled.program.batch == BATCH else found
+
+    monkeypatch.setattr(searching, "errors_of", errors_of)
+    path = tmp_path / "net.edgeadapt"
+    exported(net, path, holdout=0.3, method="norm", statistics="anchored", search=True)
+    searched = Bundle.open(path).manifest.searched
+    assert searched is not None
+    assert (searched.window, searched.chosen.scalars) == (4, {})
+    with Adapter.open(path) as adapter:
+        assert ServedStream(adapter).window == 4
+        assert ServedStream(adapter, window=BATCH).window == BATCH
+        assert ServedStream(adapter, False).window == BATCH  # who only predicts has no use for it
+    with Adapter.open(path, batches=[BATCH]) as adapter:
+        assert ServedStream(adapter).window == BATCH
 
 
 def test_what_the_user_set_is_not_searched_for(net: nn.Module) -> None:  # noqa: F811
@@ -189,11 +216,13 @@ def _broken(change: Any, manifest: dict[str, Any]) -> dict[str, Any]:
         (lambda found: found["rows"][0].update(errors=[0.1]), "3, one a stream"),
         (lambda found: found["rows"][0].update(clean=1.5), "a share from 0 to 1"),
         (lambda found: [row.update(chosen=False) for row in found["rows"]], "one that is chosen"),
-        (lambda found: found["rows"].reverse(), "the usual scalars first"),
+        (lambda found: found["rows"].insert(0, found["rows"].pop(1)), "the usual scalars first"),
+        (lambda found: found["rows"].insert(0, found["rows"].pop()), "the largest batch first"),
         (lambda found: found.update(rows=[]), "one that is chosen"),
         (lambda found: found["rows"][0].update(more=1), "more"),
         (lambda found: found["rows"][1].update(scalars={"Own": 1.0}), "Own"),
-        (lambda found: found.update(batch=0), "batch"),
+        (lambda found: found["rows"][1].update(batch=0), "batch"),
+        (lambda found: found["rows"][1].update(batch=8), "batches that windows can have"),
         (lambda found: found["rows"][1].update(scalars={"unknown": 1.0}), "names that stand in hyper"),
         (lambda found: [row.update(chosen=row is found["rows"][2], scalars={"own": 0.9} if row is found["rows"][2] else row["scalars"])
                         for row in found["rows"]], "for own, its default"),

@@ -124,12 +124,14 @@ def _agree_pieces(manifest: Manifest, root: Node) -> None:
 
 
 def _agree_searched(manifest: Manifest, node: Node) -> None:
-    """Scalars that were tried are the bundle's, and those that were chosen are its defaults."""
+    """Scalars and batches that were tried are the bundle's, and scalars that were chosen are its defaults."""
     assert manifest.searched is not None
     for row in manifest.searched.rows:
         unknown = next((name for name in row.scalars if name not in manifest.hyper), None)
         if unknown is not None:
             raise node.wrong("names that stand in hyper", repr(unknown))
-    for name, value in manifest.searched.chosen.items():
+        if row.batch not in manifest.planned("adapt" if manifest.planned("adapt") else "predict"):
+            raise node.wrong("batches that windows can have", str(row.batch))
+    for name, value in manifest.searched.chosen.scalars.items():
         if name not in FACTORS and manifest.hyper[name].default != value:
             raise node.wrong(f"{manifest.hyper[name].default:g} for {name}, its default, where that is chosen", f"{value:g}")

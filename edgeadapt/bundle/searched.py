@@ -1,4 +1,4 @@
-"""What a bundle says of how the defaults of its scalars were found: what was tried on the workstation, and how often it was wrong."""
+"""What a bundle says of how defaults of its scalars, and its window, were found: what was tried on the workstation, and how often it was wrong."""
 
 from __future__ import annotations
 
@@ -14,16 +14,18 @@ _SCALAR = r"[a-z][a-z0-9_]*"
 
 @dataclass(frozen=True)
 class Try:
-    """Scalars that were not as usual, and what came of them.
+    """Scalars that were not as usual, a window, and what came of them.
 
     Attributes:
         scalars: by name; those of `FACTORS` as factors.
+        batch: frames of a window.
         errors: share of wrong predictions on each stream.
         clean: the same without a shift, from the start again.
         chosen: whether they are the bundle's.
     """
 
     scalars: dict[str, float]
+    batch: int
     errors: tuple[float, ...]
     clean: float
     chosen: bool = False
@@ -36,18 +38,16 @@ class Try:
 
 @dataclass(frozen=True)
 class Searched:
-    """How the defaults of a bundle's scalars were found.
+    """How the defaults of a bundle's scalars, and the frames of a window, were found.
 
     Attributes:
-        batch: at which.
         labelled: whether what is right are labels; else the frozen model's own predictions without a shift.
         samples: of each shift and of clean ones.
         shifts: their names.
         streams: in which order they came, in words.
-        rows: in the order in which they were tried; the first is as usual.
+        rows: in the order in which they were tried; the first is as usual, at the largest batch.
     """
 
-    batch: int
     labelled: bool
     samples: int
     shifts: tuple[str, ...]
@@ -55,20 +55,28 @@ class Searched:
     rows: tuple[Try, ...]
 
     @property
-    def chosen(self) -> dict[str, float]:
-        """Scalars that are not as usual."""
-        return next(row.scalars for row in self.rows if row.chosen)
+    def chosen(self) -> Try:
+        """What the bundle has."""
+        return next(row for row in self.rows if row.chosen)
+
+    @property
+    def window(self) -> int:
+        """Frames of a window that a stream is best served with."""
+        return self.chosen.batch
 
     def title(self) -> str:
         """What the table shows, in a line."""
         what = "wrong" if self.labelled else "not the frozen model's without a shift"
-        where = f"{self.samples:,} held-out samples each, batch {self.batch}: under {', '.join(self.shifts)}"
+        where = f"{self.samples:,} held-out samples each, in windows of {self.rows[0].batch} if not stated: under {', '.join(self.shifts)}"
         return f"scalars; predictions that are {what}, in percent, on {where}"
 
     def table(self) -> list[tuple[str, ...]]:
         """Header and rows of text; the first column and the last are words."""
-        shown = [(row.words, *(f"{100 * share:.2f}" for share in (*row.errors, row.clean)), "chosen" * row.chosen) for row in self.rows]
+        shown = [(self._words(row), *(f"{100 * share:.2f}" for share in (*row.errors, row.clean)), "chosen" * row.chosen) for row in self.rows]
         return [("scalars", *self.streams, "clean", ""), *shown]
+
+    def _words(self, row: Try) -> str:
+        return row.words if row.batch == self.rows[0].batch else f"{row.words}, windows of {row.batch}"
 
 
 def read_searched(node: Node) -> Searched:
@@ -89,7 +97,9 @@ def read_searched(node: Node) -> Searched:
         raise node.child("rows").wrong("one that is chosen", str(count))
     if rows[0].scalars:
         raise node.child("rows").wrong("the usual scalars first", rows[0].words)
-    return Searched(node.child("batch").integer(1), node.child("labelled").truth(), node.child("samples").integer(1), shifts, streams, rows)
+    if odd := next((row for row in rows if row.batch > rows[0].batch), None):
+        raise node.child("rows").wrong("the largest batch first", str(odd.batch))
+    return Searched(node.child("labelled").truth(), node.child("samples").integer(1), shifts, streams, rows)
 
 
 def _try(node: Node, streams: int) -> Try:
@@ -97,4 +107,5 @@ def _try(node: Node, streams: int) -> Try:
     errors = node.child("errors").items(Node.share)
     if len(errors) != streams:
         raise node.child("errors").wrong(f"{streams}, one a stream", str(len(errors)))
-    return Try(node.child("scalars").mapping(Node.number, _SCALAR), errors, node.child("clean").share(), node.child("chosen").truth())
+    scalars, batch = node.child("scalars").mapping(Node.number, _SCALAR), node.child("batch").integer(1)
+    return Try(scalars, batch, errors, node.child("clean").share(), node.child("chosen").truth())

@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--source", metavar="STREAM", required=True, help="a folder of images, an .npz or .npy file, or - for standard input")
     parser.add_argument("--stdin-format", choices=("paths", "npy"), default="paths", help="what standard input carries (default: paths)")
     parser.add_argument("--adapt", action=argparse.BooleanOptionalAction, default=True, help="adapt to the frames (default), or only predict")
-    parser.add_argument("--batch", type=int, metavar="N", help="frames in a window, one of the bundle's batches (default: the largest)")
+    parser.add_argument("--batch", type=int, metavar="N", help="frames in a window, a batch of the bundle (default: found at export, or the largest)")
     parser.add_argument("--single", action="store_true", help="answer each frame at once; it then waits in a window that is adapted on when full")
     parser.add_argument("--every", type=_positive, default=1, metavar="N", help="take a step on each Nth window (default: 1)")
     parser.add_argument("--alike", type=float, metavar="DIFFERENCE", help="with --single: frames that differ less from the last join no window")
@@ -219,7 +219,7 @@ def _close(
             "adapt": arguments.adapt,
             "steps": steps,
             "rejected_steps": rejected,
-            "hyper": _used(adapter, arguments),
+            "hyper": _used(adapter, stream.window),
             **({} if arguments.cap is None else {"cap_ms": arguments.cap, "late": stream.late, "passed_windows": stream.passed}),
             **({} if guard is None else {"guard": [verdict.plain() for verdict in guard.verdicts]}),
         }
@@ -277,10 +277,9 @@ def _settings(given: Sequence[str]) -> dict[str, float]:
     return values
 
 
-def _used(adapter: Adapter, arguments: argparse.Namespace) -> dict[str, float]:
+def _used(adapter: Adapter, batch: int) -> dict[str, float]:
     """The scalars that the windows were served with: those that were set, else the graph's own defaults, else the bundle's."""
     graphs = [graph for graph in adapter.manifest.graphs.values() if graph.role == "adapt"] or list(adapter.manifest.graphs.values())
-    batch = arguments.batch or max(graph.batch for graph in graphs)
     own = {name: value for graph in graphs if graph.batch == batch for name, value in graph.defaults.items()}
     return {**adapter.hyper, **own, **adapter.hyper.chosen}
 
