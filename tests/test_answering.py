@@ -20,6 +20,7 @@ from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import BudgetError, InputError, UsageError
 from edgeadapt.memory.ledger import Setup, ledger
 from edgeadapt.memory.simulation import simulate
+from edgeadapt.runtime import beside as beside_module
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.beside import Beside
 from edgeadapt.runtime.memory import Needs, planned
@@ -386,19 +387,33 @@ def served(x: np.ndarray, wait: Any = None) -> Iterator[Frame]:
         yield Frame(index, row)
 
 
-def test_where_steps_end_before_the_next_frame_a_cap_changes_nothing(path):
+@pytest.fixture
+def working(monkeypatch: pytest.MonkeyPatch) -> list[Beside]:
+    """What streams that are served meanwhile work with."""
+    made: list[Beside] = []
+
+    class Seen(Beside):
+        def __init__(self, *given: Any) -> None:
+            super().__init__(*given)
+            made.append(self)
+
+    monkeypatch.setattr(beside_module, "Beside", Seen)
+    return made
+
+
+def idle(made: list[Beside]) -> None:
+    """Waits until nothing is worked on."""
+    limit = time.monotonic() + 30
+    while made and made[-1]._going is not None and not made[-1]._going.done():
+        assert time.monotonic() < limit
+        time.sleep(0.001)
+
+
+def test_where_steps_end_before_the_next_frame_a_cap_changes_nothing(path, working):
     x = frames(5 * WINDOW + 2)
     with Adapter.open(path, ENOUGH, answering=True) as adapter, Adapter.open(path, ENOUGH) as plain:
         stream = Stream(adapter, window=WINDOW, single=True, cap=1e6)
-
-        def wait(index: int) -> None:
-            limit = time.monotonic() + 30
-            while adapter.stats["steps"] < index // WINDOW or adapter._serving.turn.gate.locked():
-                assert time.monotonic() < limit
-                time.sleep(0.001)
-            time.sleep(0.02)  # for what comes after the step: it is made known
-
-        found = [one for (one,) in stream.run(served(x, wait))]
+        found = [one for (one,) in stream.run(served(x, lambda _: idle(working)))]
         wanted = [one for (one,) in Stream(plain, window=WINDOW, single=True).run(served(x))]
         assert all(np.array_equal(one.logits, other.logits) for one, other in zip(found, wanted, strict=True))
         assert [one.adapted for one in found] == [one.adapted for one in wanted]
@@ -406,40 +421,54 @@ def test_where_steps_end_before_the_next_frame_a_cap_changes_nothing(path):
         assert all(np.array_equal(value, plain.state[name]) for name, value in adapter.state.items())
 
 
-def test_frames_go_on_while_a_step_runs(path, monkeypatch):
+def test_frames_go_on_while_a_step_runs(path, monkeypatch, working):
     """Frames that come meanwhile are answered by the state before it, and the windows that they fill are passed over."""
-    x = frames(4 * WINDOW)
+    x = frames(3 * WINDOW + 2)
     with Adapter.open(path, answering=True) as adapter, Adapter.open(path) as plain:
         before = one_by_one(plain, x)
         held = Held(adapter, monkeypatch)
         stream = Stream(adapter, window=WINDOW, single=True, cap=1e6)
         answers = stream.run(served(x))
-        found = [next(answers)[0] for _ in range(3 * WINDOW)]
+        found = [next(answers)[0] for _ in range(3 * WINDOW + 1)]
         assert held.begun.wait(30)
-        assert np.array_equal(np.stack([one.logits for one in found]), before[: 3 * WINDOW])
+        assert np.array_equal(np.stack([one.logits for one in found]), before[: 3 * WINDOW + 1])
         assert not any(one.adapted for one in found)
+        assert stream.windows == 1
         held.go.set()
-        limit = time.monotonic() + 30
-        while not (last := next(answers)[0]).adapted:
-            assert time.monotonic() < limit
-            if last.index == len(x) - 1:
-                break
-            time.sleep(0.05)
+        idle(working)
+        ((last,),) = list(answers)
         plain.adapt(x[:WINDOW])
-        assert np.array_equal(last.logits, plain.predict(x[last.index], False))
-        list(answers)
-        assert stream.passed >= 1
-        assert adapter.stats["frames"] == len(x) + WINDOW * adapter.stats["steps"]
+        assert np.array_equal(last.logits, plain.predict(x[-1], False))
+        assert last.adapted
+        assert (stream.windows, stream.passed) == (1, 2)
+        assert adapter.stats["frames"] == len(x) + WINDOW
 
 
-def test_a_cap_that_no_answer_keeps_has_few_windows_adapted_on(path):
+def test_a_cap_that_no_answer_keeps_has_few_windows_adapted_on(path, monkeypatch):
+    """Each step here goes on until a frame was answered beside it, or there are none any more."""
     with Adapter.open(path, answering=True) as adapter:
+        answered, real, run = threading.Semaphore(0), adapter.answer, adapter._service.run
+
+        def answer(x: np.ndarray) -> np.ndarray:
+            logits = real(x)
+            answered.release()
+            return logits
+
+        def slow(name: str, *rest: Any) -> Any:
+            while name.startswith("adapt") and answered.acquire(blocking=False):
+                pass
+            if name.startswith("adapt"):
+                answered.acquire(timeout=1)
+            return run(name, *rest)
+
+        monkeypatch.setattr(adapter, "answer", answer)
+        monkeypatch.setattr(adapter._service, "run", slow)
         stream = Stream(adapter, window=WINDOW, single=True, cap=1e-6)
         answers = [one for (one,) in stream.run(served(frames(40 * WINDOW)))]
         assert len(answers) == 40 * WINDOW
         assert stream.late == 40 * WINDOW
         assert stream.windows + stream.passed == 40
-        assert stream.windows <= 7  # 1 + 1, 2, 4, 8, 16 between
+        assert stream.windows <= 7  # after the first 1, then 2, 4, 8, 16 are passed over
 
 
 def test_bad_frames_and_a_source_that_breaks_off(path):
