@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import Bundle, Manifest
-from edgeadapt.errors import UsageError
+from edgeadapt.errors import BudgetError, UsageError
 from edgeadapt.memory.rules import MOST_THREADS
 from edgeadapt.progress import Progress
 from edgeadapt.runtime import checkpoint, loading, memory, providers
@@ -25,7 +25,7 @@ from edgeadapt.runtime.choice import Item, wanted
 from edgeadapt.runtime.claims import CLAIMS, Claim
 from edgeadapt.runtime.hyper import Hyper
 from edgeadapt.runtime.memory import Needs
-from edgeadapt.runtime.prepared import Prepared, find
+from edgeadapt.runtime.prepared import Prepared, completed, find
 from edgeadapt.runtime.pressure import Change, Marks, Pressure, Signs
 from edgeadapt.runtime.service import Service
 from edgeadapt.runtime.serving import Serving
@@ -124,7 +124,7 @@ class Adapter:
         terms = loading.Terms(threads, providers.device() if cuda else None, kept, answering, strict)
         if limit is None:
             if progress is not None:
-                ready = _completed(bundle, threads, progress, ready, choices.everything(Needs(bundle, threads, counted=False), items).plan.graphs)
+                ready = completed(bundle, threads, progress, ready, choices.everything(Needs(bundle, threads, counted=False), items).plan.graphs)
             return cls(bundle, loading.everything(bundle, items, terms, ready), None, threads)
         with CLAIMS.taken(limit) as claim:
             return cls._within(bundle, items, claim, terms, ready, progress, spare)
@@ -146,7 +146,7 @@ class Adapter:
             with _OPENING:
                 begun = loading.start(claim)
                 names = loading.names(bundle, items, claim, begun, terms, ready)
-            ready = _completed(bundle, terms.threads, progress, ready, names)
+            ready = completed(bundle, terms.threads, progress, ready, names)
         with _OPENING:
             loaded = loading.fit(bundle, items, claim, terms, ready, begun)
             marks = Marks(reserve=spare)
@@ -237,7 +237,10 @@ class Adapter:
         with self._serving.turn.attempt() as mine:
             if mine:
                 self._service.look()
-        found = answers(x, self._hyper.chosen)
+        try:
+            found = answers(x, self._hyper.chosen)
+        except BudgetError:  # memory was refused: then as any prediction, which gives way
+            found = None
         if found is None:
             return self._serving(x, "predict", {**self._hyper.chosen, **answers.hyper, "mix": 0.0}, False)
         logits, count, bad = found
@@ -254,7 +257,13 @@ class Adapter:
         with self._serving.turn():
             self._answers().publish(self._state.seen(), hyper)
 
+    @property
+    def answering(self) -> bool:
+        """Whether it was opened so that `answer` is possible."""
+        return self._service.answers is not None
+
     def _answers(self) -> Answers:
+        self._service.check_open()
         if self._service.answers is None:
             raise UsageError("this adapter was opened without answering", "open it with answering=True")
         return self._service.answers
@@ -438,13 +447,3 @@ class Adapter:
     def changes(self) -> tuple[Change, ...]:
         """The latest hundred changes of the memory's level."""
         return self._service.changes()
-
-
-def _completed(bundle: Bundle, threads: int, progress: Progress, ready: Prepared | None, names: Collection[str]) -> Prepared | None:
-    """What was prepared, with those of the graphs `names` that it lacks."""
-    lacking = names if ready is None else ready.lacks(names)
-    if not lacking:
-        return ready
-    from edgeadapt.runtime.preparing import ensure
-
-    return ensure(bundle, threads, progress, names=lacking)

@@ -22,7 +22,8 @@ from edgeadapt.bundle import Bundle
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.runtime.adapter import Adapter
-from edgeadapt.runtime.guard import Guard, guarding_bytes
+from edgeadapt.runtime.guard import Guard
+from edgeadapt.runtime.guarded import guarding_bytes
 from edgeadapt.runtime.prepared import find
 from edgeadapt.runtime.state import Floats
 from edgeadapt.runtime.stream import Prediction, Stream

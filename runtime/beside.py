@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 
 _MOST = 64  # windows that are passed over after a step that made answers late, at most
-_NICE = 10  # so much less of a busy processor's time than answers get
+_NICE, _LEAST = 10, 19  # so much less urgent than the thread that made it, and the least urgent that there is
+LOG = logging.getLogger("edgeadapt")
 
 
 class Beside:
@@ -59,18 +62,23 @@ class Beside:
         self._going = self._pool.submit(self._work, window)
         return True
 
-    def close(self) -> None:
-        """Waits for the work that goes on.
+    def close(self, quietly: bool = False) -> None:
+        """Waits for the work that goes on. quietly: what it raised is only logged, as where something else was raised already.
 
         Raises:
             what it raised.
         """
         self._pool.shutdown()
-        if self._going is not None:
-            self._going.result()
+        reason = None if self._going is None else self._going.exception()
+        if reason is not None:
+            if not quietly:
+                raise reason
+            LOG.error("a step that went on beside the answers failed: %s", reason)
 
 
 def _give_way() -> None:
-    """Has this thread wait for the processor where others want it; on Linux each thread has a priority of its own."""
-    with suppress(AttributeError, OSError):
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICE)
+    """Has this thread wait for the processor where others want it: on Linux each has a priority of its own. Threads of an operator keep theirs."""
+    if sys.platform == "linux":
+        with suppress(OSError):
+            me = threading.get_native_id()
+            os.setpriority(os.PRIO_PROCESS, me, min(_LEAST, os.getpriority(os.PRIO_PROCESS, me) + _NICE))

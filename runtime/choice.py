@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from edgeadapt.bundle import Form, Manifest
 from edgeadapt.errors import BudgetError, UsageError
 from edgeadapt.memory import footprint
-from edgeadapt.memory.ledger import Ledger, Line
+from edgeadapt.memory.ledger import ANSWERING, Ledger, Line
 from edgeadapt.runtime.memory import FIRST_GRAPH, Needs, Planned, planned
 from edgeadapt.units import format_bytes
 
@@ -244,6 +244,8 @@ def _refusal(needs: Needs, items: list[Item], budget: int, held: int, strict: bo
     sizes = [f"{text} needs {_rounded(held + _planned(needs, forms, False).total)}" for text, forms in options]
     sizes += [f"all of it needs {_rounded(total)}"] if strict else []
     otherwise = "export with a smaller batch" if held + alone.total > budget else 'only predict, with roles="predict" or --no-adapt'
+    if needs.answering:
+        otherwise += f"; or do not answer frames while a step runs (--cap), which takes {format_bytes(plan.lines()[ANSWERING])}"
     return BudgetError(message, f"give a budget that is enough: {'; '.join(sizes)}; or {otherwise}")
 
 

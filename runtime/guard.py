@@ -19,16 +19,19 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import wraps
+from typing import Concatenate, ParamSpec
 
 import numpy as np
 
-from edgeadapt.bundle import Manifest
 from edgeadapt.errors import UsageError
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.guarded import check_guarded, written
 from edgeadapt.runtime.phases import Limits, Phase, Trial, Verdict
 from edgeadapt.runtime.scores import Predicted, Scores, Shift, distance, runs_of, spread_of
 from edgeadapt.runtime.state import Floats
@@ -40,8 +43,26 @@ _FEWEST, _RUNS = 128, 256  # frames whose predictions tell whether classes come 
 _LITTLE = 0.02  # of a window's statistics, where these are only looked at
 
 
+_Given = ParamSpec("_Given")
+
+
+def _by_hand(call: Callable[Concatenate[Guard, _Given], None]) -> Callable[Concatenate[Guard, _Given], None]:
+    """Between two windows, whoever calls; frames that are answered while steps run are answered by what came of it."""
+
+    @wraps(call)
+    def alone(guard: Guard, /, *given: _Given.args, **named: _Given.kwargs) -> None:
+        with guard.between:
+            call(guard, *given, **named)
+            if guard.adapter.answering:
+                guard.adapter.publish(**guard.scalars)
+
+    return alone
+
+
 class Guard:
     """Serves windows with an adapter, and decides what adaptation they get. Nobody else may change the adapter's state meanwhile.
+
+    What it may be told by hand waits for the end of a window that is being served.
 
     Args:
         adapter: the adapter. Where what steps change differs from the bundle's, as that of a loaded state does, the guard takes it for what the model
@@ -52,6 +73,7 @@ class Guard:
     Attributes:
         adapter: the adapter. phase: its state. windows: served so far. scores: of the last one. verdicts: the latest thousand decisions.
         scalars: what the adapter is to predict with until the next window, where it is not the user who set them.
+        between: the lock that is held while a window is served.
 
     Raises:
         UsageError: the bundle does not say what its source looks like, or the adapter was opened without what adapts.
@@ -66,10 +88,11 @@ class Guard:
             raise UsageError("a guard watches over adaptation, and this adapter was opened without it", hint)
         self.adapter, self.limits, self.phase, self.windows = adapter, limits or Limits(), Phase.WARM_UP, 0
         self.scores: Scores | None = None
+        self.between = threading.RLock()
         self.scalars: dict[str, float] = {}
         self.verdicts: deque[Verdict] = deque(maxlen=_REMEMBERED)
         self._tell, self._reference = tell, manifest.reference
-        passing, stepping = (_written(manifest, role) for role in ("predict", "adapt"))
+        passing, stepping = (written(manifest, role) for role in ("predict", "adapt"))
         with adapter.bundle.stored_state() as start:
             self._shift = Shift(manifest.reference, start)
             self._source = {spec.name: np.array(start[spec.name]) for spec in manifest.state if spec.name in passing}
@@ -102,6 +125,10 @@ class Guard:
         Raises:
             InputError, UsageError, BudgetError: as the adapter's.
         """
+        with self.between:
+            return self._served(x, due)
+
+    def _served(self, x: Floats, due: bool) -> tuple[Floats, bool]:
         adapter, before = self.adapter, self.adapter.stats
         usable = np.isfinite(x.reshape(len(x), -1)).all(1)
         step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._varied()
@@ -349,6 +376,7 @@ class Guard:
         self._shares, self._labels, self._renewed = self._shares[:0], self._labels[:0], 0
         self.adapter.put(self._source)
 
+    @_by_hand
     def roll_back(self, reason: str = "by hand", scores: Scores | None = None) -> None:
         """Puts the last good back; the second time in a row, or where there is none, what the model started as. A pause stays one."""
         self._failures += 1
@@ -360,12 +388,14 @@ class Guard:
         self._calm = self.limits.calm * 2 ** min(self._failures - 1, 4)
         self._go(Phase.PAUSED if self.phase is Phase.PAUSED else Phase.ROLLED_BACK, f"{reason}; {put}", scores)
 
+    @_by_hand
     def mark_good(self) -> None:
         """Takes what was learned, as it is, for what the model started as: nothing goes back behind it but `reset`."""
         self._keep()
         self._base, self._good = self._good, None
         self._go(Phase.PAUSED if self.phase is Phase.PAUSED else Phase.OBSERVING, "marked good by hand", self.scores)
 
+    @_by_hand
     def reset(self) -> None:
         """Puts the whole state back to what the bundle began with, and begins with the warm-up."""
         self.adapter.reset()
@@ -375,10 +405,12 @@ class Guard:
         self._forget()
         self._go(Phase.WARM_UP, "reset by hand")
 
+    @_by_hand
     def pause(self) -> None:
         """No steps until `resume`; windows are scored as before."""
         self._go(Phase.PAUSED, "by hand", self.scores)
 
+    @_by_hand
     def resume(self) -> None:
         """Goes on with `observing` after a `pause`; what was not yet proven is put aside. Otherwise nothing."""
         if self.phase is Phase.PAUSED:
@@ -387,34 +419,9 @@ class Guard:
                 self._unlearn()
             self._go(Phase.OBSERVING, f"resumed by hand{aside}", self.scores)
 
+    @_by_hand
     def settle(self) -> None:
         """Before a state is saved: what was learned and not yet proven is put aside, for the last good or the start."""
         if self._unproven:
             self._unlearn()
             self._go(Phase.PAUSED if self.phase is Phase.PAUSED else Phase.OBSERVING, "steps not yet proven are put aside", self.scores)
-
-
-def check_guarded(manifest: Manifest) -> None:
-    """See that a bundle can be served with a guard.
-
-    Raises:
-        UsageError: it does not say what its source looks like.
-    """
-    if manifest.reference is None:
-        raise UsageError("a guard compares a stream with the source, and this bundle does not say what that looks like", "export it with --data")
-
-
-def guarding_bytes(manifest: Manifest) -> int:
-    """The most bytes that a guard holds beside the adapter: copies of what steps and passes change, and what it makes of a window's logits."""
-    passing, stepping = (_written(manifest, role) for role in ("predict", "adapt"))
-    sizes = {spec.name: spec.nbytes for spec in manifest.state}
-    state = 4 * sum(size for name, size in sizes.items() if name in stepping | passing)
-    places = 1 if manifest.task.kind == "classification" else math.prod(manifest.input.shape[1:])
-    classes, frames = manifest.task.classes, max(manifest.batches)
-    logits = frames * (3 * 8 * classes + 3 * 4 * classes * places + 3 * 4 * places) + 4 * 4 * classes * places  # shares, logits, labels; one frame's
-    return state + logits + 2**20  # as much is read at a time of what the bundle began with
-
-
-def _written(manifest: Manifest, role: str) -> set[str]:
-    """State that graphs of a role change, its steps in pieces among them."""
-    return {name for graph in manifest.graphs.values() if graph.role.partition("-")[0] == role for name in graph.writes}

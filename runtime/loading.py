@@ -87,7 +87,9 @@ def everything(bundle: Bundle, items: list[Item], terms: Terms, prepared: Prepar
     answers = None
     if terms.answering:
         own = part_of(bundle.manifest, state.seen())
-        answers = Answers(bundle.manifest, own, Engine(bundle, own, terms.threads, [FIRST_GRAPH], prepared, shared=engine))
+        beside = Engine(bundle, own, terms.threads, [FIRST_GRAPH], prepared, shared=engine)
+        beside.prepare(FIRST_GRAPH)  # later, a step may be loading its own
+        answers = Answers(bundle.manifest, own, beside)
     return Loaded(choice, state, engine, prepared, answers=answers)
 
 
@@ -265,8 +267,10 @@ def _to_come(plan: Planned, state: FlatState, mapped: int, answers: Answers | No
     untouched = plan.region.size - lines["region"] < 256 <= plan.region.size  # nothing was prepacked into it: its table is still to be made
     first = lines["region"] + state.untouched + lines.get("sums", 0) + lines["frames and logits"] + (lines["region's table"] if untouched else 0)
     if plan.answering is not None and answers is not None:
-        apart = plan.answering  # the window that fills meanwhile is no more than the caller's frames
-        first += apart.region.size + apart.lines()["region's table"] + answers.state.untouched + lines["frames and logits"] // 2
+        apart, own = plan.answering, plan.answering.lines()
+        fresh = apart.region.size - own["region"] < 256  # nothing was prepacked into it
+        first += own["region"] + (own["region's table"] if fresh else 0) + answers.state.untouched
+        first += lines["frames and logits"] // 2  # the window that fills meanwhile is no more than the caller's frames
     return first + lines.get("slack", 0) + max(0, lines["weights"] + lines["code"] + lines.get("CUDA libraries", 0) - mapped)
 
 

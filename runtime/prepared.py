@@ -12,7 +12,7 @@ import logging
 import os
 import platform
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from edgeadapt.cache import cache_folder
 from edgeadapt.errors import BundleError
 from edgeadapt.memory import footprint, quantised
 from edgeadapt.memory.graph import OWN, read
+from edgeadapt.progress import Progress
 from edgeadapt.units import format_bytes
 
 FORMAT = 3
@@ -341,3 +342,13 @@ def describe(folder: Path, names: list[str]) -> dict[str, dict[str, Any]]:
 
 def _unusable(path: Path, why: str) -> BundleError:
     return BundleError(f"{path} {why}", "prepare the bundle again")
+
+
+def completed(bundle: Bundle, threads: int, progress: Progress, ready: Prepared | None, names: Collection[str]) -> Prepared | None:
+    """What was prepared, with those of the graphs `names` that it lacks."""
+    lacking = names if ready is None else ready.lacks(names)
+    if not lacking:
+        return ready
+    from edgeadapt.runtime.preparing import ensure
+
+    return ensure(bundle, threads, progress, names=lacking)

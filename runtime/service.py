@@ -107,11 +107,19 @@ class Service:
             UsageError: closed.
             BudgetError: its graphs were let go of for want of memory, and there is not even enough to load the least.
         """
-        if self._closed:
-            raise UsageError("this adapter is closed", "open the bundle again")
+        self.check_open()
         if self._engine is None:
             self._engine = self._made(self.choice.least)
         return self._engine
+
+    def check_open(self) -> None:
+        """See that it was not closed.
+
+        Raises:
+            UsageError: it was.
+        """
+        if self._closed:
+            raise UsageError("this adapter is closed", "open the bundle again")
 
     def close(self) -> None:
         """Lets go of the graphs, for good."""
@@ -120,7 +128,7 @@ class Service:
 
     def look(self) -> None:
         """Follows the state of memory by one level, if it is time to look. No engine of before may be held any longer."""
-        if self._pressure is not None and (level := self._pressure.look(self._missing())) is not None:
+        if self._pressure is not None and not self._closed and (level := self._pressure.look(self._missing())) is not None:
             self._go(level)
 
     def _missing(self) -> int:

@@ -6,7 +6,7 @@ A frame is answered with its window, or at once, while it waits for the window t
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,8 @@ class Prediction:
         logits: float32 [C] or [C,H,W]; None for a bad frame, whose `frame.fault` says why.
         milliseconds: of its window, a frame: preparing, predicting and adapting. One frame at a time: of the frame itself, and of
             the step before it, which it may have had to wait for; not with a cap.
-        adapted: whether the model was changed by the window that it was part of; one frame at a time: changed just before it was predicted.
+        adapted: whether the model was changed by the window that it was part of; one frame at a time: changed just before it was predicted. With a
+            cap it is told of the first frame after the step was seen to have ended.
     """
 
     index: int
@@ -143,8 +144,10 @@ class Stream:
         if cap is not None:
             adapter.publish(**self._scalars())
 
-    def run(self, frames: Iterable[Frame]) -> Iterator[list[Prediction]]:
+    def run(self, frames: Iterable[Frame]) -> Generator[list[Prediction], None, None]:
         """Predictions in the frames' order, one list a window, or with `single` one list a frame.
+
+        With a cap, whoever does not take them to the end closes this before the adapter, which waits for a step that goes on.
 
         Args:
             frames: may be endless. What they raise is raised here, after the frames that came before have been answered if it is a SourceError.
@@ -213,7 +216,7 @@ class Stream:
             self._adapter.publish(**self._scalars())
             return changed
 
-        beside, which, good, changed = Beside(work), 0, 0, False
+        beside, which, good, changed, ended = Beside(work), 0, 0, False, False
         try:
             for index, frame in enumerate(frames):
                 begin = time.perf_counter()
@@ -231,12 +234,13 @@ class Stream:
                     continue
                 good += 1
                 if good == self.window:
-                    good = 0
+                    changed, good = beside.ended(), 0
                     which ^= beside.full(which)
                     self._buffer = buffers[which]
+            ended = True
         finally:
-            beside.close()
             self.passed = beside.passed
+            beside.close(quietly=not ended)
 
     def _scalars(self) -> dict[str, float]:
         return {} if self._guard is None else self._guard.scalars

@@ -21,7 +21,8 @@ from edgeadapt.cli.main import main
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import UsageError
 from edgeadapt.exporters.export import export
-from edgeadapt.runtime.guard import Guard, guarding_bytes
+from edgeadapt.runtime.guard import Guard
+from edgeadapt.runtime.guarded import guarding_bytes
 from edgeadapt.runtime.phases import Limits, Phase
 from edgeadapt.runtime.scores import Predicted, Shift, distance, runs_of
 from edgeadapt.runtime.stream import Stream

@@ -27,6 +27,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -89,7 +90,8 @@ def run(arguments: argparse.Namespace) -> int:
     from edgeadapt.progress import Bars
     from edgeadapt.report.stream import Tally
     from edgeadapt.runtime.adapter import Adapter
-    from edgeadapt.runtime.guard import Guard, check_guarded, guarding_bytes
+    from edgeadapt.runtime.guard import Guard
+    from edgeadapt.runtime.guarded import check_guarded, guarding_bytes
     from edgeadapt.runtime.hyper import Hyper
     from edgeadapt.runtime.stream import Stream, check_schedule, served_as
 
@@ -99,11 +101,15 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("--verdicts are those of a guard, and there is none", "add --guard, or leave --verdicts out")
     used: dict[str, Any] = {"roles": "adapt" if arguments.adapt else "predict"}
     used |= {name: getattr(arguments, name) for name in ("reserve", "prepared", "provider", "slack")}
+    bundle = Bundle.open(arguments.bundle, verify=False)
     if arguments.budget is not None and arguments.batch is not None:
         used["batches"] = [arguments.batch]
-    bundle = Bundle.open(arguments.bundle, verify=False)
+    elif arguments.budget is not None and arguments.adapt and (searched := bundle.manifest.searched) is not None:
+        used["batches"] = [size for size in bundle.manifest.batches if size <= searched.window]  # larger ones would not be run
     check_schedule(arguments.adapt, arguments.single, arguments.every, arguments.alike, arguments.guard, arguments.cap)
     used["answering"] = arguments.cap is not None
+    if arguments.cap is not None and arguments.provider != "cpu":
+        raise UsageError("--cap answers frames on the processor only", "leave out --cap, or --provider")
     if arguments.guard:
         check_guarded(bundle.manifest)
         used["slack"] += guarding_bytes(bundle.manifest) if arguments.budget is not None else 0
@@ -123,7 +129,8 @@ def run(arguments: argparse.Namespace) -> int:
             tally = Tally(adapter.manifest.task.kind)
             begun = adapter.stats
             try:
-                _serve(adapter, stream.run(_first(source, arguments.limit)), tally, arguments.top)
+                with closing(stream.run(_first(source, arguments.limit))) as answers:  # a step that goes on beside them is waited for
+                    _serve(adapter, answers, tally, arguments.top)
             finally:  # also when interrupted or broken off: what was served is told and kept
                 _close(adapter, tally, begun, source.name, arguments, guard, stream)
     if not tally.frames:

@@ -1,0 +1,34 @@
+"""What a guard needs of a bundle, and what it takes beside the adapter."""
+
+from __future__ import annotations
+
+import math
+
+from edgeadapt.bundle import Manifest
+from edgeadapt.errors import UsageError
+
+
+def check_guarded(manifest: Manifest) -> None:
+    """See that a bundle can be served with a guard.
+
+    Raises:
+        UsageError: it does not say what its source looks like.
+    """
+    if manifest.reference is None:
+        raise UsageError("a guard compares a stream with the source, and this bundle does not say what that looks like", "export it with --data")
+
+
+def guarding_bytes(manifest: Manifest) -> int:
+    """The most bytes that a guard holds beside the adapter: copies of what steps and passes change, and what it makes of a window's logits."""
+    passing, stepping = (written(manifest, role) for role in ("predict", "adapt"))
+    sizes = {spec.name: spec.nbytes for spec in manifest.state}
+    state = 4 * sum(size for name, size in sizes.items() if name in stepping | passing)
+    places = 1 if manifest.task.kind == "classification" else math.prod(manifest.input.shape[1:])
+    classes, frames = manifest.task.classes, max(manifest.batches)
+    logits = frames * (3 * 8 * classes + 3 * 4 * classes * places + 3 * 4 * places) + 4 * 4 * classes * places  # shares, logits, labels; one frame's
+    return state + logits + 2**20  # as much is read at a time of what the bundle began with
+
+
+def written(manifest: Manifest, role: str) -> set[str]:
+    """State that graphs of a role change, its steps in pieces among them."""
+    return {name for graph in manifest.graphs.values() if graph.role.partition("-")[0] == role for name in graph.writes}
