@@ -546,7 +546,7 @@ def test_a_cap_that_bounds_nothing_is_refused(path, options, said):
 
 def test_run_tells_of_its_cap(path, tmp_path, capsys):
     np.savez(tmp_path / "frames.npz", x=frames(6 * WINDOW))
-    words = ["run", str(path), "--source", str(tmp_path / "frames.npz"), "--single", "--batch", str(WINDOW), "--budget", "300MiB", "--no-prepared"]
+    words = ["run", str(path), "--source", str(tmp_path / "frames.npz"), "--single", "--batch", str(WINDOW), "--budget", ENOUGH, "--no-prepared"]
     assert main([*words, "--cap", "1e6", "--report", str(tmp_path / "report")]) == 0
     seen = capsys.readouterr()
     assert len(seen.out.splitlines()) == 6 * WINDOW
