@@ -48,7 +48,7 @@ def search(
     """
     compiled = graphs[0]()
     program = compiled.program
-    usual = {name: float(program.example[f"hyper.{name}"]) for name in compiled.hyper}
+    usual = _usual(compiled)
     free = {name: values for name, values in TRIED.items() if name in usual and name not in fixed}
     if "mix" in free and usual["mix"] >= 1.0:
         free["mix"] = tuple(value for value in free["mix"] if value < 1.0)
@@ -64,9 +64,8 @@ def search(
 
     def measured(scalars: Mapping[str, float], compiled: Compiled = compiled) -> Errors:
         batch, found = compiled.program.batch, []
-        words = Try(dict(scalars), batch, (0.0,), 0.0).words
-        told(len(tried), total, words if batch == program.batch else f"{words}, windows of {batch}")
-        usual = {name: float(compiled.program.example[f"hyper.{name}"]) for name in compiled.hyper}
+        told(len(tried), total, Try(dict(scalars), batch, (0.0,), 0.0).words(program.batch))
+        usual = _usual(compiled)
         for name, (way, always) in ways.items():
             given = {**dict(_set(usual, scalars)), **always}
             key = batch, name, tuple(sorted(given.items()))
@@ -99,6 +98,11 @@ def search(
         for scalars, batch, errors in tried
     )
     return Searched(labelled, count, stream.shifts, tuple(ways), rows)
+
+
+def _usual(compiled: Compiled) -> dict[str, float]:
+    """Values of a graph's scalars at its batch."""
+    return {name: float(compiled.program.example[f"hyper.{name}"]) for name in compiled.hyper}
 
 
 def _mixed(stream: Stream) -> Stream:

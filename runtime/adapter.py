@@ -24,7 +24,6 @@ from edgeadapt.runtime.answers import Answers
 from edgeadapt.runtime.choice import Item, wanted
 from edgeadapt.runtime.claims import CLAIMS, Claim
 from edgeadapt.runtime.hyper import Hyper
-from edgeadapt.runtime.memory import Needs
 from edgeadapt.runtime.prepared import Prepared, completed, find
 from edgeadapt.runtime.pressure import Change, Marks, Pressure, Signs
 from edgeadapt.runtime.service import Service
@@ -124,7 +123,7 @@ class Adapter:
         terms = loading.Terms(threads, providers.device() if cuda else None, kept, answering, strict)
         if limit is None:
             if progress is not None:
-                ready = completed(bundle, threads, progress, ready, choices.everything(Needs(bundle, threads, counted=False), items).plan.graphs)
+                ready = completed(bundle, threads, progress, ready, choices.everything(terms.needs(bundle, counted=False), items).plan.graphs)
             return cls(bundle, loading.everything(bundle, items, terms, ready), None, threads)
         with CLAIMS.taken(limit) as claim:
             return cls._within(bundle, items, claim, terms, ready, progress, spare)

@@ -16,28 +16,24 @@ from edgeadapt.runtime.memory import FIRST_GRAPH
 from edgeadapt.runtime.state import Array, FlatState, Floats
 
 
-def part_of(manifest: Manifest, seen: Mapping[str, Array]) -> FlatState:
-    """A state of its own for the first graph, with the values that are `seen` now."""
-    graph = manifest.graphs[FIRST_GRAPH]
-    specs = [spec for spec in manifest.state if spec.name in {*graph.reads, *graph.writes}]
-    return FlatState(specs, {FIRST_GRAPH: graph}, {spec.name: seen[spec.name] for spec in specs})
-
-
 class Answers:
     """Answers frames one by one, by a state of its own. Safe to use from several threads; what it computes with it shares with nobody.
 
     Args:
         manifest: of the bundle.
-        state: its state, as `part_of` makes it.
-        engine: the first graph over that state; None for none as yet.
+        seen: the values that its state begins with.
 
     Attributes:
-        state: as given. hyper: the scalars that were made known with it.
+        state: what the first graph reads and writes; for an engine that `use` is given. hyper: the scalars that were made known with it.
     """
 
-    def __init__(self, manifest: Manifest, state: FlatState, engine: Engine | None) -> None:
+    def __init__(self, manifest: Manifest, seen: Mapping[str, Array]) -> None:
+        graph = manifest.graphs[FIRST_GRAPH]
+        specs = [spec for spec in manifest.state if spec.name in {*graph.reads, *graph.writes}]
+        self.state = FlatState(specs, {FIRST_GRAPH: graph}, {spec.name: seen[spec.name] for spec in specs})
         self._manifest, self._lock = manifest, threading.Lock()
-        self.state, self._engine, self.hyper = state, engine, dict[str, float]()
+        self._engine: Engine | None = None
+        self.hyper: dict[str, float] = {}
 
     def __call__(self, x: NDArray[Any], hyper: Mapping[str, float]) -> tuple[Floats, int, int] | None:
         """Logits of frames, how many these are, and how many of them hold NaN or infinite values; None while there is no session.

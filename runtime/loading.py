@@ -17,7 +17,7 @@ from edgeadapt.memory import cuda
 from edgeadapt.runtime import choice as choices
 from edgeadapt.runtime import library
 from edgeadapt.runtime import region as regions
-from edgeadapt.runtime.answers import Answers, part_of
+from edgeadapt.runtime.answers import Answers
 from edgeadapt.runtime.choice import Choice, Item
 from edgeadapt.runtime.claims import Claim
 from edgeadapt.runtime.engine import Engine
@@ -86,10 +86,10 @@ def everything(bundle: Bundle, items: list[Item], terms: Terms, prepared: Prepar
     _tell(needs, choice)
     answers = None
     if terms.answering:
-        own = part_of(bundle.manifest, state.seen())
-        beside = Engine(bundle, own, terms.threads, [FIRST_GRAPH], prepared, shared=engine)
+        answers = Answers(bundle.manifest, state.seen())
+        beside = Engine(bundle, answers.state, terms.threads, [FIRST_GRAPH], prepared, shared=engine)
         beside.prepare(FIRST_GRAPH)  # later, a step may be loading its own
-        answers = Answers(bundle.manifest, own, beside)
+        answers.use(beside)
     return Loaded(choice, state, engine, prepared, answers=answers)
 
 
@@ -140,8 +140,8 @@ def _fitted(
         engine = load(bundle, state, terms.threads, choice.plan, needs.prepared)
         answers = None
         if terms.answering:
-            own = part_of(bundle.manifest, state.seen())
-            answers = Answers(bundle.manifest, own, answering(bundle, own, terms.threads, choice.plan, engine, needs.prepared))
+            answers = Answers(bundle.manifest, state.seen())
+            answers.use(answering(bundle, answers.state, terms.threads, choice.plan, engine, needs.prepared))
         rehearsed = INEXACT and choice.plan.region.size > 0  # then all that runs take is resident already
         to_come = choice.plan.ledger.on_device + (0 if rehearsed else _to_come(choice.plan, state, mapped_files() - files, answers))
         excess = resident() + (held - now.now) + to_come - claim.budget

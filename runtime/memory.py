@@ -359,6 +359,7 @@ def laid_out(needs: Needs, plan: Planned) -> Planned:
     if not plan.region.size:
         return plan
     names, prepacking = plan.graphs, plan.region.prepacking
+    anew = partial(planned, needs, names, prepacking, frames=plan.frames, answering=plan.answering is not None)
     inside = sum(needs[name].inside for name in names) if prepacking else 0
     for corrected in (False, True):
         base = plan.region.size - inside
@@ -368,10 +369,8 @@ def laid_out(needs: Needs, plan: Planned) -> Planned:
             break
         for name in large:  # what the bundle says of them is too small
             needs.correct(name, prepacking)
-        plan = planned(needs, names, prepacking, frames=plan.frames, answering=plan.answering is not None)
-    if size in (None, base):
-        return plan
-    return planned(needs, names, prepacking, more=size - base, frames=plan.frames, answering=plan.answering is not None)
+        plan = anew()
+    return plan if size in (None, base) else anew(more=size - base)
 
 
 def _up(size: int) -> int:
@@ -379,12 +378,5 @@ def _up(size: int) -> int:
 
 
 def _buffers(bundle: Bundle, names: Iterable[str], frames: int) -> int:
-    manifest = bundle.manifest
-    frame, output = 4, 4 * manifest.task.classes
-    for size in manifest.input.shape:
-        frame *= size
-    if manifest.task.kind == "segmentation":
-        for size in manifest.input.shape[1:]:
-            output *= size  # at most one score a pixel and class
-    ours = max(manifest.graphs[name].batch for name in names)
-    return (ours + max(ours, frames)) * (frame + output)
+    ours = max(bundle.manifest.graphs[name].batch for name in names)
+    return (ours + max(ours, frames)) * sum(footprint.frame_bytes(bundle.manifest))

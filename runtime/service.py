@@ -196,7 +196,6 @@ class Service:
             reason = next(iter(str(refusal).splitlines()), "") or type(refusal).__name__
             LOG.warning("memory: %s", reason)
             self._engine, self._forms = None, self._least()
-            self._hush()
             if level < Level.PREDICT and self._pressure is not None:
                 self._pressure.stay(reason)
             return level == Level.PREDICT  # `live` tries again
@@ -245,7 +244,6 @@ class Service:
             plan, known = self.choice.plan, self.answers.state
             self.answers.use(loading.answering(self._bundle, known, self._threads, plan, self._engine, self._prepared))
         self._forms = self._least() if least else _by_role(self.choice.forms)
-
 
     def _hush(self) -> None:
         if self.answers is not None:

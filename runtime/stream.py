@@ -73,12 +73,12 @@ def check_schedule(adapt: bool, single: bool, every: int, alike: float | None, g
         raise UsageError("a guard watches over adaptation, and nothing is adapted", "leave one of them out")
     if not adapt and (every > 1 or alike is not None):
         raise UsageError("every and alike say what is adapted on, and nothing is", "leave them out, or adapt")
-    if cap is not None and (not adapt or not single or not cap > 0):
-        if adapt and single:
-            raise UsageError(f"cap = {cap:g} is no time", "give milliseconds above 0")
-        if adapt:
-            raise UsageError("a cap bounds what each frame waits, and frames of a window wait for each other", "answer frames one at a time")
+    if cap is not None and not adapt:
         raise UsageError("a cap bounds what each frame waits for steps, and there are none", "leave it out, or adapt")
+    if cap is not None and not single:
+        raise UsageError("a cap bounds what each frame waits, and frames of a window wait for each other", "answer frames one at a time")
+    if cap is not None and not cap > 0:
+        raise UsageError(f"cap = {cap:g} is no time", "give milliseconds above 0")
     if alike is not None and (not single or not alike >= 0):
         reason = f"alike = {alike:g} is no difference" if single else "frames of a window are answered together, so none can be left out of it"
         raise UsageError(reason, "give a number of at least 0" if single else "answer frames one at a time, or leave alike out")

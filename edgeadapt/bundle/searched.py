@@ -30,10 +30,10 @@ class Try:
     clean: float
     chosen: bool = False
 
-    @property
-    def words(self) -> str:
-        """In words: "own 0.6, rate x 4"."""
-        return ", ".join(f"{name} {'x ' if name in FACTORS else ''}{value:g}" for name, value in self.scalars.items()) or "as usual"
+    def words(self, usual: int) -> str:
+        """In words: "own 0.6, rate x 4", and the window where it is not of as many frames as is usual."""
+        scalars = ", ".join(f"{name} {'x ' if name in FACTORS else ''}{value:g}" for name, value in self.scalars.items()) or "as usual"
+        return scalars if self.batch == usual else f"{scalars}, windows of {self.batch}"
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,9 @@ class Searched:
 
     def table(self) -> list[tuple[str, ...]]:
         """Header and rows of text; the first column and the last are words."""
-        shown = [(self._words(row), *(f"{100 * share:.2f}" for share in (*row.errors, row.clean)), "chosen" * row.chosen) for row in self.rows]
+        usual = self.rows[0].batch
+        shown = [(row.words(usual), *(f"{100 * share:.2f}" for share in (*row.errors, row.clean)), "chosen" * row.chosen) for row in self.rows]
         return [("scalars", *self.streams, "clean", ""), *shown]
-
-    def _words(self, row: Try) -> str:
-        return row.words if row.batch == self.rows[0].batch else f"{row.words}, windows of {row.batch}"
 
 
 def read_searched(node: Node) -> Searched:
@@ -96,7 +94,7 @@ def read_searched(node: Node) -> Searched:
     if (count := sum(row.chosen for row in rows)) != 1:
         raise node.child("rows").wrong("one that is chosen", str(count))
     if rows[0].scalars:
-        raise node.child("rows").wrong("the usual scalars first", rows[0].words)
+        raise node.child("rows").wrong("the usual scalars first", rows[0].words(rows[0].batch))
     if odd := next((row for row in rows if row.batch > rows[0].batch), None):
         raise node.child("rows").wrong("the largest batch first", str(odd.batch))
     return Searched(node.child("labelled").truth(), node.child("samples").integer(1), shifts, streams, rows)

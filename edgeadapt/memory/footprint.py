@@ -187,6 +187,12 @@ def state_bytes(specs: Iterable[StateSpec], graphs: Mapping[str, GraphSpec], nam
     return sum(-(-spec.nbytes // 64) * 64 * (2 if spec.name in written else 1) for spec in specs)
 
 
+def frame_bytes(manifest: Manifest) -> tuple[int, int]:
+    """Bytes of a frame and of its logits, of segmentation at most one score a pixel and class."""
+    places = math.prod(manifest.input.shape[1:]) if manifest.task.kind == "segmentation" else 1
+    return 4 * math.prod(manifest.input.shape), 4 * manifest.task.classes * places
+
+
 def answering(manifest: Manifest, name: str, region: int, copies: int, structures: int, frames: int, threads: int) -> int:
     """Bytes of a second session of the graph `name`, and of what it needs to answer frames while a step runs: a state and memory of its own.
 
@@ -201,8 +207,7 @@ def answering(manifest: Manifest, name: str, region: int, copies: int, structure
     """
     graph = manifest.graphs[name]
     own = [spec for spec in manifest.state if spec.name in {*graph.reads, *graph.writes}]
-    frame, scores = 4 * math.prod(manifest.input.shape), 4 * manifest.task.classes
-    scores *= math.prod(manifest.input.shape[1:]) if manifest.task.kind == "segmentation" else 1
+    frame, scores = frame_bytes(manifest)
     ours = TENSOR * len(own) + BOUND * bound(graph) + state_bytes(own, manifest.graphs, [name])
     return region + (region + copies) // 256 * TABLE_ENTRY + copies + structures + ours + (1 + frames) * frame + 2 * scores + threads * THREAD
 

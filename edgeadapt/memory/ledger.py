@@ -367,9 +367,7 @@ def _tensors(bundle: Bundle, found: Mapping[str, Layout], setup: Setup, inside: 
 
 
 def _answering(bundle: Bundle, first: Layout, setup: Setup) -> int:
-    copies = first.inside + first.beside if setup.prepacking else 0
-    if setup.prepacking:
-        copies += footprint.copies_bytes(first.graph.external)
+    copies = first.inside + first.beside + footprint.copies_bytes(first.graph.external) if setup.prepacking else 0
     structures = footprint.session_bytes(footprint.count(first.graph))
     frames = max(setup.frames, *(bundle.manifest.graphs[name].batch for name in used(setup.graphs)))
     return footprint.answering(bundle.manifest, FIRST, region_of([first]), copies, structures, frames, setup.threads)
