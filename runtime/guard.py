@@ -31,6 +31,7 @@ import numpy as np
 
 from edgeadapt.errors import UsageError
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.following import Following
 from edgeadapt.runtime.guarded import check_guarded, written
 from edgeadapt.runtime.phases import Limits, Phase, Trial, Verdict
 from edgeadapt.runtime.scores import Predicted, Scores, Shift, distance, runs_of, spread_of
@@ -40,6 +41,7 @@ LOG = logging.getLogger("edgeadapt")
 
 _REMEMBERED = 1000
 _FEWEST, _RUNS = 128, 256  # frames whose predictions tell whether classes come in runs, at least and at most
+_FOREIGN = 0.25  # of the statistics of a model that learned nothing may come from one that did, where both are compared
 _LITTLE = 0.02  # of a window's statistics, where these are only looked at
 
 
@@ -72,7 +74,6 @@ class Guard:
 
     Attributes:
         adapter: the adapter. phase: its state. windows: served so far. scores: of the last one. verdicts: the latest thousand decisions.
-        scalars: what the adapter is to predict with until the next window, where it is not the user who set them.
         between: the lock that is held while a window is served.
 
     Raises:
@@ -89,7 +90,6 @@ class Guard:
         self.adapter, self.limits, self.phase, self.windows = adapter, limits or Limits(), Phase.WARM_UP, 0
         self.scores: Scores | None = None
         self.between = threading.RLock()
-        self.scalars: dict[str, float] = {}
         self.verdicts: deque[Verdict] = deque(maxlen=_REMEMBERED)
         self._tell, self._reference = tell, manifest.reference
         passing, stepping = (written(manifest, role) for role in ("predict", "adapt"))
@@ -103,17 +103,21 @@ class Guard:
         parameters = [spec for spec in manifest.state if spec.name in self._learned and spec.kind == "parameter"]
         self._boxed = [spec.name for spec in parameters] if all(spec.dtype == "float32" for spec in parameters) else []
         self._trains = bool(manifest.planned("adapt"))
-        self._choose_few = follows and "few" in manifest.hyper and "few" not in adapter.hyper.chosen
-        self._wholly = follows and "few" not in manifest.hyper  # statistics follow each window, whatever it is
+        self._ways = Following(adapter, self.limits, follows)
         self._base: dict[str, Floats] | None = None
         self._base = adapter.tensors(self._learned) if self._away() != 0 else None
         self._good: dict[str, Floats] | None = None
         self._unproven, self._following = False, False
-        self._since, self._steps, self._idle, self._calm, self._failures, self._quiet, self._renewed = 0, 0, 0, 0, 0, 0, 0
+        self._since, self._steps, self._idle, self._calm, self._failures, self._quiet = 0, 0, 0, 0, 0, 0
         self._spreads: deque[float] = deque(maxlen=self.limits.recent)
         self._shares = np.zeros((0, manifest.task.classes))
         self._labels = np.zeros(0, np.int32)
         self._trial = Trial()
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """What the adapter is to predict with until the next window, where it is not the user who set them."""
+        return self._ways.scalars
 
     # ------------------------------------------------------------------------------------------------------------ serving
 
@@ -134,20 +138,21 @@ class Guard:
         step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._varied()
         whole = bool(usable.all()) and adapter.level == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
         natural: Floats | None = None
-        if self._wholly and not self._following:
-            means = self._looked_at(x, whole and self._may_mix)
+        if self._ways.wholly and not self._following:
+            means = self._looked_at(x, whole and self._ways.may_mix)
             logits = adapter.predict(x, update_statistics=False)
             changed = False
         else:
-            held, mix = adapter.tensors(self._shift.names), self._mixing(len(x)) if whole else {}
-            logits = adapter.adapt(x, **self.scalars, **mix) if step else adapter.predict(x, True, **self.scalars, **mix)
+            held, mix = adapter.tensors(self._shift.names), self._ways.mixing(len(x)) if whole else {}
+            given = {**self.scalars, **mix}
+            logits = adapter.adapt(x, **given, **self._ways.rate(len(x))) if step else adapter.predict(x, True, **given)
             means, after = adapter.tensors(self._shift.names), adapter.stats
             changed = after["steps"] > before["steps"] or (bool(self._source) and after["rejected_steps"] == before["rejected_steps"])
-            if self._wholly:
+            if self._ways.wholly:
                 natural = self._natural(x)
-            self._renewed += 1
+            self._ways.renewed += 1
             if mix and self._shift.apart(held, means, mix["mix"], len(x)) > self.limits.jump:
-                self._renewed = 0
+                self._ways.renewed = 0
         self.windows += 1
         steps = adapter.stats["steps"] - before["steps"]
         self._steps, self._idle, self._unproven = self._steps + steps, 0 if steps else self._idle + 1, self._unproven or steps > 0
@@ -173,24 +178,6 @@ class Guard:
             yield
         finally:
             self.adapter.put(held)
-
-    @property
-    def _may_mix(self) -> bool:
-        return bool(self._shift.names) and "mix" in self.adapter.manifest.hyper and "mix" not in self.adapter.hyper.chosen
-
-    def _mixing(self, frames: int) -> dict[str, float]:
-        """The weight of a window's statistics, while there is reason to follow it faster than usual: at the beginning and after a jump of the stream.
-
-        The frames since then count as they are many, and what was there before as so many frames as `Limits.before` says.
-        """
-        if not self._may_mix or (usual := self._usual(frames)) >= 1.0:
-            return {}
-        return {"mix": max(usual, frames / (self.limits.before + frames * (self._renewed + 1)))}
-
-    def _usual(self, frames: int) -> float:
-        manifest = self.adapter.manifest
-        graph = manifest.graphs.get(f"predict.b{frames}")
-        return manifest.hyper["mix"].default if graph is None else graph.defaults.get("mix", manifest.hyper["mix"].default)
 
     def _natural(self, x: Floats) -> Floats:
         """Logits with the source's statistics: a window of one class, normalised by its own, looks as if it were of many."""
@@ -239,16 +226,15 @@ class Guard:
         self._spreads.append(spread)
         self._since += 1
         self._quiet = 0 if self._shifted(scores) else self._quiet + 1
-        if self._choose_few:
-            enough = self.limits.least if runs < self.limits.runs else self.limits.narrow
-            fewer = self.limits.few if self._shifted(scores) and spread >= enough else self.limits.none
-            self.scalars["few"] = 0.0 if mixed else fewer
-        if self._wholly:
+        if self._ways.wholly:
             far = self.limits.far / 2 if self._following else self.limits.far
             self._following = self._shifted(scores) and (self._varied() or scores.shift > far) and self.phase is not Phase.PAUSED
             if not self._following:
                 self.adapter.put(self._source)
         self._next(scores)
+        enough = self.limits.least if runs < self.limits.runs else self.limits.narrow
+        learns = self._good is not None or self.phase in (Phase.ADAPTING, Phase.PROBATION, Phase.COMMITTED)
+        self._ways.choose(mixed, learns and runs < self.limits.runs, self._shifted(scores) and spread >= enough)
 
     def _spread(self, predicted: Predicted) -> float:
         """Over as many of the latest frames as a window of the reference has: fewer have fewer classes by themselves."""
@@ -257,9 +243,9 @@ class Guard:
 
     def _frames(self, frames: int) -> int:
         """Frames that the statistics stand for, where they follow windows of so many: those of a moving average vary as the mean of so many does."""
-        if not self._shift.names or (self._wholly and not self._following):
+        if not self._shift.names or (self._ways.wholly and not self._following):
             return frames
-        mix = self.adapter.hyper.chosen.get("mix", self._usual(frames)) if "mix" in self.adapter.manifest.hyper else 1.0
+        mix = self._ways.weight(frames)
         return round(frames * (2.0 - mix) / max(mix, 1e-3))
 
     def _shifted(self, scores: Scores) -> bool:
@@ -271,13 +257,31 @@ class Guard:
         return len(self._spreads) == self.limits.recent and min(self._spreads) >= self.limits.varied
 
     def _compared(self, x: Floats, predicted: Predicted, scores: Scores) -> Scores:
-        """With what the model would predict on the same frames, with the same statistics, had it learned nothing."""
+        """With what the model would predict on the same frames, had it learned nothing."""
         moved = self._away()
-        with self._put_back(self._learned):
+        with self._put_back([*self._learned, *self._source]):
             self._first()
-            first = Predicted.of(self.adapter.predict(x, update_statistics=False, **self.scalars))
-        self._trial.add(predicted, first)
+            first = Predicted.of(self._unlearned(x))
+        if self._trial.foreign < _FOREIGN or self._trial.looked >= self.limits.calm:
+            self._trial.add(predicted, first)
         return replace(scores, moved=moved, agreement=predicted.agreement(first), kept=predicted.spread / first.spread)
+
+    def _unlearned(self, x: Floats) -> Floats:
+        """Logits of what the model started as, by statistics that follow the windows of a probation by themselves.
+
+        What steps have changed shapes the inputs of later layers, whose statistics are then no more those of a model without these steps.
+        """
+        adapter, trial = self.adapter, self._trial
+        if not self._shift.names or (self._ways.wholly and not self._following):
+            trial.foreign = 0.0
+            return adapter.predict(x, update_statistics=False, **self.scalars)
+        if trial.passed is not None:
+            adapter.put(trial.passed)
+        mix = self._ways.mixing(len(x), trial.looked) if len(x) in adapter.batches["predict"] else {}
+        logits = adapter.predict(x, True, **self.scalars, **mix)
+        trial.passed = adapter.tensors(self._source)
+        trial.looked, trial.foreign = trial.looked + 1, trial.foreign * (1.0 - mix.get("mix", self._ways.weight(len(x))))
+        return logits
 
     def _next(self, scores: Scores) -> None:
         """On to the next state, where it is time."""
@@ -290,8 +294,8 @@ class Guard:
         elif phase is Phase.PROBATION:
             if self._trial.windows >= limits.probation and self._trial.frames >= self._reference.window:
                 self._try(scores)
-        elif self._quiet >= limits.back and not math.isnan(scores.shift) and (self._unproven or self._good is not None):
-            self._put_aside("the stream is as the source again; what was learned is put aside", scores)
+        elif (self._unproven or self._good is not None) and (why := self._of_no_use(scores)):
+            self._put_aside(f"{why}; what was learned is put aside", scores)
         elif phase is Phase.ROLLED_BACK:
             if self._since >= self._calm:
                 self._go(Phase.OBSERVING, f"after {self._calm} windows without steps", scores)
@@ -306,6 +310,14 @@ class Guard:
             self._go(Phase.ADAPTING, "the stream is still shifted", scores)
         elif self._quiet >= limits.back and not math.isnan(scores.shift):
             self._go(Phase.OBSERVING, "the stream is as the source again", scores)
+
+    def _of_no_use(self, scores: Scores) -> str:
+        """Why what was learned is of no use any more, or ""."""
+        if self._quiet >= self.limits.back and not math.isnan(scores.shift):
+            return "the stream is as the source again"
+        if not self._unproven and self._ways.unmixed and max(self._spreads) < self.limits.mixed:
+            return f"its last {len(self._spreads)} windows are of few classes"
+        return ""
 
     def _to_be_proven(self) -> str:
         """Why steps are to be looked at now, or ""."""
@@ -373,7 +385,8 @@ class Guard:
     def _forget(self) -> None:
         """What was seen of the stream with another model."""
         self._spreads.clear()
-        self._shares, self._labels, self._renewed = self._shares[:0], self._labels[:0], 0
+        self._shares, self._labels = self._shares[:0], self._labels[:0]
+        self._ways.renewed = 0
         self.adapter.put(self._source)
 
     @_by_hand

@@ -97,8 +97,15 @@ class Verdict:
 
 @dataclass
 class Trial:
-    """What a probation has seen, of the model and of the one that learned nothing: sums of their predictions, entropies, agreement."""
+    """What a probation has seen, of the model and of the one that learned nothing: sums of their predictions, entropies, agreement.
 
+    looked, passed, foreign: of the model that learned nothing, windows that its statistics have followed, these and all else that passes change, and
+    how much of them is still from the model that learned. Windows in which that is much are not among `windows`.
+    """
+
+    looked: int = 0
+    passed: Any = None
+    foreign: float = 1.0
     windows: int = 0
     frames: int = 0
     mine: Any = 0.0

@@ -23,7 +23,7 @@ from edgeadapt.errors import UsageError
 from edgeadapt.exporters.export import export
 from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.guarded import guarding_bytes
-from edgeadapt.runtime.phases import Limits, Phase
+from edgeadapt.runtime.phases import Limits, Phase, Trial
 from edgeadapt.runtime.scores import Predicted, Shift, distance, runs_of
 from edgeadapt.runtime.stream import Stream
 from tests.toybundle import Toy
@@ -302,11 +302,12 @@ def test_an_interrupted_probation_leaves_the_parameters_that_were_tried(bundles:
         guard = Guard(adapter, OFTEN)
         while guard.phase is not Phase.PROBATION:
             wrong(guard, 1, 100 + guard.windows, shifted)
-        tried, predict = adapter.tensors(guard._learned), Adapter.predict
+        tried, predict, calls = adapter.tensors(guard._learned), Adapter.predict, []
 
         def interrupted(self: Adapter, x: Any, update_statistics: bool = True, **hyper: float) -> Any:
-            if not update_statistics:
-                raise KeyboardInterrupt
+            calls.append(len(x))
+            if len(calls) > 1:
+                raise KeyboardInterrupt  # while the model that learned nothing is in place
             return predict(self, x, update_statistics, **hyper)
 
         monkeypatch.setattr(Adapter, "predict", interrupted)
@@ -334,7 +335,7 @@ def test_a_frame_that_cannot_be_used_does_not_hurry_statistics(bundles: dict[str
             x[3] = np.nan
             guard(x)
         assert phases(guard) == ["observing"]
-        assert guard._renewed == 20
+        assert guard._ways.renewed == 20
 
 
 @pytest.mark.parametrize("tier", ["compact", "tiny"])
@@ -411,11 +412,75 @@ def test_a_scalar_that_was_set_is_left_alone(bundles: dict[str, Path]) -> None:
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         guard = Guard(adapter)
         few, still = {"few": guard.limits.few}, {"few": guard.limits.none}
-        kinds = (((0, 1, 2, 3), None, {"few": 0.0}), ((1,), None, still), ((0, 1), shifted, few), ((0, 1, 2, 3), shifted, {"few": 0.0}))
+        kinds = (((0, 1, 2, 3), None, {"few": 0.0}), ((1,), None, still), ((0, 1), shifted, few))
         for classes, change, scalars in kinds:
             wrong(guard, 10, 26, change, classes)
             assert guard.scalars == scalars
+        wrong(guard, 4, 26, shifted)
+        assert guard.phase is Phase.ADAPTING
+        assert guard.scalars == {"few": 0.0, "trust": 1.0, "late": 1.0}, "steps go with statistics that follow wholly"
+        wrong(guard, 4, 26, shifted, (1,))
+        assert guard.scalars == still
         assert adapter.hyper.chosen == {}, "what is saved is the user's"
+        adapter.hyper["late"] = 0.5
+        guard = Guard(adapter)
+        wrong(guard, 8, 27, shifted)
+        assert guard.scalars == {"few": 0.0, "trust": 1.0}
+
+
+def test_the_model_that_learned_nothing_is_compared_by_statistics_of_its_own(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by those that the inputs of later layers have where earlier ones have learned, with which it would look worse than it is."""
+    seen: list[Predicted] = []
+    add = Trial.add
+    monkeypatch.setattr(Trial, "add", lambda self, mine, first: seen.append(first) or add(self, mine, first))
+    with Adapter.open(bundles["tent"], prepared=False) as adapter, Adapter.open(bundles["tent"], prepared=False) as other:
+        guard = Guard(adapter, Limits(trial=4, probation=4, calm=20))
+        while guard.phase is not Phase.PROBATION:
+            wrong(guard, 1, 200 + guard.windows, shifted)
+        early = next(name for name in guard._boxed if "scale" in name or "weight" in name)
+        adapter.put({early: 3.0 * adapter.tensors([early])[early]})
+        weights = (WINDOW / (guard.limits.before + WINDOW * count) for count in range(1, 9))
+        for index, mix in zip(range(4), weights):
+            x = shifted(images(WINDOW, 7000 + index)[0])
+            usual, scalars = adapter.manifest.graphs[f"predict.b{WINDOW}"].defaults["mix"], dict(guard.scalars)
+            guard(x)
+            if index == 0:
+                other.put(adapter.tensors(guard._source))  # what it begins with
+            expected = Predicted.of(other.predict(x, True, **scalars, mix=max(usual, mix)))
+            assert (seen != []) == (index > 0), "as soon as little is left of the statistics that there were"
+            if seen:
+                np.testing.assert_allclose(seen[-1].shares, expected.shares, atol=1e-5)
+        assert guard.scores is not None
+
+
+def test_steps_have_the_rate_of_labelled_ones_where_statistics_follow_wholly(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, rates = tmp_path / "eata.edgeadapt", []
+    export(net, path, shape=SHAPE, data=images(512, 1), method="eata", statistics="anchored", batches=(WINDOW,))
+    adapt = Adapter.adapt
+    monkeypatch.setattr(Adapter, "adapt", lambda self, x, **hyper: rates.append(hyper.get("rate")) or adapt(self, x, **hyper))
+    with Adapter.open(path, prepared=False) as adapter:
+        own = adapter.manifest.graphs[f"learn.b{WINDOW}"].defaults["rate"]
+        assert own == pytest.approx(4 * adapter.manifest.graphs[f"adapt.b{WINDOW}"].defaults["rate"])
+        wrong(Guard(adapter), 10, 30, shifted)
+        assert rates[-1] == own
+        assert set(rates[:-4]) <= {None, own}, "the usual one until it is known whether frames come in runs"
+        rates.clear()
+        adapter.reset()
+        adapter.hyper["rate"] = 1e-3
+        wrong(Guard(adapter), 8, 30, shifted)
+        assert rates
+        assert set(rates) == {None}
+
+
+def test_what_was_learned_from_mixed_windows_is_put_aside_where_none_are(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter, OFTEN)
+        while guard.phase is not Phase.COMMITTED:
+            wrong(guard, 1, 300 + guard.windows, shifted)
+        assert guard._away() > 0
+        wrong(guard, 10, 31, shifted, (0, 1))
+        assert guard._away() == 0
+        assert guard._good is None
 
 
 def test_classes_in_runs_are_not_followed_where_they_are_few(bundles: dict[str, Path]) -> None:
