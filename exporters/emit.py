@@ -43,13 +43,17 @@ def _external(name: str, array: Array, weights: Weights) -> TensorProto:
 
 
 def to_onnx(graph: Graph, weights: Weights | None = None) -> onnx.ModelProto:
-    """The graph as a checked ONNX model; constants of 1 KiB and more go to `weights`, or stay inside where it is None."""
+    """The graph as a checked ONNX model; constants of 1 KiB and more go to `weights`, or stay inside where it is None.
+
+    The sizes of a Split stay inside, however many these are: onnxruntime infers shapes from them before it has read what lies elsewhere.
+    """
     used = {name for node in graph.nodes for name in node.inputs if name}
+    sizes = {name for node in graph.nodes if node.op == "Split" for name in node.inputs[1:]}
     initialisers = []
     for name, array in graph.constants.items():
         if name not in used:
             continue
-        if weights is None or array.nbytes < INLINE_BYTES:
+        if weights is None or name in sizes or array.nbytes < INLINE_BYTES:
             initialisers.append(numpy_helper.from_array(array, name))
         else:
             initialisers.append(_external(name, array, weights))

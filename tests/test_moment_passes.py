@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from edgeadapt.exporters.compile import PlacedWeights
+from edgeadapt.exporters.emit import INLINE_BYTES, to_onnx
+from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph, Value
 from edgeadapt.exporters.passes.moments import FEW, absorb_moments, join_products
 from edgeadapt.exporters.passes.simplify import drop_unread
@@ -91,6 +94,22 @@ def test_products_of_one_number_are_joined(count: int) -> None:
     assert join_products(graph) == (count >= FEW)
     assert ops(graph).count("Mul") == (1 if count >= FEW else count)
     assert [item.tobytes() for item in run(graph, feeds)] == [item.tobytes() for item in before]
+
+
+def test_so_many_that_their_sizes_are_no_small_constant() -> None:
+    """A model with 65 normalisations has 130 vectors to decay, and onnxruntime wants to know into what it is to split while it reads the graph."""
+    graph, count = Graph("g"), 130
+    factor = graph.input("factor", ())
+    for index in range(count):
+        graph.output(f"y{index}", graph.op("Exp", [graph.op("Mul", [graph.input(f"v{index}", (index + 2,)), factor], (index + 2,))], (index + 2,)))
+    assert join_products(graph)
+    feeds = feeds_of(graph)
+    model = to_onnx(graph, PlacedWeights())
+    assert "Split" in ops(graph)
+    split = next(node for node in graph.nodes if node.op == "Split")
+    assert graph.constants[split.inputs[1]].nbytes > INLINE_BYTES
+    found = open_session(model, graph.constants, threads=1).run(None, dict(feeds))
+    assert [np.asarray(item).tobytes() for item in found] == [item.tobytes() for item in run(graph, feeds)]
 
 
 def test_products_of_what_the_graph_makes_are_not_joined() -> None:
