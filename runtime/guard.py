@@ -144,8 +144,8 @@ class Guard:
             changed = False
         else:
             held, mix = adapter.tensors(self._shift.names), self._ways.mixing(len(x)) if whole else {}
-            given = {**self.scalars, **mix}
-            logits = adapter.adapt(x, **given, **self._ways.rate(len(x))) if step else adapter.predict(x, True, **given)
+            given, rate = {**self.scalars, **mix}, self._ways.rate(len(x)) if whole else {}
+            logits = adapter.adapt(x, **given, **rate) if step else adapter.predict(x, True, **given)
             means, after = adapter.tensors(self._shift.names), adapter.stats
             changed = after["steps"] > before["steps"] or (bool(self._source) and after["rejected_steps"] == before["rejected_steps"])
             if self._ways.wholly:
@@ -315,7 +315,7 @@ class Guard:
         """Why what was learned is of no use any more, or ""."""
         if self._quiet >= self.limits.back and not math.isnan(scores.shift):
             return "the stream is as the source again"
-        if not self._unproven and self._ways.unmixed and max(self._spreads) < self.limits.mixed:
+        if not self._unproven and self._ways.unmixed and len(self._spreads) == self.limits.recent and max(self._spreads) < self.limits.mixed:
             return f"its last {len(self._spreads)} windows are of few classes"
         return ""
 
