@@ -241,9 +241,14 @@ class Guard:
         self._shares = np.concatenate([self._shares, predicted.shares])[-max(self._reference.window, len(predicted.shares)) :]
         return spread_of(self._shares) / self._reference.classes
 
+    @property
+    def _stays(self) -> bool:
+        """Whether the model is normalised by the source's statistics now."""
+        return not self._shift.names or (self._ways.wholly and not self._following)
+
     def _frames(self, frames: int) -> int:
         """Frames that the statistics stand for, where they follow windows of so many: those of a moving average vary as the mean of so many does."""
-        if not self._shift.names or (self._ways.wholly and not self._following):
+        if self._stays:
             return frames
         mix = self._ways.weight(frames)
         return round(frames * (2.0 - mix) / max(mix, 1e-3))
@@ -272,7 +277,7 @@ class Guard:
         What steps have changed shapes the inputs of later layers, whose statistics are then no more those of a model without these steps.
         """
         adapter, trial = self.adapter, self._trial
-        if not self._shift.names or (self._ways.wholly and not self._following):
+        if self._stays:
             trial.foreign = 0.0
             return adapter.predict(x, update_statistics=False, **self.scalars)
         if trial.passed is not None:
