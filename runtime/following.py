@@ -7,6 +7,7 @@ from edgeadapt.runtime.phases import Limits
 
 WHOLLY = {"trust": 1.0, "late": 1.0}
 """Scalars of anchored statistics that are the stream's own wherever it is shifted."""
+_LESS = 0.75  # of `own`, with these: what steps learn makes up for some of what a frame's own statistics do
 
 
 class Following:
@@ -18,48 +19,55 @@ class Following:
         follows: whether statistics follow the stream at all.
 
     Attributes:
-        wholly: whether they are each window's own, whatever it is: they are not anchored.
+        live: whether they are each window's own, whatever it is: they are not anchored.
         scalars: what the adapter is to predict with.
         renewed: windows since the beginning, or since a jump of the stream.
     """
 
     def __init__(self, adapter: Adapter, limits: Limits, follows: bool) -> None:
-        known, chosen = adapter.manifest.hyper, adapter.hyper.chosen
+        known = adapter.manifest.hyper
         self._adapter, self._limits = adapter, limits
-        self._anchored = follows and "few" in known and "few" not in chosen
-        self._all = {name: value for name, value in WHOLLY.items() if self._anchored and name in known and name not in chosen}
+        self._follows = follows
         self._moves = follows and "mix" in known
-        self.wholly = follows and "few" not in known
+        self.live = follows and "few" not in known
         self.scalars: dict[str, float] = {}
         self.renewed = 0
 
-    def choose(self, mixed: bool, learns: bool, enough: bool) -> None:
+    def choose(self, mixed: bool, wholly: bool, enough: bool) -> None:
         """The scalars from now on.
 
-        mixed: whether windows are of many classes; learns: whether steps are taken or looked at, or their outcome is kept, on frames that come as if
-        shuffled; enough: whether windows are of as many classes as statistics may follow at all, and shifted.
+        mixed: whether windows are of many classes; wholly: whether statistics are to follow wholly then, for steps and for what these have made;
+        enough: whether windows are of as many classes as statistics may follow at all, and shifted.
 
         Steps are no good where layers are normalised only in part by the stream's statistics: what they add is not taken out by the next layer, and
         looks there like more of a shift.
         """
-        if not self._anchored:
+        chosen = self._adapter.hyper.chosen
+        if not self._follows or self.live or "few" in chosen:
+            self.scalars = {}
             return
-        self.scalars["few"] = 0.0 if mixed else self._limits.few if enough else self._limits.none
-        for name, value in self._all.items():
-            if mixed and learns:
-                self.scalars[name] = value
-            else:
-                self.scalars.pop(name, None)
+        self.scalars = {"few": 0.0 if mixed else self._limits.few if enough else self._limits.none}
+        if mixed and wholly and not WHOLLY.keys() & chosen.keys():
+            self.scalars.update(WHOLLY)
+            known = self._adapter.manifest.hyper
+            if "own" in known and "own" not in chosen:
+                self.scalars["own"] = _LESS * known["own"].default
+
+    def renew(self, wholly: bool) -> None:
+        """Statistics are the source's again, with a model that belongs with such as follow wholly, or not."""
+        self.renewed = 0
+        if not wholly:
+            self.scalars = {name: value for name, value in self.scalars.items() if name == "few"}
 
     @property
-    def unmixed(self) -> bool:
-        """Whether steps that were taken while statistics followed wholly are of no use now that these do not."""
-        return bool(self._all) and not self._all.keys() <= self.scalars.keys()
+    def whole(self) -> bool:
+        """Whether anchored statistics follow wholly now."""
+        return WHOLLY.keys() <= self.scalars.keys()
 
     def rate(self, frames: int) -> dict[str, float]:
         """Of a step on so many frames where it is not the usual one: that of steps with labels, where statistics follow wholly."""
         graph = self._adapter.manifest.graphs.get(f"learn.b{frames}")
-        if not self._all or self.unmixed or graph is None or "rate" not in graph.defaults or "rate" in self._adapter.hyper.chosen:
+        if not self.whole or graph is None or "rate" not in graph.defaults or "rate" in self._adapter.hyper.chosen:
             return {}
         return {"rate": graph.defaults["rate"]}
 

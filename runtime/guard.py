@@ -33,8 +33,9 @@ from edgeadapt.errors import UsageError
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.following import Following
 from edgeadapt.runtime.guarded import check_guarded, written
+from edgeadapt.runtime.learned import Learned
 from edgeadapt.runtime.phases import Limits, Phase, Trial, Verdict
-from edgeadapt.runtime.scores import Predicted, Scores, Shift, distance, runs_of, spread_of
+from edgeadapt.runtime.scores import Predicted, Scores, Shift, runs_of, spread_of
 from edgeadapt.runtime.state import Floats
 
 LOG = logging.getLogger("edgeadapt")
@@ -42,6 +43,7 @@ LOG = logging.getLogger("edgeadapt")
 _REMEMBERED = 1000
 _FEWEST, _RUNS = 128, 256  # frames whose predictions tell whether classes come in runs, at least and at most
 _FOREIGN = 0.25  # of the statistics of a model that learned nothing may come from one that did, where both are compared
+_PATIENCE = 48  # windows after which they are compared all the same
 _LITTLE = 0.02  # of a window's statistics, where these are only looked at
 
 
@@ -99,16 +101,11 @@ class Guard:
         follows = bool(passing & set(self._shift.names))
         if not follows:
             self._shift = Shift(replace(manifest.reference, layers={}), {})
-        self._learned = [spec.name for spec in manifest.state if spec.name in stepping - passing]
-        parameters = [spec for spec in manifest.state if spec.name in self._learned and spec.kind == "parameter"]
-        self._boxed = [spec.name for spec in parameters] if all(spec.dtype == "float32" for spec in parameters) else []
+        self._learned = Learned(adapter, [spec.name for spec in manifest.state if spec.name in stepping - passing])
         self._trains = bool(manifest.planned("adapt"))
         self._ways = Following(adapter, self.limits, follows)
-        self._base: dict[str, Floats] | None = None
-        self._base = adapter.tensors(self._learned) if self._away() != 0 else None
-        self._good: dict[str, Floats] | None = None
-        self._unproven, self._following = False, False
-        self._since, self._steps, self._idle, self._calm, self._failures, self._quiet = 0, 0, 0, 0, 0, 0
+        self._following = False
+        self._since, self._steps, self._idle, self._calm, self._failures, self._quiet, self._partly = 0, 0, 0, 0, 0, 0, 0
         self._spreads: deque[float] = deque(maxlen=self.limits.recent)
         self._shares = np.zeros((0, manifest.task.classes))
         self._labels = np.zeros(0, np.int32)
@@ -138,7 +135,7 @@ class Guard:
         step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._varied()
         whole = bool(usable.all()) and adapter.level == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
         natural: Floats | None = None
-        if self._ways.wholly and not self._following:
+        if self._ways.live and not self._following:
             means = self._looked_at(x, whole and self._ways.may_mix)
             logits = adapter.predict(x, update_statistics=False)
             changed = False
@@ -148,16 +145,18 @@ class Guard:
             logits = adapter.adapt(x, **given, **rate) if step else adapter.predict(x, True, **given)
             means, after = adapter.tensors(self._shift.names), adapter.stats
             changed = after["steps"] > before["steps"] or (bool(self._source) and after["rejected_steps"] == before["rejected_steps"])
-            if self._ways.wholly:
+            if self._ways.live:
                 natural = self._natural(x)
             self._ways.renewed += 1
             if mix and self._shift.apart(held, means, mix["mix"], len(x)) > self.limits.jump:
                 self._ways.renewed = 0
         self.windows += 1
         steps = adapter.stats["steps"] - before["steps"]
-        self._steps, self._idle, self._unproven = self._steps + steps, 0 if steps else self._idle + 1, self._unproven or steps > 0
+        self._steps, self._idle = self._steps + steps, 0 if steps else self._idle + 1
+        if steps:
+            self._learned.stepped(self._ways.whole)
         if usable.any():
-            self._judge(x, logits, means, natural, int(usable.sum()))
+            self._judge(x, logits, means, natural, int(usable.sum()), whole)
         return logits, changed
 
     def _looked_at(self, x: Floats, possible: bool) -> dict[str, Floats]:
@@ -185,31 +184,9 @@ class Guard:
             self.adapter.put(self._source)
             return self.adapter.predict(x, update_statistics=False)
 
-    @contextmanager
-    def _started(self) -> Iterator[Mapping[str, Floats]]:
-        """What the model started as: the bundle's state, or what steps had changed in one that was loaded or marked good."""
-        if self._base is not None:
-            yield self._base
-            return
-        with self.adapter.bundle.stored_state() as stored:
-            yield stored
-
-    def _first(self) -> None:
-        """Puts what steps change as the model started."""
-        with self._started() as start:
-            self.adapter.put({name: start[name] for name in self._learned})
-
-    def _away(self) -> float:
-        """How far parameters are from where they started; where they are not float32 NaN, or 0 where they are there."""
-        with self._started() as start:
-            now = self.adapter.tensors(self._learned)
-            if all((now[name] == start[name]).all() for name in now):
-                return 0.0
-            return distance({name: now[name] for name in self._boxed}, start) if self._boxed else math.nan
-
     # ------------------------------------------------------------------------------------------------------------ judging
 
-    def _judge(self, x: Floats, logits: Floats, means: Mapping[str, Floats], natural: Floats | None, usable: int) -> None:
+    def _judge(self, x: Floats, logits: Floats, means: Mapping[str, Floats], natural: Floats | None, usable: int, whole: bool) -> None:
         predicted = Predicted.of(logits)
         if len(predicted.shares) < usable:
             self.roll_back("its predictions are not finite")
@@ -217,24 +194,31 @@ class Guard:
         spread = self._spread(predicted if natural is None else Predicted.of(natural))
         self._labels = np.concatenate([self._labels, predicted.labels])[-_RUNS:] if predicted.labels.ndim == 1 else self._labels
         runs = runs_of(self._labels, _FEWEST)
-        mixed = min([*self._spreads, spread][-self.limits.recent :]) >= self.limits.mixed
+        known = len(self._shares) >= self._reference.window
+        mixed = min([*self._spreads, spread][-self.limits.recent :]) >= self.limits.mixed or (self._learned.wholly and not known)
         shift = self._shift(means, self._frames(len(x)), 0.25 if mixed else 1.0)
         scores = Scores(shift, spread, predicted.entropy - self._reference.entropy, runs)
         if self.phase is Phase.PROBATION:
-            scores = self._compared(x, predicted, scores)
+            scores = self._compared(x, predicted, scores, whole)
         self.scores = scores
         self._spreads.append(spread)
         self._since += 1
         self._quiet = 0 if self._shifted(scores) else self._quiet + 1
-        if self._ways.wholly:
+        if self._ways.live:
             far = self.limits.far / 2 if self._following else self.limits.far
             self._following = self._shifted(scores) and (self._varied() or scores.shift > far) and self.phase is not Phase.PAUSED
             if not self._following:
                 self.adapter.put(self._source)
         self._next(scores)
         enough = self.limits.least if runs < self.limits.runs else self.limits.narrow
-        learns = self._good is not None or self.phase in (Phase.ADAPTING, Phase.PROBATION, Phase.COMMITTED)
-        self._ways.choose(mixed, learns and runs < self.limits.runs, self._shifted(scores) and spread >= enough)
+        self._ways.choose(mixed, self._wholly(runs), self._shifted(scores) and spread >= enough)
+        self._partly = 0 if self._ways.whole or not known else self._partly + 1
+
+    def _wholly(self, runs: float) -> bool:
+        """Whether statistics are to follow wholly: for steps, where frames come as if shuffled, and for what such steps have made."""
+        if self._learned.wholly:
+            return not runs >= 2 * self.limits.runs
+        return self.phase in (Phase.ADAPTING, Phase.PROBATION, Phase.COMMITTED) and runs < self.limits.runs
 
     def _spread(self, predicted: Predicted) -> float:
         """Over as many of the latest frames as a window of the reference has: fewer have fewer classes by themselves."""
@@ -244,7 +228,7 @@ class Guard:
     @property
     def _stays(self) -> bool:
         """Whether the model is normalised by the source's statistics now."""
-        return not self._shift.names or (self._ways.wholly and not self._following)
+        return not self._shift.names or (self._ways.live and not self._following)
 
     def _frames(self, frames: int) -> int:
         """Frames that the statistics stand for, where they follow windows of so many: those of a moving average vary as the mean of so many does."""
@@ -261,31 +245,35 @@ class Guard:
     def _varied(self) -> bool:
         return len(self._spreads) == self.limits.recent and min(self._spreads) >= self.limits.varied
 
-    def _compared(self, x: Floats, predicted: Predicted, scores: Scores) -> Scores:
+    def _compared(self, x: Floats, predicted: Predicted, scores: Scores, whole: bool) -> Scores:
         """With what the model would predict on the same frames, had it learned nothing."""
-        moved = self._away()
-        with self._put_back([*self._learned, *self._source]):
-            self._first()
-            first = Predicted.of(self._unlearned(x))
-        if self._trial.foreign < _FOREIGN or self._trial.looked >= self.limits.calm:
+        moved = self._learned.away()
+        with self._put_back([*self._learned.names, *self._source]):
+            self._learned.begin()
+            first = Predicted.of(self._unlearned(x, whole))
+        if self._trial.foreign <= _FOREIGN or self._trial.looked >= _PATIENCE:
             self._trial.add(predicted, first)
         return replace(scores, moved=moved, agreement=predicted.agreement(first), kept=predicted.spread / first.spread)
 
-    def _unlearned(self, x: Floats) -> Floats:
+    def _unlearned(self, x: Floats, whole: bool) -> Floats:
         """Logits of what the model started as, by statistics that follow the windows of a probation by themselves.
 
         What steps have changed shapes the inputs of later layers, whose statistics are then no more those of a model without these steps.
         """
         adapter, trial = self.adapter, self._trial
         if self._stays:
-            trial.foreign = 0.0
+            trial.passed, trial.looked, trial.foreign = None, 0, 0.0
             return adapter.predict(x, update_statistics=False, **self.scalars)
-        if trial.passed is not None:
+        if trial.passed is None:
+            trial.foreign = 1.0
+        else:
             adapter.put(trial.passed)
-        mix = self._ways.mixing(len(x), trial.looked) if len(x) in adapter.batches["predict"] else {}
+            trial.passed = None  # before there is another
+        mix = self._ways.mixing(len(x), trial.looked) if whole else {}
         logits = adapter.predict(x, True, **self.scalars, **mix)
         trial.passed = adapter.tensors(self._source)
-        trial.looked, trial.foreign = trial.looked + 1, trial.foreign * (1.0 - mix.get("mix", self._ways.weight(len(x))))
+        trial.foreign *= 1.0 - mix.get("mix", self._ways.weight(len(x)))
+        trial.looked = trial.looked + 1 if self._ways.renewed else 0  # the stream has jumped, and the other's begin anew as well
         return logits
 
     def _next(self, scores: Scores) -> None:
@@ -294,21 +282,20 @@ class Guard:
         if phase is Phase.WARM_UP:
             if self._since >= limits.warm_up:
                 self._go(Phase.OBSERVING, f"after {limits.warm_up} windows", scores)
-        elif phase is Phase.PAUSED:
-            return
         elif phase is Phase.PROBATION:
             if self._trial.windows >= limits.probation and self._trial.frames >= self._reference.window:
                 self._try(scores)
-        elif (self._unproven or self._good is not None) and (why := self._of_no_use(scores)):
+        elif (self._learned.unproven or self._learned.good is not None) and (why := self._of_no_use(scores)):
             self._put_aside(f"{why}; what was learned is put aside", scores)
+        elif phase is Phase.PAUSED:
+            return
         elif phase is Phase.ROLLED_BACK:
             if self._since >= self._calm:
                 self._go(Phase.OBSERVING, f"after {self._calm} windows without steps", scores)
         elif phase is Phase.OBSERVING:
             if self._trains and self._shifted(scores) and self._varied():
-                self._steps = 0
-                self._go(Phase.ADAPTING, "the stream is shifted, and its windows are of several classes", scores)
-        elif self._unproven and (why := self._to_be_proven()):
+                self._begin("the stream is shifted, and its windows are of several classes", scores)
+        elif self._learned.unproven and (why := self._to_be_proven()):
             self._trial = Trial()
             self._go(Phase.PROBATION, why, scores)
         elif phase is Phase.COMMITTED:
@@ -316,12 +303,26 @@ class Guard:
         elif self._quiet >= limits.back and not math.isnan(scores.shift):
             self._go(Phase.OBSERVING, "the stream is as the source again", scores)
 
+    def _begin(self, reason: str, scores: Scores) -> None:
+        """Steps, or what was learned before: what steps made while statistics followed wholly where these may do so again."""
+        self._steps = 0
+        before = self._learned.laid_by
+        if before is None or (before.wholly and not scores.runs < self.limits.runs):
+            self._go(Phase.ADAPTING, reason, scores)
+            return
+        self._learned.take_up()
+        self._trial = Trial()
+        self._go(Phase.PROBATION, f"{reason}; what was learned before is taken up", scores)
+
     def _of_no_use(self, scores: Scores) -> str:
         """Why what was learned is of no use any more, or ""."""
         if self._quiet >= self.limits.back and not math.isnan(scores.shift):
             return "the stream is as the source again"
-        if not self._unproven and self._ways.unmixed and len(self._spreads) == self.limits.recent and max(self._spreads) < self.limits.mixed:
-            return f"its last {len(self._spreads)} windows are of few classes"
+        if self._learned.wholly and self._partly >= self.limits.recent:
+            if self._spreads[-1] >= self.limits.mixed:
+                return f"classes came in runs in its last {self._partly} windows"
+            if not self._learned.unproven:  # else they may be of few classes for what was learned
+                return f"its last {self._partly} windows are of few classes"
         return ""
 
     def _to_be_proven(self) -> str:
@@ -341,28 +342,27 @@ class Guard:
             self.roll_back(f"it agrees with what it started as on {100 * found.agreement:.0f} % of frames", found)
         elif found.kept < limits.kept:
             self.roll_back("its predictions are of fewer classes", found)
+        elif found.moved > limits.most:
+            self.roll_back(f"its parameters moved by {found.moved:.3g} times their norm", found)
         elif math.isnan(scores.shift) and trial.unsure / trial.frames - self._reference.entropy < limits.unsure:
             self._put_aside("what it started as is as sure as on the source; what was learned is put aside", found)
         elif trial.varied < limits.mixed * self._reference.classes:
-            if trial.windows >= limits.calm:
+            if trial.windows >= limits.calm or self._learned.wholly:
                 self._unlearn()
                 self._go(Phase.OBSERVING, f"{trial.windows} windows of few classes prove nothing; steps not yet proven are put aside", found)
         else:
             note = ""
             if found.moved > limits.box:
-                self._draw_back(limits.box / found.moved)
+                self._learned.draw_back(limits.box / found.moved)
                 note = f"; its parameters were drawn back to {limits.box:g} of their norm from where they started"
             self._keep()
             self._go(Phase.COMMITTED, f"it predicts as it should on {trial.windows} windows{note}", found)
 
-    def _draw_back(self, share: float) -> None:
-        now = self.adapter.tensors(self._boxed)
-        with self._started() as start:
-            self.adapter.put({name: start[name] + (now[name] - start[name]) * np.float32(share) for name in now})
-
     def _go(self, phase: Phase, reason: str, scores: Scores | None = None) -> None:
         verdict = Verdict(self.windows, self.phase, phase, reason, scores)
         self.phase, self._since = phase, 0
+        if phase is not Phase.PROBATION:
+            self._trial = Trial()
         self.verdicts.append(verdict)
         LOG.info("guard: %s", verdict)
         if self._tell is not None:
@@ -372,35 +372,34 @@ class Guard:
 
     def _keep(self) -> None:
         """What was learned is the last good from now on."""
-        self._good, self._unproven, self._steps, self._failures = self.adapter.tensors(self._learned), False, 0, 0
+        self._learned.keep()
+        self._steps, self._failures = 0, 0
 
     def _unlearn(self) -> None:
         """The last good, or what the model started as, is put back."""
-        if self._good is None:
-            self._first()
-        else:
-            self.adapter.put(self._good)
-        self._unproven, self._steps = False, 0
+        self._learned.put_back()
+        self._steps = 0
 
     def _put_aside(self, reason: str, scores: Scores) -> None:
-        self._good, self._failures = None, 0
-        self._unlearn()
-        self._go(self.phase if self.phase is Phase.ROLLED_BACK else Phase.OBSERVING, reason, scores)
+        self._learned.lay_by()
+        self._steps, self._failures = 0, 0
+        self._go(self.phase if self.phase in (Phase.ROLLED_BACK, Phase.PAUSED) else Phase.OBSERVING, reason, scores)
 
     def _forget(self) -> None:
         """What was seen of the stream with another model."""
         self._spreads.clear()
         self._shares, self._labels = self._shares[:0], self._labels[:0]
-        self._ways.renewed = 0
+        self._ways.renew(self._learned.wholly)
+        self._partly = 0
         self.adapter.put(self._source)
 
     @_by_hand
     def roll_back(self, reason: str = "by hand", scores: Scores | None = None) -> None:
         """Puts the last good back; the second time in a row, or where there is none, what the model started as. A pause stays one."""
         self._failures += 1
-        if self._failures > 1:
-            self._good = None
-        put = "it is as it started" if self._good is None else "the last good is put back"
+        put = "the last good is put back" if self._failures == 1 and self._learned.good is not None else "it is as it started"
+        if self._failures > 1 or self._learned.good is None:
+            self._learned.drop()
         self._unlearn()
         self._forget()
         self._calm = self.limits.calm * 2 ** min(self._failures - 1, 4)
@@ -409,18 +408,18 @@ class Guard:
     @_by_hand
     def mark_good(self) -> None:
         """Takes what was learned, as it is, for what the model started as: nothing goes back behind it but `reset`."""
-        self._keep()
-        self._base, self._good = self._good, None
+        self._learned.keep_as_start()
+        self._steps, self._failures = 0, 0
         self._go(Phase.PAUSED if self.phase is Phase.PAUSED else Phase.OBSERVING, "marked good by hand", self.scores)
 
     @_by_hand
     def reset(self) -> None:
         """Puts the whole state back to what the bundle began with, and begins with the warm-up."""
         self.adapter.reset()
-        self._base = self._good = None
-        self._unproven, self._following = False, False
-        self._failures, self._steps, self._quiet = 0, 0, 0
+        self._learned.reset()
+        self._following, self._failures, self._steps, self._quiet = False, 0, 0, 0
         self._forget()
+        self._ways.scalars = {}
         self._go(Phase.WARM_UP, "reset by hand")
 
     @_by_hand
@@ -432,14 +431,14 @@ class Guard:
     def resume(self) -> None:
         """Goes on with `observing` after a `pause`; what was not yet proven is put aside. Otherwise nothing."""
         if self.phase is Phase.PAUSED:
-            aside = "; steps not yet proven are put aside" if self._unproven else ""
-            if self._unproven:
+            aside = "; steps not yet proven are put aside" if self._learned.unproven else ""
+            if self._learned.unproven:
                 self._unlearn()
             self._go(Phase.OBSERVING, f"resumed by hand{aside}", self.scores)
 
     @_by_hand
     def settle(self) -> None:
         """Before a state is saved: what was learned and not yet proven is put aside, for the last good or the start."""
-        if self._unproven:
+        if self._learned.unproven:
             self._unlearn()
             self._go(Phase.PAUSED if self.phase is Phase.PAUSED else Phase.OBSERVING, "steps not yet proven are put aside", self.scores)

@@ -22,7 +22,7 @@ def guarding_bytes(manifest: Manifest) -> int:
     """The most bytes that a guard holds beside the adapter: copies of what steps and passes change, and what it makes of a window's logits."""
     passing, stepping = (written(manifest, role) for role in ("predict", "adapt"))
     sizes = {spec.name: spec.nbytes for spec in manifest.state}
-    state = 4 * sum(size for name, size in sizes.items() if name in stepping | passing)
+    state = 5 * sum(size for name, size in sizes.items() if name in stepping | passing)
     places = 1 if manifest.task.kind == "classification" else math.prod(manifest.input.shape[1:])
     classes, frames = manifest.task.classes, max(manifest.batches)
     logits = frames * (3 * 8 * classes + 3 * 4 * classes * places + 3 * 4 * places) + 4 * 4 * classes * places  # shares, logits, labels; one frame's

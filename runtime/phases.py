@@ -45,6 +45,7 @@ class Limits:
         probation: windows of a probation.
         agreement, kept: the least of these scores with which a probation is passed; see `Scores`.
         box: the most that parameters may be away from where they started, `Scores.moved`; beyond, they are drawn back.
+        most: `Scores.moved` beyond which they are not drawn back but rolled back, whatever they predict.
         calm: windows without steps after a roll-back; twice as many after each one that follows, up to 16 times.
         back: see `shifted`.
         idle: windows without a step after which what was learned is to be proven all the same.
@@ -69,6 +70,7 @@ class Limits:
     agreement: float = 0.5
     kept: float = 0.8
     box: float = 0.2
+    most: float = 1.0
     calm: int = 16
     back: int = 3
     idle: int = 8

@@ -1,0 +1,124 @@
+"""What steps alone change in an adapter: as it is now, the last good of it, what was laid by, and what the model started as."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.scores import distance
+from edgeadapt.runtime.state import Floats
+
+
+@dataclass(frozen=True)
+class Copy:
+    """Tensors by name, and whether steps that made them were taken while statistics followed wholly."""
+
+    tensors: Mapping[str, Floats]
+    wholly: bool
+
+
+class Learned:
+    """Of one adapter. Where it differs from the bundle's, as after a load, it is taken for what the model started as.
+
+    Args:
+        adapter: the adapter.
+        names: of the tensors.
+
+    Attributes:
+        names: see above. boxed: those that `away` looks at: parameters, where all are float32.
+        good: what was proven last and is in use; None: nothing. laid_by: what was proven and is not in use; never both.
+        unproven: whether there were steps since the last good, or since the start.
+        wholly: whether what is in the adapter was learned while statistics followed wholly. It belongs with such statistics: what was added to
+            scale and shift is only then taken out again by the next layer's.
+    """
+
+    def __init__(self, adapter: Adapter, names: Sequence[str]) -> None:
+        self.names = list(names)
+        parameters = [spec for spec in adapter.manifest.state if spec.name in self.names and spec.kind == "parameter"]
+        self.boxed = [spec.name for spec in parameters] if all(spec.dtype == "float32" for spec in parameters) else []
+        self.good: Copy | None = None
+        self.laid_by: Copy | None = None
+        self.unproven, self.wholly = False, False
+        self._adapter = adapter
+        self._base: Copy | None = None
+        if self.away() != 0:
+            self._base = self._copy()
+
+    def _copy(self) -> Copy:
+        return Copy(self._adapter.tensors(self.names), self.wholly)
+
+    @contextmanager
+    def _started(self) -> Iterator[Mapping[str, Floats]]:
+        if self._base is not None:
+            yield self._base.tensors
+            return
+        with self._adapter.bundle.stored_state() as stored:
+            yield stored
+
+    def begin(self) -> None:
+        """Puts the tensors as the model started, whatever is said of them here."""
+        with self._started() as start:
+            self._adapter.put({name: start[name] for name in self.names})
+
+    def away(self) -> float:
+        """How far parameters are from where they started; where they are not float32 NaN, or 0 where they are there."""
+        with self._started() as start:
+            now = self._adapter.tensors(self.names)
+            if all((now[name] == start[name]).all() for name in now):
+                return 0.0
+            return distance({name: now[name] for name in self.boxed}, start) if self.boxed else math.nan
+
+    def draw_back(self, share: float) -> None:
+        """Leaves parameters this share of the way from where they started."""
+        now = self._adapter.tensors(self.boxed)
+        with self._started() as start:
+            self._adapter.put({name: start[name] + (now[name] - start[name]) * np.float32(share) for name in now})
+
+    def stepped(self, wholly: bool) -> None:
+        """There was a step, while statistics followed wholly or not."""
+        self.unproven, self.wholly = True, self.wholly or wholly
+
+    def keep(self) -> None:
+        """What there is is the last good from now on."""
+        self.good = self.laid_by = None  # before there is another
+        self.good, self.unproven = self._copy(), False
+
+    def keep_as_start(self) -> None:
+        """What there is is what the model started as from now on."""
+        self.good = self.laid_by = self._base = None
+        self._base, self.unproven = self._copy(), False
+
+    def put_back(self) -> None:
+        """Puts the last good back, or what the model started as."""
+        if self.good is None:
+            self.begin()
+        else:
+            self._adapter.put(self.good.tensors)
+        kept = self.good or self._base
+        self.unproven, self.wholly = False, kept is not None and kept.wholly
+
+    def lay_by(self) -> None:
+        """Goes back to what the model started as; the last good is laid by."""
+        self.laid_by, self.good = self.good or self.laid_by, None
+        self.put_back()
+
+    def take_up(self) -> None:
+        """Puts what was laid by in use again: it is to be proven anew."""
+        assert self.laid_by is not None
+        self._adapter.put(self.laid_by.tensors)
+        self.unproven, self.wholly, self.laid_by = True, self.laid_by.wholly, None
+
+    def drop(self) -> None:
+        """Goes back to what the model started as; nothing else is left."""
+        self.good = self.laid_by = None
+        self.put_back()
+
+    def reset(self) -> None:
+        """The whole state was put back to the bundle's."""
+        self.good = self.laid_by = self._base = None
+        self.unproven, self.wholly = False, False
