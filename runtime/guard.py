@@ -3,7 +3,8 @@
 The states and what leads from one to the next:
 
     warm-up      statistics follow where that is safe; nothing is judged yet
-    observing    the same, and every window is scored; on to `adapting` where the stream is shifted and its windows are of several classes
+    observing    the same, and every window is scored; on to `adapting` where the stream is shifted and its windows are of several classes, or with
+                 what is laid by to `probation`
     adapting     a step on each window of several classes; after `trial` of them, where predictions narrow, or where no step was possible for long, on
                  to `probation`
     probation    no steps; the model is compared, on the same frames, with the one that it started as; on to `committed` or `rolled back`, or, where
@@ -12,7 +13,8 @@ The states and what leads from one to the next:
     rolled back  the last good, or after two in a row the start, is put back; no steps for a while, twice as long after each; then `observing`
     paused       by whoever uses it, until `resume`
 
-Where the stream is the source again, what was learned is put aside, and it goes on with `observing` from the start.
+Where the stream is the source again, or what was learned is of no use on it, that is put aside, and it goes on with `observing` from the start; what
+was proven is laid by, and goes from `observing` to `probation` when it may be of use again.
 """
 
 from __future__ import annotations

@@ -74,10 +74,11 @@ class Learned:
             return distance({name: now[name] for name in self.boxed}, start) if self.boxed else math.nan
 
     def draw_back(self, share: float) -> None:
-        """Leaves parameters this share of the way from where they started."""
-        now = self._adapter.tensors(self.boxed)
+        """Leaves parameters this share of the way from where they started; one after the other, so that little is held beside them."""
         with self._started() as start:
-            self._adapter.put({name: start[name] + (now[name] - start[name]) * np.float32(share) for name in now})
+            for name in self.boxed:
+                now = self._adapter.tensors([name])[name]
+                self._adapter.put({name: start[name] + (now - start[name]) * np.float32(share)})
 
     def stepped(self, wholly: bool) -> None:
         """There was a step, while statistics followed wholly or not."""

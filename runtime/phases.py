@@ -46,7 +46,8 @@ class Limits:
         agreement, kept: the least of these scores with which a probation is passed; see `Scores`.
         box: the most that parameters may be away from where they started, `Scores.moved`; beyond, they are drawn back.
         most: `Scores.moved` beyond which they are not drawn back but rolled back, whatever they predict.
-        calm: windows without steps after a roll-back; twice as many after each one that follows, up to 16 times.
+        calm: windows without steps after a roll-back; twice as many after each one that follows, up to 16 times. Also windows of few classes after
+            which a probation ends without having proven anything.
         back: see `shifted`.
         idle: windows without a step after which what was learned is to be proven all the same.
         jump: distance of a window's statistics from those that are followed, of the kind of `Scores.shift`, from which these are taken anew.
@@ -102,7 +103,7 @@ class Trial:
     """What a probation has seen, of the model and of the one that learned nothing: sums of their predictions, entropies, agreement.
 
     looked, passed, foreign: of the model that learned nothing, windows that its statistics have followed, these and all else that passes change, and
-    how much of them is still from the model that learned. Windows in which that is much are not among `windows`.
+    how much of them is still from the model that learned. Windows in which that is much are not among `windows`, unless it does not become less.
     """
 
     looked: int = 0

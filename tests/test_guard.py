@@ -303,18 +303,23 @@ def test_an_interrupted_probation_leaves_the_parameters_that_were_tried(bundles:
         guard = Guard(adapter, OFTEN)
         while guard.phase is not Phase.PROBATION:
             wrong(guard, 1, 100 + guard.windows, shifted)
-        tried, predict, calls = adapter.tensors(guard._learned.names), Adapter.predict, []
+        tried, predict = adapter.tensors(guard._learned.names), Adapter.predict
+        calls: list[dict[str, np.ndarray]] = []
 
         def interrupted(self: Adapter, x: Any, update_statistics: bool = True, **hyper: float) -> Any:
-            calls.append(len(x))
+            logits = predict(self, x, update_statistics, **hyper)
+            calls.append(self.tensors(guard._source))
             if len(calls) > 1:
                 raise KeyboardInterrupt  # while the model that learned nothing is in place
-            return predict(self, x, update_statistics, **hyper)
+            return logits
 
         monkeypatch.setattr(Adapter, "predict", interrupted)
         with pytest.raises(KeyboardInterrupt):
             guard(shifted(images(WINDOW, 1)[0]))
         assert all((value == tried[name]).all() for name, value in adapter.tensors(guard._learned.names).items())
+        served, looked_at = calls
+        assert any((value != served[name]).any() for name, value in looked_at.items())
+        assert all((value == served[name]).all() for name, value in adapter.tensors(guard._source).items())
 
 
 def test_windows_of_three_of_four_classes_are_not_adapted_on_for_ever(bundles: dict[str, Path]) -> None:
@@ -436,14 +441,15 @@ def test_the_model_that_learned_nothing_is_compared_by_statistics_of_its_own(bun
     add = Trial.add
     monkeypatch.setattr(Trial, "add", lambda self, mine, first: seen.append(first) or add(self, mine, first))
     with Adapter.open(bundles["tent"], prepared=False) as adapter, Adapter.open(bundles["tent"], prepared=False) as other:
-        guard = Guard(adapter, Limits(trial=4, probation=4, calm=20))
+        guard = Guard(adapter, Limits(trial=4, probation=8, calm=20))
         while guard.phase is not Phase.PROBATION:
             wrong(guard, 1, 200 + guard.windows, shifted)
         early = next(name for name in guard._learned.boxed if "scale" in name or "weight" in name)
         adapter.put({early: 3.0 * adapter.tensors([early])[early]})
-        followed = 0
-        for index in range(4):
+        followed, jumps = 0, []
+        for index in range(6):
             x = shifted(images(WINDOW, 7000 + index)[0])
+            x = x if index < 3 else (np.float32(1.5) - x).astype(np.float32)
             usual, scalars = adapter.manifest.graphs[f"predict.b{WINDOW}"].defaults["mix"], dict(guard.scalars)
             guard(x)
             if index == 0:
@@ -451,10 +457,12 @@ def test_the_model_that_learned_nothing_is_compared_by_statistics_of_its_own(bun
             mix = max(usual, WINDOW / (guard.limits.before + WINDOW * (followed + 1)))
             expected = Predicted.of(other.predict(x, True, **scalars, mix=mix))
             followed = followed + 1 if guard._ways.renewed else 0  # a jump of the stream is one for both
+            jumps += [] if guard._ways.renewed else [index]
             assert (seen != []) == (index > 0), "as soon as little is left of the statistics that there were"
             if seen:
                 np.testing.assert_allclose(seen[-1].shares, expected.shares, atol=1e-5)
-        assert guard.scores is not None
+        assert 3 in jumps
+        assert guard.phase is Phase.PROBATION
 
 
 def test_steps_have_the_rate_of_labelled_ones_where_statistics_follow_wholly(net: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -466,8 +474,8 @@ def test_steps_have_the_rate_of_labelled_ones_where_statistics_follow_wholly(net
         own = adapter.manifest.graphs[f"learn.b{WINDOW}"].defaults["rate"]
         assert own == pytest.approx(4 * adapter.manifest.graphs[f"adapt.b{WINDOW}"].defaults["rate"])
         wrong(Guard(adapter), 10, 30, shifted)
+        assert rates[0] is None, "until it is known whether frames come in runs"
         assert rates[-1] == own
-        assert set(rates[:-4]) <= {None, own}, "the usual one until it is known whether frames come in runs"
         rates.clear()
         adapter.reset()
         adapter.hyper["rate"] = 1e-3
@@ -637,19 +645,38 @@ def test_what_cannot_be_guarded_is_refused(bundles: dict[str, Path], tmp_path: P
         Stream(adapter, adapt=False, guard=Guard(adapter))
 
 
-def test_the_bytes_that_a_guard_holds_fit_what_is_said_of_them(bundles: dict[str, Path]) -> None:
-    with Adapter.open(bundles["tent"], prepared=False) as adapter:
-        held = sum(value.nbytes for value in adapter.state.values())
-        assert guarding_bytes(adapter.manifest) > 3 * held
-        guard = Guard(adapter, OFTEN)
-        x = shifted(images(WINDOW, 3)[0])
-        guard(x)
+class Wide(nn.Module):
+    """Nearly all of its state are the statistics, scale and shift of one normalisation: 1 MiB each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.n, self.fc = nn.Linear(12, 2**18), nn.BatchNorm1d(2**18), nn.Linear(2**18, CLASSES)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.n(self.a(x)).relu())
+
+
+def test_the_bytes_that_a_guard_holds_are_what_is_said_of_them(tmp_path: Path) -> None:
+    """Through commits and a laid-by copy: not more, and not so much less that one more copy would not be seen."""
+    path = tmp_path / "wide.edgeadapt"
+    random = np.random.default_rng(0)
+    x, y = random.standard_normal((128, 12), np.float32), random.integers(0, CLASSES, 128)
+    export(Wide().eval(), path, shape=(12,), data=(x, y), method="tent", statistics="anchored", batches=(16,), search=False)
+    everything = Limits(trial=1, probation=2, agreement=0.0, kept=0.0, varied=0.0, mixed=0.0, most=math.inf)
+    with Adapter.open(path, prepared=False) as adapter:
+        said, one = guarding_bytes(adapter.manifest), 2 * 4 * 2**18  # what passes change, the least of its copies
         tracemalloc.start()
+        guard = Guard(adapter, everything)
+        for index in range(14):
+            guard(3.0 + 0.2 * random.standard_normal((16, 12), np.float32) if index != 9 else x[:16])
+        guard.mark_good()
         for _ in range(12):
-            guard(x)
+            guard(3.0 + 0.2 * random.standard_normal((16, 12), np.float32))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert peak < guarding_bytes(adapter.manifest) + 2 * x.nbytes + 2**16  # and what any call of the adapter takes
+        assert phases(guard).count("committed") >= 2
+        assert said - one < peak < said
 
 
 def test_the_command_line_tells_its_decisions(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
