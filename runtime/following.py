@@ -27,7 +27,7 @@ class Following:
     def __init__(self, adapter: Adapter, limits: Limits, follows: bool) -> None:
         known = adapter.manifest.hyper
         self._adapter, self._limits = adapter, limits
-        self._follows = follows
+        self._anchored = follows and "few" in known
         self._moves = follows and "mix" in known
         self.live = follows and "few" not in known
         self.scalars: dict[str, float] = {}
@@ -43,19 +43,31 @@ class Following:
         looks there like more of a shift.
         """
         chosen = self._adapter.hyper.chosen
-        if not self._follows or self.live or "few" in chosen:
+        if not self._anchored or "few" in chosen:
             self.scalars = {}
             return
         self.scalars = {"few": 0.0 if mixed else self._limits.few if enough else self._limits.none}
-        if mixed and wholly and not WHOLLY.keys() & chosen.keys():
+        if mixed and wholly and self.may_whole:
             self.scalars.update(WHOLLY)
             known = self._adapter.manifest.hyper
             if "own" in known and "own" not in chosen:
                 self.scalars["own"] = _LESS * known["own"].default
 
-    def renew(self, wholly: bool) -> None:
-        """Statistics are the source's again, with a model that belongs with such as follow wholly, or not."""
-        self.renewed = 0
+    @property
+    def may_whole(self) -> bool:
+        """Whether statistics are anchored, and their user leaves it to the guard how far they follow."""
+        return self._anchored and not (WHOLLY.keys() | {"few"}) & self._adapter.hyper.chosen.keys()
+
+    def apart(self, spread: float, runs: float) -> str:
+        """Why statistics may not follow wholly, even for what was learned so, where a window and the latest frames have these scores, or ""."""
+        if not self.may_whole:
+            return "statistics follow as their user says"
+        if spread < self._limits.mixed:
+            return "windows are of few classes"
+        return "classes come in runs" if runs >= 2 * self._limits.runs else ""
+
+    def belong(self, wholly: bool) -> None:
+        """The model is now one that belongs with statistics that follow wholly, or not."""
         if not wholly:
             self.scalars = {name: value for name, value in self.scalars.items() if name == "few"}
 
@@ -90,6 +102,11 @@ class Following:
     def weight(self, frames: int) -> float:
         """Of a window's statistics otherwise."""
         return self._adapter.hyper.chosen.get("mix", self._usual(frames)) if self._moves else 1.0
+
+    def stand_for(self, frames: int) -> int:
+        """Frames that statistics stand for, where they follow windows of so many: those of a moving average vary as the mean of so many does."""
+        mix = self.weight(frames)
+        return round(frames * (2.0 - mix) / max(mix, 1e-3))
 
     def _usual(self, frames: int) -> float:
         manifest = self._adapter.manifest

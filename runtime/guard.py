@@ -108,6 +108,7 @@ class Guard:
         self._ways = Following(adapter, self.limits, follows)
         self._following = False
         self._since, self._steps, self._idle, self._calm, self._failures, self._quiet, self._partly = 0, 0, 0, 0, 0, 0, 0
+        self._apart = ""
         self._spreads: deque[float] = deque(maxlen=self.limits.recent)
         self._shares = np.zeros((0, manifest.task.classes))
         self._labels = np.zeros(0, np.int32)
@@ -133,7 +134,7 @@ class Guard:
 
     def _served(self, x: Floats, due: bool) -> tuple[Floats, bool]:
         adapter, before = self.adapter, self.adapter.stats
-        usable = np.isfinite(x.reshape(len(x), -1)).all(1)
+        usable = np.isfinite(x).all(tuple(range(1, x.ndim)))
         step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._varied()
         whole = bool(usable.all()) and adapter.level == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
         natural: Floats | None = None
@@ -144,7 +145,10 @@ class Guard:
         else:
             held, mix = adapter.tensors(self._shift.names), self._ways.mixing(len(x)) if whole else {}
             given, rate = {**self.scalars, **mix}, self._ways.rate(len(x)) if whole else {}
-            logits = adapter.adapt(x, **given, **rate) if step else adapter.predict(x, True, **given)
+            try:
+                logits = adapter.adapt(x, **given, **rate) if step else adapter.predict(x, True, **given)
+            finally:
+                self._stepped(adapter.stats["steps"] - before["steps"])
             means, after = adapter.tensors(self._shift.names), adapter.stats
             changed = after["steps"] > before["steps"] or (bool(self._source) and after["rejected_steps"] == before["rejected_steps"])
             if self._ways.live:
@@ -153,13 +157,15 @@ class Guard:
             if mix and self._shift.apart(held, means, mix["mix"], len(x)) > self.limits.jump:
                 self._ways.renewed = 0
         self.windows += 1
-        steps = adapter.stats["steps"] - before["steps"]
-        self._steps, self._idle = self._steps + steps, 0 if steps else self._idle + 1
-        if steps:
-            self._learned.stepped(self._ways.whole)
+        self._idle = 0 if adapter.stats["steps"] > before["steps"] else self._idle + 1
         if usable.any():
             self._judge(x, logits, means, natural, int(usable.sum()), whole)
         return logits, changed
+
+    def _stepped(self, steps: int) -> None:
+        if steps:
+            self._steps += steps
+            self._learned.stepped(self._ways.whole)
 
     def _looked_at(self, x: Floats, possible: bool) -> dict[str, Floats]:
         """Channel means of a window where layers are normalised as they are now: little of them is mixed in, and everything is put back."""
@@ -206,6 +212,8 @@ class Guard:
         self._spreads.append(spread)
         self._since += 1
         self._quiet = 0 if self._shifted(scores) else self._quiet + 1
+        self._apart = self._ways.apart(spread, runs) if known else ""
+        self._partly = self._partly + 1 if self._apart else 0
         if self._ways.live:
             far = self.limits.far / 2 if self._following else self.limits.far
             self._following = self._shifted(scores) and (self._varied() or scores.shift > far) and self.phase is not Phase.PAUSED
@@ -214,7 +222,6 @@ class Guard:
         self._next(scores)
         enough = self.limits.least if runs < self.limits.runs else self.limits.narrow
         self._ways.choose(mixed, self._wholly(runs), self._shifted(scores) and spread >= enough)
-        self._partly = 0 if self._ways.whole or not known else self._partly + 1
 
     def _wholly(self, runs: float) -> bool:
         """Whether statistics are to follow wholly: for steps, where frames come as if shuffled, and for what such steps have made."""
@@ -234,10 +241,7 @@ class Guard:
 
     def _frames(self, frames: int) -> int:
         """Frames that the statistics stand for, where they follow windows of so many: those of a moving average vary as the mean of so many does."""
-        if self._stays:
-            return frames
-        mix = self._ways.weight(frames)
-        return round(frames * (2.0 - mix) / max(mix, 1e-3))
+        return frames if self._stays else self._ways.stand_for(frames)
 
     def _shifted(self, scores: Scores) -> bool:
         if math.isnan(scores.shift):
@@ -295,7 +299,7 @@ class Guard:
             if self._since >= self._calm:
                 self._go(Phase.OBSERVING, f"after {self._calm} windows without steps", scores)
         elif phase is Phase.OBSERVING:
-            if self._trains and self._shifted(scores) and self._varied():
+            if self._trains and self._shifted(scores) and self._varied() and not (self._learned.wholly and self._apart):
                 self._begin("the stream is shifted, and its windows are of several classes", scores)
         elif self._learned.unproven and (why := self._to_be_proven()):
             self._trial = Trial()
@@ -309,7 +313,7 @@ class Guard:
         """Steps, or what was learned before: what steps made while statistics followed wholly where these may do so again."""
         self._steps = 0
         before = self._learned.laid_by
-        if before is None or (before.wholly and not scores.runs < self.limits.runs):
+        if before is None or (before.wholly and not (self._ways.may_whole and scores.runs < self.limits.runs)):
             self._go(Phase.ADAPTING, reason, scores)
             return
         self._learned.take_up()
@@ -320,12 +324,10 @@ class Guard:
         """Why what was learned is of no use any more, or ""."""
         if self._quiet >= self.limits.back and not math.isnan(scores.shift):
             return "the stream is as the source again"
-        if self._learned.wholly and self._partly >= self.limits.recent:
-            if self._spreads[-1] >= self.limits.mixed:
-                return f"classes came in runs in its last {self._partly} windows"
-            if not self._learned.unproven:  # else they may be of few classes for what was learned
-                return f"its last {self._partly} windows are of few classes"
-        return ""
+        if not self._learned.wholly or self._partly < self.limits.recent:
+            return ""
+        narrow = scores.spread < self.limits.mixed  # perhaps for what was learned: a probation tells
+        return "" if narrow and self._learned.unproven and self.phase is not Phase.PAUSED else f"{self._apart} for {self._partly} windows"
 
     def _to_be_proven(self) -> str:
         """Why steps are to be looked at now, or ""."""
@@ -381,18 +383,19 @@ class Guard:
         """The last good, or what the model started as, is put back."""
         self._learned.put_back()
         self._steps = 0
+        self._ways.belong(self._learned.wholly)
 
     def _put_aside(self, reason: str, scores: Scores) -> None:
         self._learned.lay_by()
-        self._steps, self._failures = 0, 0
+        self._unlearn()
+        self._failures = 0
         self._go(self.phase if self.phase in (Phase.ROLLED_BACK, Phase.PAUSED) else Phase.OBSERVING, reason, scores)
 
     def _forget(self) -> None:
         """What was seen of the stream with another model."""
         self._spreads.clear()
         self._shares, self._labels = self._shares[:0], self._labels[:0]
-        self._ways.renew(self._learned.wholly)
-        self._partly = 0
+        self._ways.renewed = self._partly = 0
         self.adapter.put(self._source)
 
     @_by_hand
@@ -400,7 +403,7 @@ class Guard:
         """Puts the last good back; the second time in a row, or where there is none, what the model started as. A pause stays one."""
         self._failures += 1
         put = "the last good is put back" if self._failures == 1 and self._learned.good is not None else "it is as it started"
-        if self._failures > 1 or self._learned.good is None:
+        if self._failures > 1 or self._learned.taken_up:
             self._learned.drop()
         self._unlearn()
         self._forget()

@@ -31,7 +31,8 @@ class Learned:
 
     Attributes:
         names: see above. boxed: those that `away` looks at: parameters, where all are float32.
-        good: what was proven last and is in use; None: nothing. laid_by: what was proven and is not in use; never both.
+        good: what was proven last and is in use; None: nothing. laid_by: what was proven and is not in use, or to be proven anew; never both.
+        taken_up: whether what is in the adapter began with what is laid by.
         unproven: whether there were steps since the last good, or since the start.
         wholly: whether what is in the adapter was learned while statistics followed wholly. It belongs with such statistics: what was added to
             scale and shift is only then taken out again by the next layer's.
@@ -43,7 +44,7 @@ class Learned:
         self.boxed = [spec.name for spec in parameters] if all(spec.dtype == "float32" for spec in parameters) else []
         self.good: Copy | None = None
         self.laid_by: Copy | None = None
-        self.unproven, self.wholly = False, False
+        self.unproven, self.wholly, self.taken_up = False, False, False
         self._adapter = adapter
         self._base: Copy | None = None
         if self.away() != 0:
@@ -87,12 +88,12 @@ class Learned:
     def keep(self) -> None:
         """What there is is the last good from now on."""
         self.good = self.laid_by = None  # before there is another
-        self.good, self.unproven = self._copy(), False
+        self.good, self.unproven, self.taken_up = self._copy(), False, False
 
     def keep_as_start(self) -> None:
         """What there is is what the model started as from now on."""
         self.good = self.laid_by = self._base = None
-        self._base, self.unproven = self._copy(), False
+        self._base, self.unproven, self.taken_up = self._copy(), False, False
 
     def put_back(self) -> None:
         """Puts the last good back, or what the model started as."""
@@ -101,25 +102,23 @@ class Learned:
         else:
             self._adapter.put(self.good.tensors)
         kept = self.good or self._base
-        self.unproven, self.wholly = False, kept is not None and kept.wholly
+        self.unproven, self.wholly, self.taken_up = False, kept is not None and kept.wholly, False
 
     def lay_by(self) -> None:
-        """Goes back to what the model started as; the last good is laid by."""
+        """The last good is laid by: what the model started as is what is put back from now on."""
         self.laid_by, self.good = self.good or self.laid_by, None
-        self.put_back()
 
     def take_up(self) -> None:
-        """Puts what was laid by in use again: it is to be proven anew."""
+        """Puts what was laid by in use again: it is to be proven anew, and stays laid by until it is."""
         assert self.laid_by is not None
         self._adapter.put(self.laid_by.tensors)
-        self.unproven, self.wholly, self.laid_by = True, self.laid_by.wholly, None
+        self.unproven, self.wholly, self.taken_up = True, self.laid_by.wholly, True
 
     def drop(self) -> None:
-        """Goes back to what the model started as; nothing else is left."""
+        """Nothing but what the model started as is left to be put back."""
         self.good = self.laid_by = None
-        self.put_back()
 
     def reset(self) -> None:
         """The whole state was put back to the bundle's."""
         self.good = self.laid_by = self._base = None
-        self.unproven, self.wholly = False, False
+        self.unproven, self.wholly, self.taken_up = False, False, False

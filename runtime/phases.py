@@ -47,7 +47,7 @@ class Limits:
         box: the most that parameters may be away from where they started, `Scores.moved`; beyond, they are drawn back.
         most: `Scores.moved` beyond which they are not drawn back but rolled back, whatever they predict.
         calm: windows without steps after a roll-back; twice as many after each one that follows, up to 16 times. Also windows of few classes after
-            which a probation ends without having proven anything.
+            which a probation ends without having proven anything; with what was learned while statistics followed wholly it ends at once.
         back: see `shifted`.
         idle: windows without a step after which what was learned is to be proven all the same.
         jump: distance of a window's statistics from those that are followed, of the kind of `Scores.shift`, from which these are taken anew.
@@ -118,7 +118,7 @@ class Trial:
 
     def add(self, mine: Predicted, first: Predicted) -> None:
         """One more window."""
-        count = len(mine.labels)
+        count = len(mine.shares)
         self.windows, self.frames = self.windows + 1, self.frames + count
         self.mine, self.first = self.mine + mine.shares.sum(0), self.first + first.shares.sum(0)
         self.agreed += count * mine.agreement(first)

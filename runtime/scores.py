@@ -16,6 +16,7 @@ from edgeadapt.runtime.state import Floats
 DOUBT = 0.02
 """Distance beyond chance at which a layer counts as half shifted."""
 STATISTICS = "statistics."
+_BLOCK = 2**14
 
 
 @dataclass(frozen=True)
@@ -136,8 +137,9 @@ class Predicted:
         return spread_of(self.shares)
 
     def agreement(self, other: Predicted) -> float:
-        """Share of places where both say the same; where one says nothing they do not."""
-        return float(((self.labels == other.labels) & (self.labels >= 0)).mean())
+        """Share of places where both say the same, of those where one says anything; where only one does they do not. NaN of none."""
+        known = (self.labels >= 0) | (other.labels >= 0)
+        return float((self.labels == other.labels)[known].mean()) if known.any() else math.nan
 
 
 def spread_of(shares: NDArray[np.float64]) -> float:
@@ -150,8 +152,13 @@ def spread_of(shares: NDArray[np.float64]) -> float:
 
 def distance(now: Mapping[str, Floats], start: Mapping[str, NDArray[Any]]) -> float:
     """Distance of all tensors together from where they started, as a share of their norm there."""
-    away = sum(float(((now[name].astype(np.float64) - start[name]) ** 2).sum()) for name in now)
-    size = sum(float((np.asarray(start[name], np.float64) ** 2).sum()) for name in now)
+    away, size = 0.0, 0.0
+    for name, value in now.items():
+        one, other = value.reshape(-1), np.reshape(start[name], -1)
+        for at in range(0, len(one), _BLOCK):  # in double precision, and little of it held
+            begun = other[at : at + _BLOCK].astype(np.float64)
+            gone = one[at : at + _BLOCK] - begun
+            away, size = away + float(gone @ gone), size + float(begun @ begun)
     return math.sqrt(away / max(size, 1e-12))
 
 

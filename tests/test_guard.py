@@ -19,7 +19,7 @@ from edgeadapt import Adapter
 from edgeadapt.bundle.reference import Chance, Reference
 from edgeadapt.cli.main import main
 from edgeadapt.devices.sources import Frame
-from edgeadapt.errors import UsageError
+from edgeadapt.errors import InputError, UsageError
 from edgeadapt.exporters.export import export
 from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.guarded import guarding_bytes
@@ -582,6 +582,125 @@ def test_what_was_learned_otherwise_stays_where_windows_are_of_few_classes(bundl
         assert guard._learned.good is good
 
 
+def test_a_scalar_set_after_steps_that_were_learned_wholly_ends_their_use(bundles: dict[str, Path]) -> None:
+    """Once, and not again and again: what is laid by is not taken up where statistics may not follow wholly."""
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = committed(adapter, OFTEN)
+        adapter.hyper["trust"] = 0.7
+        before = len(guard.verdicts)
+        wrong(guard, 12, 37, shifted)
+        reasons = [verdict.reason for verdict in list(guard.verdicts)[before:]]
+        assert sum("as their user says" in reason for reason in reasons) == 1
+        assert not any("taken up" in reason for reason in reasons)
+
+
+@pytest.mark.parametrize("paused", [False, True])
+def test_one_narrow_window_does_not_put_a_good_aside(bundles: dict[str, Path], paused: bool) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = committed(adapter, Limits(trial=4, probation=2, calm=3, back=100))
+        good = guard._learned.good
+        if paused:
+            guard.pause()
+        else:
+            guard.roll_back()
+        wrong(guard, 3, 38, shifted)
+        wrong(guard, 1, 39, shifted, (1,))
+        wrong(guard, 4, 40, shifted)
+        assert guard._learned.good is good is not None
+        assert not any("put aside" in verdict.reason for verdict in guard.verdicts)
+
+
+@pytest.mark.parametrize("how", ["settle", "pause and resume", "few classes"])
+def test_what_is_laid_by_outlives_a_probation_that_proves_nothing(bundles: dict[str, Path], how: str) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = committed(adapter)
+        while guard.phase is not Phase.OBSERVING:
+            wrong(guard, 1, 350 + guard.windows)
+        laid_by = guard._learned.laid_by
+        while guard.phase is not Phase.PROBATION:
+            wrong(guard, 1, 400 + guard.windows, shifted)
+        if how == "settle":
+            guard.settle()
+        elif how == "pause and resume":
+            guard.pause()
+            guard.resume()
+        else:
+            while guard.phase is Phase.PROBATION:
+                wrong(guard, 1, 450 + guard.windows, shifted, (0, 1))
+        assert guard.phase is Phase.OBSERVING
+        assert guard._learned.away() == 0
+        assert "trust" not in guard.scalars
+        assert guard._learned.laid_by is laid_by is not None
+        while guard.phase is not Phase.COMMITTED:
+            wrong(guard, 1, 500 + guard.windows, shifted)
+            assert guard.windows < 100
+        assert guard._learned.laid_by is None, "it was proven anew, or what was learned since was"
+
+
+def test_nothing_is_learned_from_runs_on_what_was_marked_good(bundles: dict[str, Path]) -> None:
+    """What was learned wholly: steps on it would be thrown away window by window."""
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = committed(adapter, Limits(trial=4, probation=2, calm=3, back=100))
+        guard.mark_good()
+        for index in range(10):  # until it is known how they come
+            x, y = images(WINDOW, 8100 + index)
+            guard(shifted(x[np.argsort(y, kind="stable")]))
+        before, steps = len(guard.verdicts), adapter.stats["steps"]
+        for index in range(10):
+            x, y = images(WINDOW, 8200 + index)
+            guard(shifted(x[np.argsort(y, kind="stable")]))
+        assert len(guard.verdicts) == before
+        assert adapter.stats["steps"] == steps
+        assert guard._learned.away() == 0
+
+
+def test_a_pause_ends_the_use_of_steps_not_proven_where_windows_are_of_few_classes(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter, Limits(trial=100, back=100))
+        wrong(guard, 10, 41, shifted)
+        assert guard._learned.wholly
+        guard.pause()
+        wrong(guard, 12, 42, shifted, (1,))
+        assert guard._learned.away() == 0
+        assert guard.phase is Phase.PAUSED
+
+
+def test_frames_that_cannot_be_used_do_not_count_as_other_predictions(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter, OFTEN)
+        while guard.phase is not Phase.PROBATION:
+            wrong(guard, 1, 200 + guard.windows, shifted)
+        while guard.phase is Phase.PROBATION:
+            x = shifted(images(WINDOW, 8300 + guard.windows)[0])
+            x[: WINDOW // 2 + 1] = np.nan
+            guard(x)
+        assert guard.phase is Phase.COMMITTED
+
+
+def test_a_step_that_was_interrupted_after_it_was_taken_is_not_proven(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    adapt = Adapter.adapt
+
+    def interrupted(self: Adapter, x: Any, **hyper: float) -> Any:
+        adapt(self, x, **hyper)
+        raise KeyboardInterrupt
+
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter, Limits(trial=100))
+        while guard.phase is not Phase.ADAPTING:
+            wrong(guard, 1, guard.windows, shifted)
+        monkeypatch.setattr(Adapter, "adapt", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            guard(shifted(images(WINDOW, 1)[0]))
+        assert guard._learned.away() > 0
+        guard.settle()
+        assert guard._learned.away() == 0
+
+
+def test_an_empty_window_is_refused(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter, pytest.raises(InputError):
+        Guard(adapter)(np.zeros((0, *SHAPE), np.float32))
+
+
 def test_few_frames_after_a_roll_back_do_not_look_like_few_classes(bundles: dict[str, Path]) -> None:
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         guard = committed(adapter)
@@ -657,13 +776,14 @@ class Wide(nn.Module):
         return self.fc(self.n(self.a(x)).relu())
 
 
-def test_the_bytes_that_a_guard_holds_are_what_is_said_of_them(tmp_path: Path) -> None:
-    """Through commits and a laid-by copy: not more, and not so much less that one more copy would not be seen."""
+@pytest.mark.parametrize("statistics", ["anchored", "source"])
+def test_the_bytes_that_a_guard_holds_are_what_is_said_of_them(tmp_path: Path, statistics: str) -> None:
+    """Through commits and what was marked good: not more, and not so much less that one more copy would not be seen."""
     path = tmp_path / "wide.edgeadapt"
     random = np.random.default_rng(0)
     x, y = random.standard_normal((128, 12), np.float32), random.integers(0, CLASSES, 128)
-    export(Wide().eval(), path, shape=(12,), data=(x, y), method="tent", statistics="anchored", batches=(16,), search=False)
-    everything = Limits(trial=1, probation=2, agreement=0.0, kept=0.0, varied=0.0, mixed=0.0, most=math.inf)
+    export(Wide().eval(), path, shape=(12,), data=(x, y), method="tent", statistics=statistics, batches=(16,), search=False)
+    everything = Limits(trial=1, probation=2, agreement=0.0, kept=0.0, varied=0.0, mixed=0.0, most=math.inf, unsure=-math.inf)
     with Adapter.open(path, prepared=False) as adapter:
         said, one = guarding_bytes(adapter.manifest), 2 * 4 * 2**18  # what passes change, the least of its copies
         tracemalloc.start()
