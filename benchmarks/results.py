@@ -49,7 +49,7 @@ def benches(choices: argparse.Namespace, model: str, jpeg: Path | None) -> list[
     found = [
         Bench("default", "default", ("--streams", "all", "--guard", "--seeds", str(choices.seeds), "--frames", frames)),
         Bench("methods", OTHERS, ("--streams", "all", "--frames", frames)),
-        Bench("single", "default", ("--streams", "continual,mixed,sorted", "--guard", "--single", "--frames", frames)),
+        Bench("single", "default", ("--streams", "continual,mixed,sorted", "--guard", "--single", "--batch", "16", "--frames", frames)),
         Bench("cotta", "cotta", ("--streams", "continual", "--frames", few)),
     ]
     if jpeg is not None:

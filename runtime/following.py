@@ -7,6 +7,7 @@ from edgeadapt.runtime.phases import Limits
 
 WHOLLY = {"trust": 1.0, "late": 1.0}
 """Scalars of anchored statistics that are the stream's own wherever it is shifted."""
+_MOSTLY = 0.4  # the weight of a window's statistics from which its frames are normalised mostly by their own
 _LESS = 0.75  # of `own`, with these: what steps learn makes up for some of what a frame's own statistics do
 
 
@@ -22,6 +23,7 @@ class Following:
         live: whether they are each window's own, whatever it is: they are not anchored.
         scalars: what the adapter is to predict with.
         renewed: windows since the beginning, or since a jump of the stream.
+        prompt: whether frames are normalised by statistics that are mostly of their own window.
     """
 
     def __init__(self, adapter: Adapter, limits: Limits, follows: bool) -> None:
@@ -32,6 +34,11 @@ class Following:
         self.live = follows and "few" not in known
         self.scalars: dict[str, float] = {}
         self.renewed = 0
+        self.prompt = True
+
+    def serves(self, frames: int, ahead: bool) -> None:
+        """A window of so many frames is served now, which were answered before or not."""
+        self.prompt = not ahead and self.weight(frames) >= _MOSTLY
 
     def choose(self, mixed: bool, wholly: bool, enough: bool) -> None:
         """The scalars from now on.
@@ -55,13 +62,16 @@ class Following:
 
     @property
     def may_whole(self) -> bool:
-        """Whether statistics are anchored, and their user leaves it to the guard how far they follow."""
-        return self._anchored and not (WHOLLY.keys() | {"few"}) & self._adapter.hyper.chosen.keys()
+        """Whether statistics are anchored, are those of the frames that they normalise, and their user leaves it to the guard how far they follow.
+
+        Those of frames that came before may be of another shift, and following them wholly costs more than steps gain.
+        """
+        return self._anchored and self.prompt and not (WHOLLY.keys() | {"few"}) & self._adapter.hyper.chosen.keys()
 
     def apart(self, spread: float, runs: float) -> str:
         """Why statistics may not follow wholly, even for what was learned so, where a window and the latest frames have these scores, or ""."""
         if not self.may_whole:
-            return "statistics follow as their user says"
+            return "statistics follow as their user says" if self.prompt else "frames are normalised by windows before their own"
         if spread < self._limits.mixed:
             return "windows are of few classes"
         return "classes come in runs" if runs >= 2 * self._limits.runs else ""

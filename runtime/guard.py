@@ -79,6 +79,7 @@ class Guard:
     Attributes:
         adapter: the adapter. phase: its state. windows: served so far. scores: of the last one. verdicts: the latest thousand decisions.
         between: the lock that is held while a window is served.
+        ahead: whether frames are answered before their window is served, as by a `Stream` one by one.
 
     Raises:
         UsageError: the bundle does not say what its source looks like, or the adapter was opened without what adapts.
@@ -95,7 +96,7 @@ class Guard:
         self.scores: Scores | None = None
         self.between = threading.RLock()
         self.verdicts: deque[Verdict] = deque(maxlen=_REMEMBERED)
-        self._tell, self._reference = tell, manifest.reference
+        self._tell, self._reference, self.ahead = tell, manifest.reference, False
         passing, stepping = (written(manifest, role) for role in ("predict", "adapt"))
         with adapter.bundle.stored_state() as start:
             self._shift = Shift(manifest.reference, start)
@@ -106,9 +107,8 @@ class Guard:
         self._learned = Learned(adapter, [spec.name for spec in manifest.state if spec.name in stepping - passing])
         self._trains = bool(manifest.planned("adapt"))
         self._ways = Following(adapter, self.limits, follows)
-        self._following = False
+        self._following, self._apart = False, ""
         self._since, self._steps, self._idle, self._calm, self._failures, self._quiet, self._partly = 0, 0, 0, 0, 0, 0, 0
-        self._apart = ""
         self._spreads: deque[float] = deque(maxlen=self.limits.recent)
         self._shares = np.zeros((0, manifest.task.classes))
         self._labels = np.zeros(0, np.int32)
@@ -135,6 +135,7 @@ class Guard:
     def _served(self, x: Floats, due: bool) -> tuple[Floats, bool]:
         adapter, before = self.adapter, self.adapter.stats
         usable = np.isfinite(x).all(tuple(range(1, x.ndim)))
+        self._ways.serves(len(x), self.ahead)
         step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._varied()
         whole = bool(usable.all()) and adapter.level == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
         natural: Floats | None = None

@@ -137,6 +137,8 @@ class Stream:
         self._adapter, self._adapt = adapter, adapt
         self._follows = bool(manifest.graphs[f"predict.b{self.window}"].writes) if f"predict.b{self.window}" in manifest.graphs else False
         self._single, self._every, self._alike, self._guard = single, every, alike, guard
+        if guard is not None:
+            guard.ahead = single
         self.windows = self.steps = self.repeated = self.late = self.passed = 0
         self._last: Floats | None = None
         self._buffer = np.zeros((self.window, *manifest.input.shape), np.float32)

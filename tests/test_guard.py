@@ -749,6 +749,19 @@ def test_a_stream_with_a_guard_answers_every_frame(bundles: dict[str, Path], sin
         assert np.mean([one.logits.argmax() != label for one, label in zip(served, y)]) < 0.3  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(("single", "mix", "wholly"), [(False, 0.5, True), (True, 0.5, False), (False, 0.2, False)])
+def test_statistics_of_windows_before_are_not_followed_wholly(bundles: dict[str, Path], single: bool, mix: float, wholly: bool) -> None:
+    """They may be of another shift; so it is where frames are answered before their window is full, and where it counts little."""
+    x = shifted(images(12 * WINDOW, 33)[0])
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        adapter.hyper["mix"] = mix
+        guard = Guard(adapter, Limits(trial=100))
+        list(Stream(adapter, single=single, guard=guard).run(Frame(i, frame) for i, frame in enumerate(x)))
+        assert adapter.stats["steps"] > 4
+        assert guard._learned.wholly == wholly
+        assert ("trust" in guard.scalars) == wholly
+
+
 def test_only_due_windows_get_steps(bundles: dict[str, Path]) -> None:
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         x = shifted(images(24 * WINDOW, 31)[0])
