@@ -677,6 +677,31 @@ def test_frames_that_cannot_be_used_do_not_count_as_other_predictions(bundles: d
         assert guard.phase is Phase.COMMITTED
 
 
+def test_a_probation_ends_though_statistics_hardly_follow(bundles: dict[str, Path]) -> None:
+    """Those of the model that learned nothing stay for long those that there were."""
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        adapter.hyper["mix"] = 0.005
+        guard = Guard(adapter, OFTEN)
+        wrong(guard, 2, 43, shifted)
+        adapter.put({name: value for name, value in other_statistics(bundles["tent"]).items() if name in guard._source})
+        while guard.phase is not Phase.PROBATION:
+            wrong(guard, 1, 200 + guard.windows, shifted)
+            assert guard.windows < 30
+        begun = guard.windows
+        while guard.phase is Phase.PROBATION:
+            wrong(guard, 1, 300 + guard.windows, shifted)
+            assert guard.windows < begun + 60
+        assert guard.windows > begun + 40
+
+
+def other_statistics(path: Path) -> dict[str, np.ndarray]:
+    """The state after shifted windows."""
+    with Adapter.open(path, prepared=False) as adapter:
+        for index in range(5):
+            adapter.predict(shifted(images(WINDOW, 9500 + index)[0]), mix=0.5)
+        return adapter.state
+
+
 def test_a_step_that_was_interrupted_after_it_was_taken_is_not_proven(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     adapt = Adapter.adapt
 
