@@ -303,7 +303,6 @@ class Guard:
             if self._trains and self._shifted(scores) and self._varied() and not (self._learned.wholly and self._apart):
                 self._begin("the stream is shifted, and its windows are of several classes", scores)
         elif self._learned.unproven and (why := self._to_be_proven()):
-            self._trial = Trial()
             self._go(Phase.PROBATION, why, scores)
         elif phase is Phase.COMMITTED:
             self._go(Phase.ADAPTING, "the stream is still shifted", scores)
@@ -318,7 +317,6 @@ class Guard:
             self._go(Phase.ADAPTING, reason, scores)
             return
         self._learned.take_up()
-        self._trial = Trial()
         self._go(Phase.PROBATION, f"{reason}; what was learned before is taken up", scores)
 
     def _of_no_use(self, scores: Scores) -> str:
@@ -403,9 +401,9 @@ class Guard:
     def roll_back(self, reason: str = "by hand", scores: Scores | None = None) -> None:
         """Puts the last good back; the second time in a row, or where there is none, what the model started as. A pause stays one."""
         self._failures += 1
-        put = "the last good is put back" if self._failures == 1 and self._learned.good is not None else "it is as it started"
         if self._failures > 1 or self._learned.taken_up:
             self._learned.drop()
+        put = "it is as it started" if self._learned.good is None else "the last good is put back"
         self._unlearn()
         self._forget()
         self._calm = self.limits.calm * 2 ** min(self._failures - 1, 4)

@@ -504,6 +504,13 @@ def committed(adapter: Adapter, limits: Limits = OFTEN) -> Guard:
     return guard
 
 
+def in_runs(guard: Guard, windows: int, seed: int) -> None:
+    """Serves shifted windows of all classes, one class after the other."""
+    for index in range(windows):
+        x, y = images(WINDOW, seed + index)
+        guard(shifted(x[np.argsort(y, kind="stable")]))
+
+
 def test_what_was_learned_is_laid_by_at_the_source_and_proven_anew_when_the_shift_is_back(bundles: dict[str, Path]) -> None:
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         guard = committed(adapter)
@@ -559,9 +566,7 @@ def test_what_was_learned_wholly_is_put_aside_where_classes_come_in_runs(bundles
         guard = committed(adapter, Limits(trial=4, probation=2, calm=3, back=100))
         if paused:
             guard.pause()
-        for index in range(14):
-            x, y = images(WINDOW, 8000 + index)
-            guard(shifted(x[np.argsort(y, kind="stable")]))
+        in_runs(guard, 14, 8000)
         assert guard.scores is not None
         assert guard.scores.spread > guard.limits.mixed
         assert any("in runs" in verdict.reason for verdict in guard.verdicts)
@@ -642,13 +647,9 @@ def test_nothing_is_learned_from_runs_on_what_was_marked_good(bundles: dict[str,
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         guard = committed(adapter, Limits(trial=4, probation=2, calm=3, back=100))
         guard.mark_good()
-        for index in range(10):  # until it is known how they come
-            x, y = images(WINDOW, 8100 + index)
-            guard(shifted(x[np.argsort(y, kind="stable")]))
+        in_runs(guard, 10, 8100)  # until it is known how they come
         before, steps = len(guard.verdicts), adapter.stats["steps"]
-        for index in range(10):
-            x, y = images(WINDOW, 8200 + index)
-            guard(shifted(x[np.argsort(y, kind="stable")]))
+        in_runs(guard, 10, 8200)
         assert len(guard.verdicts) == before
         assert adapter.stats["steps"] == steps
         assert guard._learned.away() == 0
