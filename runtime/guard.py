@@ -227,7 +227,7 @@ class Guard:
     def _wholly(self, runs: float) -> bool:
         """Whether statistics are to follow wholly: for steps, where frames come as if shuffled, and for what such steps have made."""
         if self._learned.wholly:
-            return not runs >= 2 * self.limits.runs
+            return not self._apart
         return self.phase in (Phase.ADAPTING, Phase.PROBATION, Phase.COMMITTED) and runs < self.limits.runs
 
     def _spread(self, predicted: Predicted) -> float:
