@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -40,11 +40,18 @@ class Source(ABC):
         name: how a person would call it.
         count: how many frames there will be; None where that is not known.
         labelled: whether frames come with their truth; of a stream that cannot be known before its end.
+        live: whether frames come when they come, from a device or a wire, and are lost where nobody takes them.
     """
 
     name: str
     count: int | None = None
     labelled: bool | None = None
+    live = False
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How often what happened beside frames, such as "crc" for checksums that differ; may be read from any thread."""
+        return {}
 
     @abstractmethod
     def __iter__(self) -> Iterator[Frame]:
@@ -53,6 +60,9 @@ class Source(ABC):
         Raises:
             SourceError: the source broke off; the frames before that have been given.
         """
+
+    def stop(self) -> None:  # noqa: B027
+        """Has a live source end its iteration within half a second, whatever it waits for; from any thread, for good. Files end by themselves."""
 
     def close(self) -> None:  # noqa: B027
         """Lets go of files and devices. A second close does nothing."""
