@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeadapt.bundle.manifest import InputSpec
+from edgeadapt.bundle.inputspec import FITS, ORDERS, InputSpec
 from edgeadapt.errors import InputError, UsageError
 from edgeadapt.exporters.reading import Found, Labels, Request, read
 from edgeadapt.preprocess import prepare
@@ -30,7 +30,8 @@ class Samples:
     """Checked source samples.
 
     Attributes:
-        x: uint8 images (N, H, W, C) of the input's height and width, or float32 (N, *spec.shape), which the model takes as it is.
+        x: uint8 images (N, H, W, C) of the input's height and width, or float32 (N, *spec.shape): as the model takes it, or where `spec.raw` is
+            set as the sensor gives it.
         y: int64 classes (N,), or of every pixel (N, H, W); None where the samples carry no labels.
         spec: the model's input, and how uint8 images become it.
         names: class names, or None.
@@ -61,7 +62,7 @@ class Samples:
         spec = self.spec
         if self.x.dtype == np.uint8:
             return prepare(self._rows(indices), dataclasses.replace(spec, mean=None, std=None))
-        if len(spec.shape) != 3 or spec.mean is None or spec.std is None:
+        if spec.raw or len(spec.shape) != 3 or spec.mean is None or spec.std is None:
             return None
         mean, std = (np.array(values, np.float32).reshape(-1, 1, 1) for values in (spec.mean, spec.std))
         undone = self._rows(indices) * std + mean
@@ -140,7 +141,8 @@ def load_samples(
     Args:
         data: path of an .npz archive (or of a folder of .npy files, which are mapped) with x, y and perhaps names; path of a folder with one folder
             of images for each class; "MODULE:FUNCTION" that gives a map-style torch Dataset of (x, label), which is read once; or such a Dataset, or
-            the arrays (x, y) themselves. uint8 images are resized to the input where `spec.resize` is given; float32 is taken as it is.
+            the arrays (x, y) themselves. uint8 images are brought to the input's size as `spec` says; float32 is taken as it is, or
+            scaled where `spec.raw` is set. Where it makes windows of samples, x (T, C) with y (T,) is a recording.
         names: class names in the order of the model's outputs; a folder's names must be among them. Without, a folder's own, sorted.
         classes: number of the model's classes, where known.
         labelled: whether labels are wanted; without, they are not looked at and `y` is None.
@@ -200,26 +202,45 @@ def _check_finite(x: NDArray[np.float32], origin: str) -> None:
 
 
 def spec_for(
-    shape: Sequence[int], mean: Sequence[float] | float | None = None, std: Sequence[float] | float | None = None, resize: bool = False
+    shape: Sequence[int],
+    mean: Sequence[float] | float | None = None,
+    std: Sequence[float] | float | None = None,
+    resize: bool | Sequence[int] = False,
+    *,
+    fit: str = "stretch",
+    crop: bool = False,
+    order: str = "rgb",
+    raw: bool = False,
+    hop: int | None = None,
 ) -> InputSpec:
-    """The input of a model from what a user says.
+    """The input of a model from what a user says; see `InputSpec`.
 
     Args:
         shape: one float32 input, channels first.
-        mean, std: of pixels in 0..1, one number a channel or one for all.
-        resize: whether uint8 images of another size are resized to the input.
+        mean, std: one number a channel or one for all: of pixels in 0..1, or where `raw` is set of values as the sensor gives them.
+        resize: whether uint8 images of another size are resized to the input, or the height and width that they are resized to.
+        fit: "stretch" or "cover". With "cover" what is larger then is cut.
+        crop: whether images that are larger then are cut to the input.
+        order: of the channels that the model takes: "rgb" or "bgr".
+        raw: whether float32 frames are values as the sensor gives them, which are scaled here and on the device.
+        hop: of an input C x L, samples from one window to the next, where recordings and sensors give samples.
 
     Raises:
         UsageError: they do not fit each other.
     """
     shape = tuple(int(size) for size in shape)
-    if len(shape) != 3 and (mean is not None or std is not None or resize):
+    size = None if resize is False else tuple(shape[1:]) if resize is True else tuple(int(side) for side in resize)
+    _check_input(shape, size, fit, crop, order, raw, hop)
+    if len(shape) != 3 and not raw and (mean is not None or std is not None):
         raise UsageError(
-            f"--mean, --std and --resize are for images, but the input is {format_shape(shape)}",
-            "scale sensor data before it is given, as in training",
+            f"--mean and --std are for images, but the input is {format_shape(shape)}",
+            "scale sensor data before it is given, as in training; or add --raw, and it is scaled by them here and on the device",
         )
+    if raw and mean is None and std is None:
+        raise UsageError("--raw says that frames are still to be scaled, and nothing says how", "give --mean and --std, or leave --raw out")
     values: list[tuple[float, ...] | None] = []
-    for name, given, least, most in (("mean", mean, 0.0, 1.0), ("std", std, 1e-6, 10.0)):
+    bounds = ((-3e38, 3e38), (1e-30, 3e38)) if raw else ((0.0, 1.0), (1e-6, 10.0))
+    for name, given, (least, most) in (("mean", mean, bounds[0]), ("std", std, bounds[1])):
         if given is None:
             values.append(None)
             continue
@@ -233,10 +254,35 @@ def spec_for(
         if not all(least <= value <= most for value in several):
             raise UsageError(
                 f"--{name} {', '.join(f'{value:g}' for value in several)} lies outside {least:g}..{most:g}",
-                "it is of pixels in 0..1: divide that of pixels in 0..255 by 255",
+                "give the one that training used" if raw else "it is of pixels in 0..1: divide that of pixels in 0..255 by 255",
             )
         values.append(several)
-    return InputSpec(shape, (shape[1], shape[2]) if resize else None, *values)
+    resized = None if size is None else (size[0], size[1])
+    return InputSpec(shape, resized, values[0], values[1], fit, crop or fit == "cover", order, raw, hop)
+
+
+def _check_input(
+    shape: tuple[int, ...], resize: tuple[int, ...] | None, fit: str, crop: bool, order: str, raw: bool, hop: int | None
+) -> None:
+    for name, value, known in (("fit", fit, FITS), ("order", order, ORDERS)):
+        if value not in known:
+            raise UsageError(f"{value!r} is no --{name}", f"use {' or '.join(known)}")
+    images = [f"--{name}" for name, given in (("resize", resize), ("fit", fit != FITS[0]), ("crop", crop), ("order", order != ORDERS[0])) if given]
+    if images and (len(shape) != 3 or raw):
+        why = "with --raw frames are no images" if raw else f"the input is {format_shape(shape)}"
+        raise UsageError(f"{' and '.join(images)}: for images, but {why}", "leave it out, and give frames in the input's shape")
+    if order != ORDERS[0] and shape[0] != 3:
+        raise UsageError(f"--order {order} is of three channels, and the input has {shape[0]}", "leave it out")
+    if resize is not None and (len(resize) != 2 or (resize != shape[1:] and not (crop or fit == "cover"))):
+        wanted = f"write --resize {format_shape(shape[1:])}, or add --crop, which cuts what is larger"
+        raise UsageError(f"--resize {format_shape(resize)} is not the input's size", wanted)
+    if resize is not None and (resize[0] < shape[1] or resize[1] < shape[2]):
+        raise UsageError(f"--resize {format_shape(resize)} is smaller than the input {format_shape(shape[1:])}", "give at least its size")
+    if fit == "cover" and resize is None:
+        raise UsageError("--fit cover says how images are resized, and they are not", f"add --resize {format_shape(shape[1:])}")
+    if hop is not None and (len(shape) != 2 or hop < 1):
+        why = f"the input is {format_shape(shape)}, no window C x L" if len(shape) != 2 else "windows begin at least one sample apart"
+        raise UsageError(f"--hop {hop}: {why}", "leave it out, or give a number of samples")
 
 
 def example_of(data: Samples | None, shape: Sequence[int], logits: Tensor, batch: int, seed: int) -> tuple[Tensor, Tensor]:

@@ -16,6 +16,7 @@ from edgeadapt.exporters.lowering.registry import numpy_dtype
 from edgeadapt.exporters.options import Options, batch_defaults
 from edgeadapt.exporters.programs import Model
 from edgeadapt.exporters.selfcheck import Difference
+from edgeadapt.preprocess import PREPROCESSING, fingerprint
 
 
 def describe(
@@ -76,7 +77,8 @@ def describe(
         reference=model.reference,
         searched=model.searched,
         selfcheck={**{item.graph: item.plain() for item in differences}, **{key: {"left_out": why} for key, why in left_out.items()}}
-        | ({} if rounding is None else {"rounding": rounding}),
+        | ({} if rounding is None else {"rounding": rounding})
+        | {PREPROCESSING: fingerprint(spec)},
     )
 
 

@@ -31,7 +31,12 @@ def export(
     data: Any = None,
     mean: Sequence[float] | float | None = None,
     std: Sequence[float] | float | None = None,
-    resize: bool = False,
+    resize: bool | Sequence[int] = False,
+    fit: str = "stretch",
+    crop: bool = False,
+    order: str = "rgb",
+    raw: bool = False,
+    hop: int | None = None,
     names: Sequence[str] | None = None,
     model_name: str = "",
     progress: Progress | None = None,
@@ -51,10 +56,10 @@ def export(
         shape: one input without the batch, channels first.
         data: source samples for the warm-up, the calibration and the self-check; optional for methods that have neither. The path of an .npz archive
             with x and y, or of a folder with a folder of images for each class; the arrays (x, y), y None without labels; a map-style torch Dataset;
-            or `Samples`. x is uint8 (N, H, W, C), or float32 (N, *shape) as the model takes it; y int64 (N,), or (N, H, W) for segmentation.
-        mean, std: of pixels in 0..1, one number a channel or one for all: what uint8 images are scaled by, here and on the device. `Samples` have
-            their own.
-        resize: whether uint8 images of another size are resized to the input, here and on the device.
+            or `Samples`. x is uint8 (N, H, W, C), or float32 (N, *shape) as the model takes it (with `raw`: as the sensor gives
+            it); y int64 (N,), or (N, H, W) for segmentation.
+        mean, std, resize, fit, crop, order, raw, hop: how frames become the input, here and on the device: see `edgeadapt.exporters.data.spec_for`.
+            `Samples` have their own.
         names: class names in the order of the outputs; without, those that the data has.
         model_name: what the manifest calls the model.
         progress: called with (stage, done, total, note).
@@ -81,11 +86,12 @@ def export(
     place = None if budget is None else _place(board, budget, board_threads)
     if choices.get("quantize") == AUTO:
         check_auto(budget is not None, data is not None)
-    options, spec, progress = Options.of(choices, planned=budget is not None), spec_for(shape, mean, std, resize), progress or quiet
+    spec = spec_for(shape, mean, std, resize, fit=fit, crop=crop, order=order, raw=raw, hop=hop)
+    options, progress = Options.of(choices, planned=budget is not None), progress or quiet
     samples: Samples | None = None
     if isinstance(data, Samples):
-        if mean is not None or std is not None or resize:
-            raise UsageError("these samples say themselves how images are scaled", "leave mean, std and resize out, or give the arrays")
+        if spec != spec_for(shape):
+            raise UsageError("these samples say themselves how frames become the input", "leave mean, std, resize and so on out, or give the arrays")
         if data.spec.shape != spec.shape:
             raise UsageError(f"the samples are {format_shape(data.spec.shape)}, and shape says {format_shape(spec.shape)}", "give one and the same")
         samples, spec = data, data.spec

@@ -5,7 +5,6 @@ Images come out as bytes of the input's size, resized by the device's own `prepa
 
 from __future__ import annotations
 
-import dataclasses
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,10 +16,10 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeadapt.bundle.manifest import InputSpec
+from edgeadapt.bundle.inputspec import InputSpec
 from edgeadapt.errors import EdgeAdaptError, InputError
 from edgeadapt.exporters.load import call, one_line, resolve
-from edgeadapt.preprocess import batch_of, prepare
+from edgeadapt.preprocess import batch_of, fitted, placed, windows_of
 from edgeadapt.progress import Progress
 from edgeadapt.units import format_bytes, format_shape
 
@@ -143,21 +142,40 @@ def _arrays(x: Any, y: Any, names: Any, origin: str, request: Request) -> Found:
             raise InputError(f"{origin}: {len(x)} samples and {y.size if y.ndim < 1 else len(y)} labels", "x and y must have the same length")
     if not len(x):
         raise InputError(f"{origin}: there are no samples in it", MORE)
-    y = y if request.labelled else None
+    x, y = _recorded(x, y if request.labelled else None, origin, request)
     if request.most and request.most < len(x):
         chosen = draw(y, len(x), request.most, request.seed)
         x, y = x[chosen], None if y is None else y[chosen]
     before = x.shape[1:3]
     x = _fit(x, origin, request)
-    if y is not None and y.ndim == 3 and request.spec.resize and y.shape[1:] == before != request.spec.resize:
-        y = np.stack([_smaller_mask(mask, request.spec.resize) for mask in y])
+    if y is not None and y.ndim == 3 and x.dtype == np.uint8 and y.shape[1:] == before != x.shape[1:3]:
+        y = np.stack([_fitted_mask(mask, request.spec) for mask in y])
     found = [str(name) for name in np.asarray(names)] if names is not None and np.asarray(names).dtype.kind == "U" else None
     return Found(x, y, found, origin)
 
 
-def _smaller_mask(mask: Labels, size: tuple[int, int]) -> Labels:
-    """A mask (H, W) in another size, each pixel the class of the nearest."""
-    return np.asarray(Image.fromarray(mask.astype(np.int32)).resize((size[1], size[0]), Image.Resampling.NEAREST)).astype(np.int64)
+def _recorded(x: NDArray[Any], y: Labels | None, origin: str, request: Request) -> tuple[NDArray[Any], Labels | None]:
+    """Windows of a recording (T, C), where the device makes them of samples as well; those whose samples have one class all over."""
+    spec = request.spec
+    if spec.hop is None or x.ndim != 2 or x.shape[1:] != spec.shape[:1] or (y is not None and y.ndim != 1):
+        return x, y
+    windows = windows_of(x, spec)
+    if not len(windows):
+        raise InputError(f"{origin}: {len(x)} samples, and a window is {spec.shape[1]}", "give a longer recording, one row a sample")
+    if y is None:
+        return windows, None
+    spans = np.lib.stride_tricks.sliding_window_view(y, spec.shape[1])[:: spec.hop]
+    whole = (spans == spans[:, :1]).all(1)
+    if not whole.any():
+        raise InputError(f"{origin}: no window of {spec.shape[1]} samples has one class all over", "give recordings in which a class lasts longer")
+    return windows[whole], spans[whole, 0]
+
+
+def _fitted_mask(mask: Labels, spec: InputSpec) -> Labels:
+    """A mask (H, W) in the input's size, resized and cut as its image, each pixel the class of the nearest."""
+    height, width, top, left = placed(mask.shape[0], mask.shape[1], spec)
+    whole = Image.fromarray(mask.astype(np.int32)).resize((width, height), Image.Resampling.NEAREST)
+    return np.asarray(whole)[top : top + spec.shape[1], left : left + spec.shape[2]].astype(np.int64)
 
 
 def _labels(y: Any, origin: str) -> Labels:
@@ -186,7 +204,7 @@ def _fit(x: NDArray[Any], origin: str, request: Request) -> NDArray[Any]:
     """x (N, …) as the model takes it: checked, and images resized."""
     spec = request.spec
     images = x.dtype == np.uint8 and len(spec.shape) == 3 and x.ndim == 4 and x.shape[3] == spec.shape[0]
-    if images and spec.resize is None and x.shape[1:3] != spec.shape[1:]:
+    if images and spec.resize is None and not spec.crop and x.shape[1:3] != spec.shape[1:]:
         raise _wrong_size(x.shape[1:3], origin, spec)
     try:
         frames, single = batch_of(x, spec)
@@ -205,9 +223,8 @@ def _fit(x: NDArray[Any], origin: str, request: Request) -> NDArray[Any]:
 
 
 def _resized(frames: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
-    """Images in the input's size, as `prepare` resizes them; it rounds to bytes, so the way back is exact."""
-    plain = prepare(frames, dataclasses.replace(spec, mean=None, std=None))
-    return np.rint(plain * 255).astype(np.uint8).transpose(0, 2, 3, 1)
+    """Images in the input's size, by the device's own `fitted`."""
+    return np.stack([fitted(frame, spec) for frame in frames])
 
 
 def _room(count: int, dtype: np.dtype[Any], origin: str, request: Request) -> NDArray[Any]:
@@ -281,7 +298,7 @@ def _images(files: list[Path], y: Labels | None, names: list[str] | None, path: 
     for index, file in enumerate(files):
         try:
             with Image.open(file) as image:
-                x[index] = _decoded(image, str(file), request.spec)
+                x[index] = _decoded(image, str(file), request)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise InputError(f"{file}: cannot be decoded: {one_line(error)}", "remove the file, or save it again") from error
         request.progress("reading images", index + 1, len(files))
@@ -295,19 +312,20 @@ def _image_input(origin: str, spec: InputSpec) -> None:
         )
 
 
-def _decoded(image: Image.Image, origin: str, spec: InputSpec) -> NDArray[np.uint8]:
+def _decoded(image: Image.Image, origin: str, request: Request) -> NDArray[np.uint8]:
     """One image (H, W, C) of the input's size."""
     if image.mode.startswith(("I", "F")):
         raise InputError(
             f"{origin}: has pixels of type {image.mode}, not bytes", "convert it to 8 bits as in training, or give float32 arrays in an .npz archive"
         )
+    spec = request.spec
     channels, height, width = spec.shape
     pixels = np.asarray(image.convert(MODES[channels])).reshape(image.height, image.width, channels)
     if pixels.shape[:2] == (height, width):
         return pixels
-    if spec.resize is None:
+    if spec.resize is None and not spec.crop:
         raise _wrong_size(pixels.shape[:2], origin, spec)
-    return _resized(pixels[None], spec)[0]
+    return _fit(pixels[None], origin, request)[0]
 
 
 # ------------------------------------------------------------------------------------------------ torch data sets
@@ -354,7 +372,7 @@ def _item(value: Any, where: str, request: Request) -> NDArray[Any]:
     """One sample of a data set as it is kept: bytes (H, W, C), or float32 as the model takes it."""
     if isinstance(value, Image.Image):
         _image_input(where, request.spec)
-        return _decoded(value, where, request.spec)
+        return _decoded(value, where, request)
     if isinstance(value, torch.Tensor):
         value = value.detach().cpu()
         value = value.float() if value.is_floating_point() else value

@@ -119,7 +119,7 @@ def _noise(step: float) -> str:
 
 
 def _left_out(manifest: dict[str, Any]) -> list[tuple[str, str]]:
-    return [(name, found["left_out"]) for name, found in manifest["selfcheck"].items() if "left_out" in found]
+    return [(name, found["left_out"]) for name, found in manifest["selfcheck"].items() if isinstance(found, dict) and "left_out" in found]
 
 
 def _relative(value: float | None) -> str:

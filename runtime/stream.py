@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from edgeadapt.bundle import Manifest
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import InputError, SourceError, UsageError
-from edgeadapt.preprocess import prepare
+from edgeadapt.preprocess import batch_of, convert, prepare
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.state import Floats
@@ -251,10 +251,11 @@ class Stream:
         """Whether the frame at this place of the window is hardly another than the one before it."""
         if self._alike is None:
             return False
-        if self._last is not None and float(np.abs(self._buffer[place] - self._last).mean()) <= self._alike:
+        taken = convert(self._buffer[place : place + 1], self._adapter.manifest.input)[0]
+        if self._last is not None and float(np.abs(taken - self._last).mean()) <= self._alike:
             self.repeated += 1
             return True
-        self._last = self._buffer[place].copy()
+        self._last = taken.copy()
         return False
 
     def _step(self, x: Floats) -> tuple[Floats, bool]:
@@ -279,7 +280,7 @@ class Stream:
         try:
             if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
                 return "holds NaN or infinite values"
-            made = prepare(pixels, spec)
+            made = batch_of(pixels, spec)[0] if spec.raw else prepare(pixels, spec)  # the adapter scales what is raw
         except InputError as reason:
             return reason.message
         if len(made) != 1:

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from onnx import helper
 
-from edgeadapt.bundle import PLACEHOLDER, WEIGHTS_OFFSET, Bundle, Manifest, WeightsFile, onnxwire, write_bundle
+from edgeadapt.bundle import PLACEHOLDER, WEIGHTS_OFFSET, Bundle, InputSpec, Manifest, WeightsFile, onnxwire, write_bundle
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.reference import Chance, Reference
 from edgeadapt.errors import BundleError
@@ -408,6 +408,7 @@ def test_a_newer_format_asks_for_an_upgrade(path, tmp_path):
 # ------------------------------------------------------------------------------------------------------------- manifests
 
 DELETED = object()
+PLAIN = {"shape": [3, 6, 6], "resize": None, "mean": None, "std": None}
 LOOKS = {"window": 64, "classes": 3.0, "entropy": 0.1, "layers": {"norm": {"mixed": 0.1, "alike": 0.2}}}
 WRONG = [
     (("format",), "1", "format"),
@@ -423,6 +424,18 @@ WRONG = [
     (("input", "shape"), [3, 0, 6], "input.shape[1]"),
     (("input", "shape"), [], "input.shape"),
     (("input", "resize"), [7, 6], "input.resize"),
+    (("input", "resize"), [6], "input.resize"),
+    (("input", "fit"), "squeeze", "input.fit"),
+    (("input", "fit"), "cover", "input.fit"),
+    (("input", "crop"), 1, "input.crop"),
+    (("input", "order"), "gbr", "input.order"),
+    (("input", "raw"), True, "input.raw"),
+    (("input", "hop"), 2, "input.hop"),
+    (("input", "hop"), 0, "input.hop"),
+    (("input",), {**PLAIN, "resize": [5, 9], "crop": True}, "input.resize"),
+    (("input",), {**PLAIN, "shape": [6, 128], "crop": True}, "input.crop"),
+    (("input",), {**PLAIN, "shape": [1, 6, 6], "order": "bgr"}, "input.order"),
+    (("input",), {**PLAIN, "crop": True, "raw": True}, "input.raw"),
     (("input", "mean"), [0.5], "input.mean"),
     (("input", "std"), [0.5, 0.0, 0.5], "input.std"),
     (("input", "std", 1), "0.5", "input.std[1]"),
@@ -491,6 +504,25 @@ def test_a_wrong_manifest_names_the_key(toy, path, keys, value, named):
 def test_a_manifest_that_is_no_json_is_refused(text):
     with pytest.raises(BundleError):
         Manifest.from_bytes(text.encode("latin-1"))
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        InputSpec((3, 6, 6), (8, 9), crop=True),
+        InputSpec((3, 6, 6), (8, 9), (0.5, 0.4, 0.3), None, fit="cover", crop=True, order="bgr"),
+        InputSpec((3, 6, 6), None, (2.0, 3.0, 4.0), (9.0, 9.0, 9.0), raw=True),
+        InputSpec((3, 128), hop=32),
+    ],
+)
+def test_how_frames_become_the_input_survives_the_file(toy, spec):
+    manifest = dataclasses.replace(toy.manifest(), input=spec)
+    assert Manifest.from_bytes(manifest.to_bytes()).input == spec
+
+
+def test_what_is_usual_of_an_input_is_left_out(toy):
+    manifest = dataclasses.replace(toy.manifest(), input=InputSpec((3, 6, 6)))
+    assert manifest.to_json()["input"] == PLAIN, "as bundles of before have it"
 
 
 def test_a_manifest_survives_its_file(toy, path):

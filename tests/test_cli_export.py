@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from edgeadapt.bundle import Bundle
-from edgeadapt.bundle.manifest import InputSpec
+from edgeadapt.bundle.inputspec import InputSpec
 from edgeadapt.cli import export as command
 from edgeadapt.cli.main import main
 from edgeadapt.errors import ExportError

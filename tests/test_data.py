@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch.utils.data import Dataset, IterableDataset
 
-from edgeadapt.bundle.manifest import InputSpec
+from edgeadapt.bundle.inputspec import InputSpec
 from edgeadapt.errors import EdgeAdaptError, ExportError, InputError, UsageError
 from edgeadapt.exporters.data import Samples, load_samples, spec_for
 from edgeadapt.exporters.reading import draw
-from edgeadapt.preprocess import prepare
+from edgeadapt.preprocess import Windows, prepare
 from tests.zoo.data import blobs, masks, windows
 
 SPEC = InputSpec((3, 8, 8), None, (0.4, 0.5, 0.6), (0.2, 0.25, 0.3))
@@ -532,13 +532,68 @@ def test_the_input_as_a_user_says_it() -> None:
         assert found.mean is not None
         assert {type(value) for value in found.mean} == {float}, "as the manifest holds it"
     assert spec_for((3, 32, 32), 1).mean == (1.0, 1.0, 1.0)
+    assert spec_for((3, 32, 32), resize=(40, 36), fit="cover", order="bgr") == InputSpec(
+        (3, 32, 32), (40, 36), fit="cover", crop=True, order="bgr"
+    )
+    assert spec_for((2, 128), [-9.81, 300], 4, raw=True, hop=64) == InputSpec((2, 128), None, (-9.81, 300.0), (4.0, 4.0), raw=True, hop=64)
+
+
+def test_recordings_become_the_windows_that_the_device_makes_of_samples() -> None:
+    spec = InputSpec((2, 8), None, (1.0, 2.0), (3.0, 4.0), raw=True, hop=4)
+    recording = np.random.default_rng(2).standard_normal((600, 2)).astype(np.float32)
+    labels = np.repeat(np.arange(4), 150)
+    samples = load_samples((recording, labels), spec)
+    begins = [begin for begin in range(0, 593, 4) if labels[begin] == labels[begin + 7]]
+    assert len(begins) < 149, "some windows are of two classes"
+    assert samples.y is not None
+    assert np.array_equal(samples.y, labels[begins])
+    assert np.array_equal(samples.x, [recording[begin : begin + 8].T for begin in begins])
+    windows = Windows(spec)
+    on_device = [prepare(window, spec)[0] for window in windows.push(recording)]
+    assert np.array_equal(samples.tensor([0, 5]), [on_device[begins[0] // 4], on_device[begins[5] // 4]])
+    assert samples.pixels([0]) is None
+    assert len(load_samples(recording, spec, labelled=False)) == 149
+    assert len(load_samples((recording, labels), spec, most=20)) == 20
+    with pytest.raises(InputError, match="7 samples, and a window is 8"):
+        load_samples((recording[:7], labels[:7]), spec)
+    with pytest.raises(InputError, match="has one class all over"):
+        load_samples((recording, np.arange(600) % 4), spec)
+    whole = load_samples((np.zeros((40, 2, 8), np.float32), np.arange(40) % 4), spec)
+    assert whole.x.shape == (40, 2, 8), "windows may come as such too"
+
+
+def test_images_and_masks_are_resized_and_cut_alike() -> None:
+    spec = InputSpec((3, 8, 8), (10, 12), fit="cover", crop=True)
+    x = np.zeros((30, 20, 40, 3), np.uint8)
+    x[:, 6:14, 16:24] = 255
+    y = (x[..., 0] > 0).astype(np.int64)
+    samples = load_samples((x, y), spec)
+    assert samples.x.shape == (30, 8, 8, 3)
+    assert samples.y is not None
+    inside = samples.x[0, ..., 0] > 127
+    assert 8 < inside.sum() < 64
+    assert np.array_equal(inside, samples.y[0] == 1)
+    assert np.array_equal(samples.tensor([0]), prepare(x[0], spec))
 
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (((6, 128), [0.5]), "for images, but the input is 6x128"),
-        (((6, 128), None, None, True), "for images"),
+        (((6, 128), [0.5]), "or add --raw"),
+        (((6, 128), None, None, True), "--resize: for images, but the input is 6x128"),
+        (((3, 8, 8), None, None, (9, 9)), "or add --crop"),
+        (((3, 8, 8), None, None, (9,)), "is not the input's size"),
+        (((3, 8, 8), None, None, (9, 7), {"crop": True}), "--resize 9x7 is smaller than the input 8x8"),
+        (((3, 8, 8), None, None, False, {"fit": "cover"}), "add --resize 8x8"),
+        (((3, 8, 8), None, None, True, {"fit": "squeeze"}), "use stretch or cover"),
+        (((3, 8, 8), None, None, False, {"order": "gbr"}), "use rgb or bgr"),
+        (((1, 8, 8), None, None, False, {"order": "bgr"}), "the input has 1"),
+        (((6, 128), None, None, False, {"crop": True}), "--crop: for images"),
+        (((3, 8, 8), 0.5, None, True, {"raw": True}), "with --raw frames are no images"),
+        (((6, 128), None, None, False, {"raw": True}), "nothing says how"),
+        (((6, 128), 3.0, 0.0, False, {"raw": True}), "--std 0, 0, 0, 0, 0, 0 lies outside"),
+        (((3, 8, 8), None, None, False, {"hop": 4}), "no window C x L"),
+        (((6, 128), None, None, False, {"hop": 0}), "at least one sample apart"),
         (((3, 8, 8), [0.5, 0.5]), "--mean has 2 numbers for 3 channels"),
         (((3, 8, 8), [123.7, 116.3, 103.5]), "divide that of pixels in 0..255 by 255"),
         (((3, 8, 8), None, [58.4]), "--std 58.4"),
@@ -550,7 +605,8 @@ def test_the_input_as_a_user_says_it() -> None:
     ],
 )
 def test_wrong_inputs(arguments: Any, says: str) -> None:
+    words = arguments[4] if len(arguments) > 4 else {}
     with pytest.raises(EdgeAdaptError) as caught:
-        spec_for(*arguments)
+        spec_for(*arguments[:4], **words)
     assert says in str(caught.value)
     assert caught.value.exit_code == 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as some
 
 from edgeadapt.bundle import InputSpec
 from edgeadapt.errors import InputError
-from edgeadapt.preprocess import batch_of, prepare
+from edgeadapt.preprocess import PREPROCESSING, Windows, batch_of, fingerprint, placed, prepare, unlike, windows_of
 
 device = pytest.mark.device
 RGB = InputSpec((3, 4, 6), None, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
@@ -111,6 +112,144 @@ def test_resizing_treats_channels_alike(channels):
     for channel in range(channels):
         alone = prepare(x[..., channel], InputSpec((1, 4, 6), (4, 6)))
         assert np.array_equal(found[:, channel], alone[:, 0])
+
+
+def plainly(frame: np.ndarray, short: int, size: int) -> np.ndarray:
+    """Resize(short) and CenterCrop(size) of torchvision, written anew for Pillow images."""
+    from PIL import Image
+
+    height, width = frame.shape[:2]
+    tall, wide = (short, int(short * width / height)) if height <= width else (int(short * height / width), short)
+    image = Image.fromarray(frame).resize((wide, tall), Image.Resampling.BILINEAR)
+    top, left = round((tall - size) / 2.0), round((wide - size) / 2.0)
+    return np.asarray(image.crop((left, top, left + size, top + size)))
+
+
+@given(some.integers(8, 90), some.integers(8, 90), some.sampled_from([(8, 8), (9, 8), (16, 14), (23, 20)]))
+def test_cover_and_crop_are_what_torchvision_does(height, width, sizes):
+    short, size = sizes
+    spec = InputSpec((3, size, size), (short, short), fit="cover", crop=True)
+    x = images(height, width, 3)
+    wanted = x if x.shape[:2] == (size, size) else plainly(x, short, size)
+    assert np.array_equal(prepare(x, spec)[0], wanted.transpose(2, 0, 1) / np.float32(255))
+
+
+@given(some.integers(1, 60), some.integers(1, 60), some.integers(4, 20), some.integers(6, 20))
+def test_what_is_cut_lies_within_what_was_resized(height, width, tall, wide):
+    for spec in (InputSpec((3, 4, 6), (tall, wide), fit="cover", crop=True), InputSpec((3, 4, 6), (tall, wide), crop=True)):
+        grown, wider, top, left = placed(height, width, spec)
+        assert grown >= tall
+        assert wider >= wide
+        assert 0 <= top <= grown - 4
+        assert 0 <= left <= wider - 6
+        assert abs(2 * top - (grown - 4)) <= 1
+        assert abs(2 * left - (wider - 6)) <= 1
+        if spec.fit == "cover":
+            assert grown == tall or wider == wide
+            assert abs(grown * width - wider * height) <= max(width, height), "the sides keep their ratio"
+
+
+@device
+def test_larger_images_are_cut_without_being_resized():
+    spec = InputSpec((3, 4, 6), crop=True)
+    x = images(2, 7, 9, 3)
+    assert np.array_equal(prepare(x, spec), prepare(x[:, 2:6, 2:8], InputSpec((3, 4, 6))))
+    with pytest.raises(InputError, match="at least 4 x 6, not 3 x 9"):
+        prepare(images(1, 3, 9, 3), spec)
+
+
+@device
+def test_channels_are_put_in_the_order_that_the_model_takes():
+    spec = InputSpec((3, 4, 6), None, (0.3, 0.4, 0.5), (0.3, 0.25, 0.2), order="bgr")
+    x = images(2, 4, 6, 3)
+    assert np.array_equal(prepare(x, spec), prepare(x, RGB)[:, ::-1])
+    y = np.ones((1, 3, 4, 6), np.float32)
+    assert prepare(y, spec) is y, "float32 is as the model takes it"
+
+
+@device
+def test_raw_values_are_scaled_by_channel_and_left_as_they_were():
+    spec = InputSpec((2, 5), None, (100.0, -3.0), (4.0, 0.5), raw=True)
+    x = np.random.default_rng(0).standard_normal((3, 2, 5)).astype(np.float32) * 50
+    before, wanted = x.copy(), (x - np.float32([[100], [-3]])) / np.float32([[4], [0.5]])
+    assert np.array_equal(prepare(x, spec), wanted)
+    assert np.array_equal(prepare(x[1], spec)[0], wanted[1])
+    assert prepare(x, spec, out := np.zeros((3, 2, 5), np.float32)) is out
+    assert np.array_equal(out, wanted)
+    assert np.array_equal(x, before)
+    for bad, hint in ((np.zeros((1, 2, 5), np.uint8), "as the sensor gives them"), (np.zeros((1, 2, 5)), "as the sensor gives them")):
+        with pytest.raises(InputError) as caught:
+            prepare(bad, spec)
+        assert hint in caught.value.hint
+
+
+HOPPING = InputSpec((2, 6), hop=4)
+
+
+@device
+@given(some.integers(1, 9), some.integers(1, 12), some.lists(some.integers(1, 11), max_size=12))
+def test_windows_are_the_same_however_samples_come(length, hop, parts):
+    spec = InputSpec((2, length), hop=hop)
+    recording = np.arange(2 * sum(parts), dtype=np.float32).reshape(-1, 2)
+    windows, found, at = Windows(spec), [], 0
+    for part in parts:
+        found += windows.push(recording[at : at + part])
+        at += part
+    wanted = [recording[begin : begin + length].T for begin in range(0, len(recording) - length + 1, hop)]
+    assert np.array_equal(np.array(found).reshape(-1, 2, length), np.array(wanted).reshape(-1, 2, length))
+    assert np.array_equal(windows_of(recording, spec), np.array(wanted).reshape(-1, 2, length))
+
+
+@device
+def test_no_window_goes_across_a_gap():
+    windows, samples = Windows(HOPPING), np.arange(16, dtype=np.float32).reshape(8, 2)
+    assert windows.push(samples[:5]) == []
+    windows.clear()
+    assert np.array_equal(windows.push(samples), [samples[:6].T])
+
+
+@device
+def test_a_model_that_takes_no_samples_says_so():
+    with pytest.raises(InputError, match="takes whole frames 6x128"):
+        Windows(SENSOR)
+    with pytest.raises(InputError) as caught:
+        prepare(np.zeros((9, 2), np.float32), HOPPING)
+    assert "windows_of" in caught.value.hint
+
+
+EVERY = [
+    RGB,
+    RESIZED,
+    SENSOR,
+    HOPPING,
+    InputSpec((3, 4, 6), (4, 6), crop=True, fit="cover"),
+    InputSpec((3, 4, 6), crop=True),
+    InputSpec((3, 4, 6), order="bgr"),
+    InputSpec((3, 4, 6), (5, 6), crop=True),
+    InputSpec((2, 6), None, (1.0, 2.0), None, raw=True),
+    InputSpec((2, 6), None, (1.0, 2.5), None, raw=True),
+]
+
+
+def test_every_way_to_prepare_has_a_fingerprint_of_its_own():
+    found = [fingerprint(spec) for spec in EVERY]
+    assert found == [fingerprint(spec) for spec in EVERY]
+    assert len({*found}) == len(EVERY)
+
+
+def test_other_pixels_of_a_resized_image_are_told(monkeypatch):
+    from edgeadapt import preprocess
+    from tests.toybundle import Toy
+
+    manifest = Toy().manifest()
+    assert manifest.input.resize is not None
+    assert unlike(manifest) == "", "nothing is said of it"
+    manifest = replace(manifest, selfcheck={PREPROCESSING: fingerprint(manifest.input)})
+    assert unlike(manifest) == ""
+    usual = preprocess.resized
+    monkeypatch.setattr(preprocess, "resized", lambda *given: usual(*given) ^ 1)
+    assert unlike(manifest).startswith("Pillow ")
+    assert unlike(replace(manifest, input=replace(manifest.input, resize=None))) == ""
 
 
 def test_shrinking_averages_instead_of_dropping_pixels():

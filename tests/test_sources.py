@@ -19,6 +19,7 @@ from PIL import Image
 from edgeadapt.bundle import InputSpec, Manifest, Task
 from edgeadapt.devices.sources import Frame, Source, open_source
 from edgeadapt.errors import InputError, SourceError, UsageError
+from edgeadapt.preprocess import windows_of
 from tests.toybundle import CLASSES, SIDE, Toy
 
 pytestmark = pytest.mark.device
@@ -319,3 +320,22 @@ def test_any_bytes_are_frames_faults_or_a_source_error(data, manifest):
     with contextlib.suppress(SourceError):  # any other error fails the test
         found += open_source("-", manifest, "npy", io.BytesIO(data))
     assert all((frame.pixels is None) == bool(frame.fault) for frame in found)
+
+
+def test_a_recording_gives_the_windows_of_its_samples(tmp_path, manifest):
+    spec = replace(manifest, input=InputSpec((2, 6), hop=4))
+    recording, labels = np.arange(40, dtype=np.float32).reshape(20, 2), np.repeat([3, 1], 10)
+    np.savez(tmp_path / "r.npz", x=recording, y=labels)
+    with open_source(str(tmp_path / "r.npz"), spec) as source:
+        assert source.count is None
+        found = list(source)
+    assert np.array_equal([frame.pixels for frame in found], windows_of(recording, spec.input))
+    assert [frame.truth for frame in found] == [3, 3, None, 1]
+    np.savez(tmp_path / "whole.npz", x=np.zeros((3, 2, 6), np.float32))
+    assert len(list(open_source(str(tmp_path / "whole.npz"), spec))) == 3
+    np.savez(tmp_path / "double.npz", x=recording.astype(np.float64))
+    with pytest.raises(InputError, match="are float64, not float32"):
+        open_source(str(tmp_path / "double.npz"), spec)
+    np.savez(tmp_path / "odd.npz", x=recording, y=np.zeros((20, 2), int))
+    with pytest.raises(SourceError, match="not whole numbers, one row for each of 20 frames"):
+        open_source(str(tmp_path / "odd.npz"), spec)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ import pytest
 from edgeadapt.cli.main import main
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import UsageError
+from edgeadapt.preprocess import prepare
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.stream import Stream
 from tests.toybundle import SIDE, Toy
@@ -48,6 +50,25 @@ def test_each_frame_is_answered_by_the_state_as_it_stands(path):
             assert one.index == index
         assert all(np.array_equal(value, plain.state[name]) for name, value in adapter.state.items())
         assert (stream.windows, stream.steps, adapter.stats["steps"]) == (3, 3, 3)
+
+
+@pytest.mark.parametrize("single", [False, True])
+def test_raw_values_are_scaled_once(tmp_path, single):
+    """A bundle that scales what the sensor gives answers raw values as one that does not answers scaled ones."""
+    toy = Toy(batches=(1, 2, 4))
+    plain = toy.write(tmp_path / "plain.edgeadapt", input=replace(toy.manifest().input, resize=None, mean=None, std=None))
+    spec = replace(toy.manifest().input, resize=None, mean=(4.0, 5.0, 6.0), std=(2.0, 0.5, 8.0), raw=True)
+    raw = toy.write(tmp_path / "raw.edgeadapt", input=spec)
+    x = 3 * np.random.default_rng(0).standard_normal((2 * WINDOW + 1, 3, SIDE, SIDE)).astype(np.float32)
+    scaled, found = prepare(x, spec), []
+    for path, given in ((plain, scaled), (raw, x)):
+        with Adapter.open(path, answering=True) as adapter:
+            stream = Stream(adapter, window=WINDOW, single=single, alike=0.0 if single else None)
+            found.append([one.logits for some in stream.run(served(given)) for one in some])
+            found[-1] += [adapter.predict(given), adapter.adapt(given[:4]), adapter.answer(given[0]), adapter.source(given[:2])]
+            assert adapter.stats["steps"] == 3
+    assert all(np.array_equal(one, other) for one, other in zip(*found, strict=True))
+    assert np.isfinite(found[0][0]).all()
 
 
 def test_bad_frames_join_no_window(path):

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edgeadapt.bundle.manifest import InputSpec
+from edgeadapt.bundle.inputspec import InputSpec
 from edgeadapt.errors import ExportError, InputError, UsageError
 from edgeadapt.exporters import warmup
 from edgeadapt.exporters.backbone import Normaliser

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import deque
 from collections.abc import Iterator
 from typing import IO, Any
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from edgeadapt.bundle import InputSpec
 from edgeadapt.devices.sources.base import PIXELS, Frame, Source, Wanted
 from edgeadapt.errors import InputError, SourceError
-from edgeadapt.preprocess import batch_of
+from edgeadapt.preprocess import Windows, batch_of
 from edgeadapt.units import format_shape
 
 
@@ -94,6 +95,8 @@ def frames_shape(shape: tuple[int, ...], dtype: np.dtype[Any], spec: InputSpec) 
 class Archive(Source):
     """An .npz file with `x`, uint8 [N,H,W,C] or float32 [N,*input.shape], and perhaps labels `y` [N] or [N,H,W]; or an .npy file with x alone.
 
+    Where the bundle makes windows of samples, float32 [T,C] is a recording, and a window has the truth that all its samples share.
+
     Args:
         path: the file.
         wanted: what the bundle takes.
@@ -122,11 +125,13 @@ class Archive(Source):
                     raise SourceError(f"{path} has no array x, but {found}", "save it with numpy.savez(path, x=..., y=...)")
                 x = archive.open("x.npy")
                 y = archive.open("y.npy") if "y" in names else None
-            self._x = Reader(x, f"x in {path}")
+                self._open += [member for member in (x, y) if member is not None]  # the file stays open as long as one of them is
+            self._x, self._spec = Reader(x, f"x in {path}"), wanted.input
+            self._recorded = wanted.input.hop is not None and len(self._x.shape) == 2 and self._x.shape[1] == wanted.input.shape[0]
             self._shape, single = self._frames(wanted.input)
             if single:
                 raise SourceError(f"x in {path} is one frame of shape {format_shape(self._x.shape)}", "save x[None], one row a frame")
-            self.count = self._shape[0]
+            self.count = None if self._recorded else self._shape[0]
             self._y = None if y is None else self._labels(Reader(y, f"y in {path}"))
         except OSError as reason:
             self.close()
@@ -142,17 +147,35 @@ class Archive(Source):
     def _frames(self, spec: InputSpec) -> tuple[tuple[int, ...], bool]:
         if self._x.shape[:1] == (0,):
             raise SourceError(f"{self.name} holds no frames", "give at least one")
+        if self._recorded:
+            if self._x.dtype != np.float32:
+                raise InputError(f"samples in {self.name} are {self._x.dtype}, not float32", "convert them with .astype(numpy.float32)")
+            return self._x.shape, False
         return frames_shape(self._x.shape, self._x.dtype, spec)
 
     def _labels(self, y: Reader) -> Reader:
-        if y.dtype.kind not in "iu" or y.shape[:1] != self._shape[:1]:
+        if y.dtype.kind not in "iu" or y.shape[:1] != self._shape[:1] or (self._recorded and len(y.shape) > 1):
             raise SourceError(
                 f"y in {self.name} is {y.dtype} of shape {format_shape(y.shape)}, not whole numbers, one row for each of {self._shape[0]} frames",
                 "save one class a frame, or one a pixel for segmentation",
             )
         return y
 
+    def _windows(self) -> Iterator[Frame]:
+        windows, latest = Windows(self._spec), deque[int](maxlen=self._spec.shape[1])
+        labels = None if self._y is None else self._y.rows((), self._shape[0])
+        index = 0
+        for sample in self._x.rows((1, self._shape[1]), self._shape[0]):
+            if labels is not None:
+                latest.append(int(next(labels)))
+            for pixels in windows.push(sample):
+                yield Frame(index, pixels, latest[0] if len(set(latest)) == 1 else None)
+                index += 1
+
     def __iter__(self) -> Iterator[Frame]:
+        if self._recorded:
+            yield from self._windows()
+            return
         labels = None if self._y is None else self._y.rows(self._y.shape[1:], self._shape[0])
         for index, pixels in enumerate(self._x.rows(self._shape[1:], self._shape[0])):
             truth = None if labels is None else next(labels)

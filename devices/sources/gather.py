@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgeadapt.bundle import InputSpec
 from edgeadapt.devices.sources.base import Source
 from edgeadapt.errors import InputError, SourceError
-from edgeadapt.preprocess import resized
+from edgeadapt.preprocess import batch_of, fitted
 from edgeadapt.units import format_shape
 
 
@@ -19,7 +19,7 @@ def gather(source: Source, spec: InputSpec) -> tuple[NDArray[Any], NDArray[np.in
 
     Args:
         source: it ends.
-        spec: the model's input; images are resized to it as they are read where the bundle resizes.
+        spec: the model's input; images are brought to its size as they are read where the bundle does that.
 
     Returns:
         uint8 [N,H,W,C] or float32 [N,*spec.shape]; labels int64 [N] or [N,H,W], -1 for frames without; what was wrong with frames that were left out.
@@ -34,8 +34,8 @@ def gather(source: Source, spec: InputSpec) -> tuple[NDArray[Any], NDArray[np.in
             faults.append(f"{frame.id} {frame.fault}")
             continue
         pixels = frame.pixels if frame.pixels.dtype != np.uint8 or frame.pixels.ndim != 2 else frame.pixels[..., None]
-        if spec.resize is not None and pixels.dtype == np.uint8 and pixels.shape[:2] != spec.resize:
-            pixels = resized(pixels, *spec.resize)  # now: all of them in full size may be more than there is memory
+        if (spec.resize is not None or spec.crop) and pixels.dtype == np.uint8 and pixels.shape[:2] != spec.shape[1:]:
+            pixels = fitted(batch_of(pixels, spec)[0][0], spec)  # now: all of them in full size may be more than there is memory
         frames.append(pixels)
         labels.append(-1 if frame.truth is None else frame.truth)
     if not frames:

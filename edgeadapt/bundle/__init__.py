@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from edgeadapt.bundle.container import Bundle, Graph, write_bundle
 from edgeadapt.bundle.graphspec import Figures, GraphSpec
+from edgeadapt.bundle.inputspec import InputSpec
 from edgeadapt.bundle.manifest import (
     HyperSpec,
-    InputSpec,
     Manifest,
     Member,
     MethodInfo,

@@ -17,6 +17,7 @@ from edgeadapt.bundle.agreement import agree
 from edgeadapt.bundle.checked import read_selfcheck
 from edgeadapt.bundle.choice import Choice, read_choice
 from edgeadapt.bundle.graphspec import NAME, OPTIONAL, GraphSpec, read_graph
+from edgeadapt.bundle.inputspec import InputSpec, plain_input, read_input
 from edgeadapt.bundle.quantised import Quantised, read_quantised
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.bundle.reference import Reference, read_reference
@@ -50,22 +51,6 @@ class Task:
     kind: str
     classes: int
     names: tuple[str, ...] | None = None
-
-
-@dataclass(frozen=True)
-class InputSpec:
-    """One frame as the graphs take it, and how uint8 images become it.
-
-    Attributes:
-        shape: float32 frame, channels first and without the batch.
-        resize: (height, width) that uint8 frames are resized to; equals shape[1:]. None: they must come in that size.
-        mean, std: one number a channel, applied after division by 255; None: not applied.
-    """
-
-    shape: tuple[int, ...]
-    resize: tuple[int, int] | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -226,6 +211,8 @@ class Manifest:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, InputSpec):
+        return plain_input(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = {field.name.rstrip("_"): _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
         return {key: item for key, item in found.items() if (key not in OPTIONAL or item) and (key, item) != ("dtype", "float32")}
@@ -249,7 +236,7 @@ def _manifest(root: Node) -> Manifest:
         producer=root.child("producer").text(),
         model=_model(root.child("model")),
         task=_task(root.child("task")),
-        input=_input(root.child("input")),
+        input=read_input(root.child("input")),
         method=_method(root.child("method")),
         partition=root.child("partition").items(_part),
         statistics=_statistics(root.child("statistics")),
@@ -285,23 +272,6 @@ def _task(node: Node) -> Task:
     if names is not None and len(names) != classes:
         raise node.child("names").wrong(f"{classes} names, one a class", f"{len(names)}")
     return Task(node.child("kind").text("classification|segmentation"), classes, names)
-
-
-def _input(node: Node) -> InputSpec:
-    node.keys({"shape", "resize", "mean", "std"})
-    shape = node.child("shape").items(lambda size: size.integer(1))
-    if not 1 <= len(shape) <= 4:
-        raise node.child("shape").wrong("one to four sizes, channels first", f"{len(shape)}")
-    resize = node.child("resize").maybe(lambda found: found.items(lambda size: size.integer(1)))
-    if resize is not None and (len(shape) != 3 or resize != shape[1:]):
-        raise node.child("resize").wrong(f"the frame's height and width {list(shape[1:])}", str(list(resize)))
-    mean, std = (node.child(key).maybe(lambda found: found.items(Node.number)) for key in ("mean", "std"))
-    for key, values in (("mean", mean), ("std", std)):
-        if values is not None and len(values) != shape[0]:
-            raise node.child(key).wrong(f"{shape[0]} numbers, one a channel", f"{len(values)}")
-    if std is not None and min(std) <= 0:
-        raise node.child("std").wrong("numbers above 0", str(list(std)))
-    return InputSpec(shape, None if resize is None else (resize[0], resize[1]), mean, std)
 
 
 def _method(node: Node) -> MethodInfo:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeadapt.cli.lists import listed, numbers
+from edgeadapt.cli import inputs
+from edgeadapt.cli.lists import listed
 from edgeadapt.errors import BundleError, ExportError, UsageError
-from edgeadapt.units import format_shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,7 @@ ALL, DEFAULT = "all", "default"
 """Every method but yardsticks, and what an export is that names none."""
 YARDSTICKS = ("cotta",)
 """Methods that `all` leaves out: they are there to compare with, and take hundreds of times a device's memory and time."""
-_GIVEN = ("weights", "source", "input", "mean", "std", "resize", "methods", "epochs", "setting")
+_GIVEN = ("weights", "source", "input", *inputs.NAMES, "methods", "epochs", "setting")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -35,9 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     made.add_argument("--weights", metavar="FILE", help="its state dict")
     made.add_argument("--input", type=parse_shape, metavar="CxHxW", help="one input of it")
     made.add_argument("--source", metavar="DATA", help="samples that it was trained on, for warm-up and calibration: never those of --data")
-    made.add_argument("--mean", type=numbers, metavar="R,G,B", help="of pixels in 0..1")
-    made.add_argument("--std", type=numbers, metavar="R,G,B", help="of pixels in 0..1")
-    made.add_argument("--resize", type=parse_shape, metavar="HxW", help="resize images to the input's size")
+    inputs.add_arguments(made)
     which = f"default is what an export without a method is (default: all, which is without {', '.join(YARDSTICKS)})"
     made.add_argument("--methods", type=listed, metavar="A,B,...|all", help=which)
     made.add_argument("--epochs", type=int, metavar="N", help="of warm-ups (default: 10)")
@@ -66,7 +64,7 @@ def bundles(arguments: argparse.Namespace) -> list[str]:
 
 
 def _made(arguments: argparse.Namespace) -> list[str]:
-    from edgeadapt.exporters.data import load_samples, spec_for
+    from edgeadapt.exporters.data import load_samples
     from edgeadapt.exporters.load import load_factory, load_weights
     from edgeadapt.exporters.methods import METHODS
     from edgeadapt.progress import Bars
@@ -77,14 +75,10 @@ def _made(arguments: argparse.Namespace) -> list[str]:
         raise UsageError(f"unknown method {unknown!r}", f"use all, or some of {', '.join((DEFAULT, *METHODS))}")
     methods = list(dict.fromkeys(one for name in named for one in (_usual(METHODS) if name == ALL else [name])))
     settings = _settings(arguments.setting, methods)
-    size = arguments.input[1:]
-    if arguments.resize is not None and arguments.resize != size:
-        wanted = f"write --resize {format_shape(size)}, or leave it out" if len(size) == 2 else "leave it out"
-        raise UsageError(f"--resize {format_shape(arguments.resize)} is not the input's size", wanted)
+    spec = inputs.spec(arguments)
     model = load_factory(arguments.model)
     if arguments.weights:
         load_weights(model, arguments.weights)
-    spec = spec_for(arguments.input, arguments.mean, arguments.std, arguments.resize is not None)
     folder = Path(arguments.output) / "bundles"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -144,7 +138,7 @@ class _Work:
         known = {} if self.fresh else _read(note)
         if known.get("key") == key and known.get("bundle") and known["bundle"] == _digest(path):
             return path, ""
-        pixels = {"mean": self.spec.mean, "std": self.spec.std, "resize": self.spec.resize is not None}
+        pixels = {name: getattr(self.spec, name) for name in inputs.NAMES} | {"resize": self.spec.resize or False}
         data = {"data": self.samples} if self.samples is not None else pixels
         try:
             export(self.model, path, shape=self.shape, progress=self.bars, allow_drop=True, model_name=type(self.model).__name__, **data, **choices)

@@ -27,7 +27,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeadapt.cli.lists import numbers
+from edgeadapt.cli import inputs
+from edgeadapt.cli.lists import count
 from edgeadapt.errors import BudgetError, ExportError, UsageError
 from edgeadapt.units import format_bytes, format_count, format_shape, parse_bytes, parse_shape
 
@@ -77,24 +78,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     given.add_argument("--weights", metavar="FILE", help="state dict to load: .safetensors, .pt, .pth, .bin or .ckpt")
     given.add_argument("--input", type=parse_shape, required=True, metavar="CxHxW", help="one input, channels first: 3x32x32; 6x128 for a sensor")
     given.add_argument("--data", metavar="DATA", help="source samples, for the warm-up and the checks")
-    given.add_argument("--samples", type=_count, metavar="N", help="use at most N of them, in equal share from every class")
+    given.add_argument("--samples", type=count, metavar="N", help="use at most N of them, in equal share from every class")
     given.add_argument("--unlabelled", action="store_true", help="use no labels: the warm-up learns from the frozen model's own predictions")
     given.add_argument("--task", choices=("classification", "segmentation"), help="default: by the shape of the logits")
-    given.add_argument("--classes", type=_count, metavar="N", help="number of classes, to check the model and the labels against")
+    given.add_argument("--classes", type=count, metavar="N", help="number of classes, to check the model and the labels against")
     given.add_argument("--names", type=_names, metavar="A,B,C", help="class names in the order of the outputs; default: a folder's")
-    given.add_argument("--mean", type=numbers, metavar="R,G,B", help="mean of pixels in 0..1 that the model expects subtracted")
-    given.add_argument("--std", type=numbers, metavar="R,G,B", help="deviation that it expects them divided by")
-    given.add_argument("--resize", type=parse_shape, metavar="HxW", help="resize images to the input's size, here and on the device")
+    inputs.add_arguments(given)
     how = parser.add_argument_group("method")
     methods = "eata, sar, tent, ecotta, surgeon, rotta, cotta, side, exits, norm, lean, lame, t3a or source"
     default = "eata with anchored statistics, or side where the model has no normalisation with scale and shift"
     how.add_argument("--method", help=f"{methods} (default: {default})")
     how.add_argument("--setting", action="append", default=[], metavar="NAME=VALUE", help="a choice that the method alone has; may be repeated")
-    how.add_argument("--parts", type=_count, metavar="K", help="parts to cut the model into (default: 4)")
+    how.add_argument("--parts", type=count, metavar="K", help="parts to cut the model into (default: 4)")
     how.add_argument("--cuts", type=_names, metavar="A,B,C", help="cut at these places instead; --list-cuts shows them")
-    how.add_argument("--train", type=_count, metavar="N", help="train only the last N parts on the device, in less memory (default: all)")
+    how.add_argument("--train", type=count, metavar="N", help="train only the last N parts on the device, in less memory (default: all)")
     how.add_argument("--kernel", type=int, choices=(0, 1, 3), help="of the meta networks; 0 (default): 3 for pre-activation models, else 1")
-    how.add_argument("--width", type=_count, metavar="N", help="of the side network (default: 64)")
+    how.add_argument("--width", type=count, metavar="N", help="of the side network (default: 64)")
     how.add_argument("--batch", type=_sizes, action="append", metavar="N", help="batch to adapt with, such as 4,16; may be repeated (default: 16)")
     follow = "normalisation follows the stream, or only as far as that has left the source, or stays as trained (default: the method's)"
     how.add_argument("--statistics", choices=("live", "anchored", "source"), help=follow)
@@ -113,12 +112,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     memory = parser.add_argument_group("memory")
     memory.add_argument("--budget", type=parse_bytes, metavar="SIZE", help="the most bytes that the process on the device may hold, such as 96MiB")
     memory.add_argument("--board", metavar="KEY|FILE", help="where that is: a board's key, or a profile of your own (default: this machine)")
-    memory.add_argument("--board-threads", type=_count, metavar="N", help="threads of one operator that it will be served with there (default: 1)")
+    memory.add_argument("--board-threads", type=count, metavar="N", help="threads of one operator that it will be served with there (default: 1)")
     memory.add_argument("--plan", action="store_true", help="list what could be chosen and what it takes, without data or training, and stop")
     warmup = parser.add_argument_group("warm-up")
     warmup.add_argument("--epochs", type=int, help="default: 10")
     warmup.add_argument("--warmup-rate", type=float, metavar="RATE", help="learning rate (default: 0.05)")
-    warmup.add_argument("--warmup-batch", type=_count, metavar="N", help="default: 64")
+    warmup.add_argument("--warmup-batch", type=count, metavar="N", help="default: 64")
     warmup.add_argument("--holdout", type=float, metavar="SHARE", help="share of the samples to measure accuracy on (default: 0.1)")
     warmup.add_argument("--max-drop", type=float, metavar="POINTS", help="refuse a bundle that loses more clean accuracy than this (default: 5)")
     warmup.add_argument("--allow-drop", action="store_true", help="write it all the same")
@@ -132,15 +131,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Loads the model and the data, exports, and prints the report."""
     _need("torch", "safetensors", "PIL")
-    from edgeadapt.exporters.data import load_samples, spec_for
+    from edgeadapt.exporters.data import load_samples
     from edgeadapt.exporters.load import load_factory, load_weights
     from edgeadapt.progress import Bars, quiet
 
-    shape = arguments.input
-    if arguments.resize is not None and arguments.resize != shape[1:]:
-        wanted = f"write --resize {format_shape(shape[1:])}, or leave it out"
-        raise UsageError(f"--resize {format_shape(arguments.resize)} is not the input's size", wanted)
-    spec = spec_for(shape, arguments.mean, arguments.std, arguments.resize is not None)
+    spec = inputs.spec(arguments)
     output = None if arguments.list_cuts or arguments.plan else _writable(arguments.output)
     given = next((name for name in ("board", "board_threads") if getattr(arguments, name) is not None), None)
     if given and arguments.budget is None and not arguments.plan:
@@ -168,8 +163,8 @@ def run(arguments: argparse.Namespace) -> int:
                 seed=arguments.seed or 0,
                 progress=progress,
             )
-        elif spec.mean or spec.std or spec.resize or arguments.unlabelled or arguments.samples:
-            raise UsageError("--mean, --std, --resize, --samples and --unlabelled say what the data is, and there is none", "give it with --data")
+        elif odd := inputs.given(arguments) or ("--unlabelled" if arguments.unlabelled else "--samples" if arguments.samples else ""):
+            raise UsageError(f"{odd} says what the data is, and there is none", "give it with --data")
         return _export(model, samples, output, arguments, progress)
 
 
@@ -372,14 +367,8 @@ def _model_name(text: str) -> str:
     return f"{Path(place).name if place.endswith('.py') else place}:{name}"
 
 
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
 def _sizes(text: str) -> tuple[int, ...]:
-    return tuple(_count(part) for part in text.split(","))
+    return tuple(count(part) for part in text.split(","))
 
 
 def _micro(text: str) -> str | tuple[int, ...]:

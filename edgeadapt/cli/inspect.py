@@ -148,14 +148,15 @@ def _some(names: Sequence[str] | None) -> str:
 
 
 def _pictures(spec: Any) -> str:
-    if len(spec.shape) != 3:
-        return "taken as it is"
-    steps = [f"resized to {spec.resize[0]} x {spec.resize[1]}"] if spec.resize else [f"of {spec.shape[1]} x {spec.shape[2]}"]
-    steps.append("divided by 255")
-    if spec.mean is not None:
-        steps.append(f"less {_value(list(spec.mean))}")
-    if spec.std is not None:
-        steps.append(f"over {_value(list(spec.std))}")
+    scaling = [f"{word} {_value(list(values))}" for word, values in (("less", spec.mean), ("over", spec.std)) if values is not None]
+    if len(spec.shape) != 3 or spec.raw:
+        steps = ["as the sensor gives it", *scaling] if spec.raw else ["taken as it is"]
+        return ", ".join(steps) + ("" if spec.hop is None else f"; of single samples a window every {spec.hop}")
+    size = f"{spec.shape[1]} x {spec.shape[2]}"
+    covers = "as small as covers " if spec.fit == "cover" else ""
+    steps = [f"resized to {covers}{spec.resize[0]} x {spec.resize[1]}"] if spec.resize else [] if spec.crop else [f"of {size}"]
+    steps += [f"cut to {size}"] if spec.crop else []
+    steps += ["divided by 255", *(["blue first"] if spec.order == "bgr" else []), *scaling]
     return f"pictures: {', '.join(steps)}"
 
 

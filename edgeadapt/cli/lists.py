@@ -1,8 +1,19 @@
-"""Lists as options of the command line take them, their parts divided by commas."""
+"""Counts and lists as options of the command line take them, their parts divided by commas."""
 
 from __future__ import annotations
 
 import argparse
+
+
+def count(text: str) -> int:
+    """A whole number above 0.
+
+    Raises:
+        ArgumentTypeError: it is none.
+    """
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
 
 
 def listed(text: str) -> list[str]:

@@ -49,6 +49,7 @@ _BESIDE = ""  # --save without a path: the slots beside the bundle
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
+    from edgeadapt.cli.lists import count
     from edgeadapt.units import parse_bytes
 
     parser.add_argument("bundle", metavar="X.edgeadapt", help="the bundle")
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--adapt", action=argparse.BooleanOptionalAction, default=True, help="adapt to the frames (default), or only predict")
     parser.add_argument("--batch", type=int, metavar="N", help="frames in a window, a batch of the bundle (default: found at export, or the largest)")
     parser.add_argument("--single", action="store_true", help="answer each frame at once; it then waits in a window that is adapted on when full")
-    parser.add_argument("--every", type=_positive, default=1, metavar="N", help="take a step on each Nth window (default: 1)")
+    parser.add_argument("--every", type=count, default=1, metavar="N", help="take a step on each Nth window (default: 1)")
     parser.add_argument("--alike", type=float, metavar="DIFFERENCE", help="with --single: frames that differ less from the last join no window")
     parser.add_argument("--cap", type=float, metavar="MS", help="with --single: answer within so many milliseconds, and adapt beside the answers")
     parser.add_argument("--guard", action="store_true", help="have a guard decide, window by window, what of adaptation the stream gets")
@@ -77,8 +78,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     start.add_argument("--state", metavar="PATH", help="begin with the state saved in that file, or in a folder of slots")
     start.add_argument("--resume", action="store_true", help="begin with the newest state saved beside the bundle")
     parser.add_argument("--save", nargs="?", const=_BESIDE, metavar="PATH", help="save the state at the end, to that file or else beside the bundle")
-    parser.add_argument("--limit", type=_positive, metavar="N", help="stop after that many frames")
-    parser.add_argument("--top", type=_positive, default=1, metavar="K", help="also print the K likeliest classes of each frame")
+    parser.add_argument("--limit", type=count, metavar="N", help="stop after that many frames")
+    parser.add_argument("--top", type=count, default=1, metavar="K", help="also print the K likeliest classes of each frame")
     parser.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a scalar of the method: rate=0.001; may be repeated")
     parser.add_argument("--report", metavar="DIR", help="write report.html and report.json there")
 
@@ -87,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Serves the stream to its end."""
     from edgeadapt.bundle import Bundle
     from edgeadapt.devices.sources import open_source
+    from edgeadapt.preprocess import unlike
     from edgeadapt.progress import Bars
     from edgeadapt.report.stream import Tally
     from edgeadapt.runtime.adapter import Adapter
@@ -116,6 +118,8 @@ def run(arguments: argparse.Namespace) -> int:
     served_as(bundle.manifest, arguments.adapt, arguments.batch)  # mistakes are told before anything takes long
     Hyper(bundle.manifest.hyper).with_(settings)
     _check_save(bundle, arguments.save)
+    if odd := unlike(bundle.manifest):
+        print(f"warning: {odd}", file=sys.stderr)
     with open_source(arguments.source, bundle.manifest, arguments.stdin_format) as source:
         with Bars() as bars:
             opened = Adapter.open(arguments.bundle, arguments.budget, arguments.threads, prepare=bars, **used)
@@ -322,12 +326,6 @@ def _check_report(given: str | None) -> None:
     if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
         why = "is read-only" if present.is_dir() else "is not a folder"
         raise UsageError(f"the report cannot be written to {given}: {present} {why}", "give --report a folder that can be made or written")
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 def _name(task: Task, label: int) -> str | None:
