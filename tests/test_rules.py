@@ -23,6 +23,7 @@ ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = ("edgeadapt", "exporters", "runtime", "devices")
 NOT_OURS = re.compile(r"\.git|\.venv.*|\.cache|\.?build|dist|out|__pycache__|.*\.egg-info|\.(mypy|ruff|pytest|import_linter)_cache|\.hypothesis")
 LONGEST = 450
+FROM_THE_SYSTEM = {"picamera2"}  # of Raspberry Pi OS: it needs the libcamera that is installed there, so no extra brings it
 BY_NAME = ("importlib.import_module", "import_module", "__import__")
 
 
@@ -85,13 +86,13 @@ def declared(extras: bool) -> set[str]:
     if extras:
         lines += [line for name, text in config["options.extras_require"].items() if name != "dev" for line in text.splitlines()]
     wanted = {re.split(r"[\s<>=!;\[]", line.strip())[0].lower() for line in lines if line.strip()}
-    names = {"pyserial": "serial", "pillow": "PIL", "paho-mqtt": "paho"}
+    names = {"pyserial": "serial", "pillow": "PIL", "paho-mqtt": "paho", "opencv-python-headless": "cv2"}
     return {names.get(name, name.replace("-", "_")) for name in wanted}
 
 
 def test_every_library_is_declared():
     """At load: a base requirement (the exporters: any extra). Inside a function or for types only: one of the extras."""
-    ours = {"edgeadapt", *sys.stdlib_module_names}
+    ours = {"edgeadapt", *FROM_THE_SYSTEM, *sys.stdlib_module_names}
     found = []
     for path in sources(*FOLDERS):
         for name, at_load, line in imports(tree(path)):

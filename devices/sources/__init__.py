@@ -12,7 +12,7 @@ from edgeadapt.errors import SourceError, UsageError
 
 __all__ = ["STDIN_FORMATS", "Frame", "Source", "Wanted", "open_source"]
 
-STDIN_FORMATS = ("paths", "npy")
+STDIN_FORMATS = ("paths", "npy", "csv", "jsonl")
 
 
 def open_source(stream: str, manifest: Manifest, stdin_format: str = "paths", stdin: BinaryIO | None = None) -> Source:
@@ -21,7 +21,7 @@ def open_source(stream: str, manifest: Manifest, stdin_format: str = "paths", st
     Args:
         stream: a folder of images, an .npz or .npy file, or "-" for standard input.
         manifest: of the bundle that will take the frames.
-        stdin_format: "paths" (a line an image file) or "npy" (arrays, one after another).
+        stdin_format: "paths" (a line an image file), "npy" (arrays, one after another), "csv" or "jsonl" (a line a frame or a sample, in numbers).
         stdin: instead of the process's own.
 
     Raises:
@@ -33,9 +33,11 @@ def open_source(stream: str, manifest: Manifest, stdin_format: str = "paths", st
     if stdin_format not in STDIN_FORMATS:
         raise UsageError(f"{stdin_format!r} is no format of standard input", f"use one of {', '.join(STDIN_FORMATS)}")
     if stream == "-":
-        from edgeadapt.devices.sources.stdin import Arrays, Paths
+        from edgeadapt.devices.sources.stdin import Arrays, Numbers, Paths
 
         file = stdin or sys.stdin.buffer
+        if stdin_format in ("csv", "jsonl"):
+            return Numbers(file, wanted, stdin_format)
         return Arrays(file, wanted) if stdin_format == "npy" else Paths(file, wanted)
     if os.path.isdir(stream):
         from edgeadapt.devices.sources.folder import Folder

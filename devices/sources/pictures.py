@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from edgeadapt.bundle import InputSpec
 from edgeadapt.devices.sources.base import PIXELS
 from edgeadapt.errors import InputError, SourceError
 from edgeadapt.units import format_shape
+
+PLAIN = ("PNG", "JPEG", "BMP", "GIF", "PPM")
+"""Kinds, as Pillow calls them, that bytes of strangers may be: decoders of others are larger, or start programs."""
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 
@@ -43,12 +46,24 @@ def read(path: str | os.PathLike[str], channels: int) -> NDArray[np.uint8]:
     Raises:
         InputError: the file is missing, no image, damaged, too large, or has more than 8 bits a channel.
     """
-    from PIL import Image
-
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
             raise InputError("is not a file")
-        with Image.open(path) as image:
+    except (OSError, ValueError) as reason:
+        raise InputError(f"cannot be read as an image: {getattr(reason, 'strerror', None) or reason}") from None
+    return decoded(path, channels)
+
+
+def decoded(file: str | os.PathLike[str] | IO[bytes], channels: int, formats: tuple[str, ...] | None = None) -> NDArray[np.uint8]:
+    """The same of a file that is open, or known to be one; `formats` are the kinds that it may be of, as Pillow calls them, None any.
+
+    Raises:
+        InputError: as `read`.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(file, formats=formats) as image:
             if image.width * image.height > PIXELS:
                 raise InputError(f"has {image.width} x {image.height} pixels; at most {PIXELS} are read")
             if image.mode in _DEEP:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from edgeadapt.devices.sources import pictures
 from edgeadapt.devices.sources.arrays import Reader, frames_shape
 from edgeadapt.devices.sources.base import Frame, Source, Wanted
+from edgeadapt.devices.sources.lines import Lines
 from edgeadapt.errors import InputError, SourceError
+from edgeadapt.units import format_shape
+
+LOG = logging.getLogger("edgeadapt")
 
 _LINE = 65536  # bytes; a longer line is no path
 
@@ -86,6 +91,38 @@ class Arrays(Source):
             for pixels in reader.rows(shape[1:], shape[0]):
                 yield Frame(index, pixels)
                 index += 1
+
+
+class Numbers(Source):
+    """Lines of numbers, each a frame or a sample, as `Lines` takes them. Those that cannot be used are left out, and told at the end.
+
+    Args:
+        file: the lines.
+        wanted: what the bundle takes.
+        form: "csv" or "jsonl".
+    """
+
+    name = "stdin"
+
+    def __init__(self, file: BinaryIO, wanted: Wanted, form: str) -> None:
+        self._file, self._shape, self._lines = file, wanted.input.shape, Lines(wanted, form)
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """As `Lines` counts."""
+        return dict(self._lines.counts)
+
+    def __iter__(self) -> Iterator[Frame]:
+        while data := self._file.readline(_LINE):
+            yield from self._lines.feed(data)
+        yield from self._lines.end()
+        counts = self.counts
+        bad = {"numbers": "hold something else than numbers", "sizes": "hold more or fewer than a frame", "long": "are too long"}
+        told = ", ".join(f"{counts[kind]} {words}" for kind, words in bad.items() if counts[kind])
+        if told and not counts["lines"]:
+            raise SourceError(f"no line of stdin could be used: {told}", f"write frames of {format_shape(self._shape)} numbers, or samples")
+        if told:
+            LOG.warning("lines of stdin were left out: %s; %d were used", told, counts["lines"])
 
 
 class _Again:

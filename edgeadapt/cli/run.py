@@ -7,7 +7,7 @@
 
 STREAM is a folder of images (one folder a class gives the truth), an .npz file (x: uint8 N x H x W x C or float32 N x C x H x W; perhaps y), an .npy
 file (x alone), or - for standard input: one image path a line, or JSON {"path": "a.png", "label": 3}; with --stdin-format npy, arrays as
-numpy.save writes them, one after another, each a frame or several.
+numpy.save writes them, one after another, each a frame or several; with csv or jsonl, lines of numbers, each a frame or a sample (docs/sources.md).
 
 One line a frame, in their order: index, id, label, name, confidence, entropy (nats), ms (of its window, a frame), adapted, truth where it is known.
 Segmentation has shares (of pixels, by class) instead of label and name, and error instead of truth. A frame that cannot be used has index, id and
@@ -34,12 +34,12 @@ from typing import TYPE_CHECKING, Any
 from edgeadapt.errors import InputError, SourceError, StateError, UsageError
 
 if TYPE_CHECKING:
-    from edgeadapt.bundle import Bundle, Task
+    from edgeadapt.bundle import Bundle
     from edgeadapt.report.stream import Tally
     from edgeadapt.runtime.adapter import Adapter
     from edgeadapt.runtime.guard import Guard
     from edgeadapt.runtime.phases import Verdict
-    from edgeadapt.runtime.stream import Decision, Prediction, Stream
+    from edgeadapt.runtime.stream import Stream
 
 NAME, HELP = "run", "serve a stream of frames and adapt to it"
 
@@ -54,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     parser.add_argument("bundle", metavar="X.edgeadapt", help="the bundle")
     parser.add_argument("--source", metavar="STREAM", required=True, help="a folder of images, an .npz or .npy file, or - for standard input")
-    parser.add_argument("--stdin-format", choices=("paths", "npy"), default="paths", help="what standard input carries (default: paths)")
+    parser.add_argument("--stdin-format", choices=("paths", "npy", "csv", "jsonl"), default="paths", help="what standard input is (default: paths)")
     parser.add_argument("--adapt", action=argparse.BooleanOptionalAction, default=True, help="adapt to the frames (default), or only predict")
     parser.add_argument("--batch", type=int, metavar="N", help="frames in a window, a batch of the bundle (default: found at export, or the largest)")
     parser.add_argument("--single", action="store_true", help="answer each frame at once; it then waits in a window that is adapted on when full")
@@ -145,39 +145,10 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def line(prediction: Prediction, decision: Decision | None, task: Task, top: int = 1) -> dict[str, Any]:
-    """One frame's line as plain JSON values.
-
-    Args:
-        prediction: what became of the frame.
-        decision: on its logits; None for a bad frame.
-        task: the bundle's.
-        top: with 2 or more, classification also lists that many classes, and segmentation lists no more than that.
-    """
-    from edgeadapt.report.stream import wrong
-
-    head: dict[str, Any] = {"index": prediction.index, "id": prediction.frame.id}
-    if decision is None:
-        return {**head, "error": prediction.frame.fault}
-    numbers = {"confidence": round(decision.confidence, 4), "entropy": round(decision.entropy, 4)}
-    numbers |= {"ms": round(prediction.milliseconds, 3), "adapted": prediction.adapted}
-    ranked = decision.shares.argsort(kind="stable")[::-1].tolist()
-    if task.kind == "segmentation":
-        kept = [label for label in (ranked if top == 1 else ranked[:top]) if decision.shares[label] > 0]
-        head["shares"] = {_name(task, label) or str(label): round(float(decision.shares[label]), 4) for label in kept}
-        off = wrong(decision.classes, prediction.frame.truth, task.classes)
-        return {**head, **numbers, **({} if off is None else {"error": round(off, 4)})}
-    head |= {"label": decision.label, "name": _name(task, decision.label), **numbers}
-    if top > 1:
-        head["top"] = [{"label": label, "name": _name(task, label), "confidence": round(float(decision.shares[label]), 4)} for label in ranked[:top]]
-    if prediction.frame.truth is not None and prediction.frame.truth in range(task.classes):
-        head["truth"] = prediction.frame.truth
-    return head
-
-
 def _serve(adapter: Adapter, windows: Any, tally: Tally, top: int) -> None:
     """Prints each window as soon as it is answered."""
     from edgeadapt.report.stream import wrong
+    from edgeadapt.runtime.lines import line
     from edgeadapt.runtime.stream import decide
 
     task = adapter.manifest.task
@@ -326,7 +297,3 @@ def _check_report(given: str | None) -> None:
     if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
         why = "is read-only" if present.is_dir() else "is not a folder"
         raise UsageError(f"the report cannot be written to {given}: {present} {why}", "give --report a folder that can be made or written")
-
-
-def _name(task: Task, label: int) -> str | None:
-    return None if task.names is None else task.names[label]
