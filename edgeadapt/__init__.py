@@ -12,6 +12,7 @@ from edgeadapt._version import __version__
 from edgeadapt.errors import (
     BudgetError,
     BundleError,
+    ConfigError,
     EdgeAdaptError,
     ExportError,
     InputError,
@@ -28,6 +29,7 @@ __all__ = [
     "Adapter",
     "BudgetError",
     "BundleError",
+    "ConfigError",
     "EdgeAdaptError",
     "ExportError",
     "InputError",

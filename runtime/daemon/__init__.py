@@ -1,0 +1,1 @@
+"""The daemon: what serves a bundle on a device day and night, and how it is asked and watched."""
