@@ -37,6 +37,15 @@ def prepare(x: NDArray[Any], spec: InputSpec, out: NDArray[np.float32] | None = 
     return convert(batch_of(x, spec)[0], spec, out)
 
 
+def staged(x: NDArray[Any], spec: InputSpec) -> NDArray[np.float32]:
+    """Frames as float32 [N,*shape] that an adapter takes for what they are: prepared, or where `spec.raw` is set as they came.
+
+    Raises:
+        InputError: as `prepare`.
+    """
+    return batch_of(x, spec)[0] if spec.raw else prepare(x, spec)
+
+
 def convert(frames: NDArray[Any], spec: InputSpec, out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
     """As `prepare`, for frames [N,...] that `batch_of` has checked."""
     if frames.dtype == np.float32:

@@ -295,12 +295,13 @@ class Adapter:
         """
         with self._saving:
             if path is None:
-                return self._slots.save(self._taken)
-            checkpoint.write(Path(path), self._taken, self.manifest)
+                return self._slots.save(self.taken)
+            checkpoint.write(Path(path), self.taken, self.manifest)
             return Path(path)
 
     @contextmanager
-    def _taken(self) -> Iterator[checkpoint.Snapshot]:
+    def taken(self) -> Iterator[checkpoint.Snapshot]:
+        """The state as it is to be saved; with a budget it is no copy, and predictions wait."""
         with self._serving.turn():
             now = checkpoint.Snapshot(self._state.seen(), dict(self._counters), self._hyper.chosen)
             if self._claim is not None:

@@ -48,6 +48,11 @@ class Beside:
         self._left, self._hindered = self._pause, False
         return going.result()
 
+    @property
+    def going(self) -> bool:
+        """Whether a window is worked on now."""
+        return self._going is not None and not self._going.done()
+
     def answered(self, late: bool) -> None:
         """Notes an answer."""
         self.late += late

@@ -16,20 +16,30 @@ from numpy.typing import NDArray
 from edgeadapt.bundle import Manifest, atomic, tensors
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.errors import StateError
+from edgeadapt.runtime.kept import Kept, parted
 
 FORMAT = 1
 SLOTS = ("a.safetensors", "b.safetensors")
-_KEYS = {"format", "model", "weights_sha256", "compatible", "generation", "counters", "hyper", "sha256"}
+_KEYS = {"format", "model", "weights_sha256", "compatible", "generation", "counters", "hyper", "kept", "sha256"}
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What a saved state holds: the tensors, the adapter's counters, the scalars that were set, and how many saves came before it in its folder."""
+    """What a saved state holds.
+
+    Attributes:
+        tensors: the state's, by name. counters: the adapter's. hyper: the scalars that were set.
+        generation: how many saves came before it in its folder.
+        kept: what a guard knows of it; None where none saved it.
+        sha256: of all of it, in hex; "" before it is saved.
+    """
 
     tensors: Mapping[str, NDArray[Any]]
     counters: dict[str, int]
     hyper: dict[str, float]
     generation: int = 0
+    kept: Kept | None = None
+    sha256: str = ""
 
     def at_hand(self) -> AbstractContextManager[Snapshot]:
         """Itself, as what is to be saved."""
@@ -49,7 +59,7 @@ def compatible(manifest: Manifest) -> str:
     return sha256(json.dumps([manifest.model.weights_sha256, specs]).encode()).hexdigest()
 
 
-def write(path: Path, taken: Taken, manifest: Manifest, generation: int | None = None) -> None:
+def write(path: Path, taken: Taken, manifest: Manifest, generation: int | None = None) -> str:
     """Writes a snapshot; the file is the old one or the whole new one, never a part. No second copy of the tensors is made.
 
     The context of `taken` is left when everything was handed to the system, before it is waited for to be on the disk.
@@ -59,6 +69,9 @@ def write(path: Path, taken: Taken, manifest: Manifest, generation: int | None =
         taken: what is saved.
         manifest: of the bundle whose state it is.
         generation: instead of the snapshot's.
+
+    Returns:
+        its `Snapshot.sha256`.
 
     Raises:
         StateError: it cannot be written.
@@ -74,11 +87,16 @@ def write(path: Path, taken: Taken, manifest: Manifest, generation: int | None =
                 "counters": json.dumps(snapshot.counters, sort_keys=True),
                 "hyper": json.dumps(snapshot.hyper, sort_keys=True),
             }
-            header["sha256"] = _checksum(header, snapshot.tensors)
-            tensors.write(file, snapshot.tensors, header)
+            values = snapshot.tensors
+            if snapshot.kept is not None:
+                header["kept"] = snapshot.kept.text()
+                values = {**values, **snapshot.kept.arrays()}
+            header["sha256"] = _checksum(header, values)
+            tensors.write(file, values, header)
             file.flush()
     except OSError as reason:
         raise StateError(f"the state cannot be saved to {path}: {reason.strerror}", "save to a folder that is writable and has room") from None
+    return header["sha256"]
 
 
 def read(path: Path, manifest: Manifest) -> Snapshot:
@@ -88,7 +106,7 @@ def read(path: Path, manifest: Manifest) -> Snapshot:
         StateError: the file is missing, truncated, tampered with, of a newer format, or the state of another bundle.
     """
     with opened(path, manifest) as found:
-        return replace(found, tensors=dict(found.tensors))
+        return replace(found, tensors=dict(found.tensors), kept=None if found.kept is None else found.kept.at_hand())
 
 
 @contextmanager
@@ -125,9 +143,11 @@ def _checked(path: Path, found: Mapping[str, NDArray[Any]], header: dict[str, st
     try:
         counters = {str(key): int(value) for key, value in json.loads(header["counters"]).items()}
         hyper = {str(key): float(value) for key, value in json.loads(header["hyper"]).items()}
-        return Snapshot(found, counters, hyper, int(header["generation"]))
+        generation = int(header["generation"])
     except (ValueError, KeyError, AttributeError, TypeError):
         raise StateError(f"{path} has counters or scalars that cannot be read", "take an older save") from None
+    plain, kept = parted(found, header.get("kept"), manifest, str(path))
+    return Snapshot(plain, counters, hyper, generation, kept, given)
 
 
 def _checksum(header: Mapping[str, str], values: Mapping[str, NDArray[Any]]) -> str:

@@ -1,68 +1,43 @@
 """Decides, window by window, what of adaptation a stream gets, so that a model does not end worse than it began.
 
-The states and what leads from one to the next:
-
-    warm-up      statistics follow where that is safe; nothing is judged yet
-    observing    the same, and every window is scored; on to `adapting` where the stream is shifted and its windows are of several classes, or with
-                 what is laid by to `probation`
-    adapting     a step on each window of several classes; after `trial` of them, where predictions narrow, or where no step was possible for long, on
-                 to `probation`
-    probation    no steps; the model is compared, on the same frames, with the one that it started as; on to `committed` or `rolled back`, or, where
-                 its frames are of few classes for too long, back to `observing` without what was not proven
-    committed    for one window: what was learned is the last good from now on; then `adapting` again
-    rolled back  the last good, or after two in a row the start, is put back; no steps for a while, twice as long after each; then `observing`
-    paused       by whoever uses it, until `resume`
-
-Where the stream is the source again, or what was learned is of no use on it, that is put aside, and it goes on with `observing` from the start; what
-was proven is laid by, and goes from `observing` to `probation` when it may be of use again.
+`phases` says which states there are, and what leads from one to the next.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
+import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import wraps
-from typing import Concatenate, ParamSpec
+from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeadapt.errors import UsageError
+from edgeadapt.runtime import checkpoint, looks
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.calm import Calm
+from edgeadapt.runtime.checkpoint import Snapshot
 from edgeadapt.runtime.following import Following
 from edgeadapt.runtime.guarded import check_guarded, written
-from edgeadapt.runtime.learned import Learned
+from edgeadapt.runtime.hand import by_hand
+from edgeadapt.runtime.learned import Learned, unchanged
 from edgeadapt.runtime.phases import Limits, Phase, Trial, Verdict
-from edgeadapt.runtime.scores import Predicted, Scores, Shift, runs_of, spread_of
+from edgeadapt.runtime.recent import Recent
+from edgeadapt.runtime.scores import Predicted, Scores, Shift
 from edgeadapt.runtime.state import Floats
 
 LOG = logging.getLogger("edgeadapt")
 
 _REMEMBERED = 1000
-_FEWEST, _RUNS = 128, 256  # frames whose predictions tell whether classes come in runs, at least and at most
 _FOREIGN = 0.25  # of the statistics of a model that learned nothing may come from one that did, where both are compared
 _PATIENCE = 48  # windows after which they are compared all the same
-_LITTLE = 0.02  # of a window's statistics, where these are only looked at
-
-
-_Given = ParamSpec("_Given")
-
-
-def _by_hand(call: Callable[Concatenate[Guard, _Given], None]) -> Callable[Concatenate[Guard, _Given], None]:
-    """Between two windows, whoever calls; frames that are answered while steps run are answered by what came of it."""
-
-    @wraps(call)
-    def alone(guard: Guard, /, *given: _Given.args, **named: _Given.kwargs) -> None:
-        with guard.between:
-            call(guard, *given, **named)
-            if guard.adapter.answering:
-                guard.adapter.publish(**guard.scalars)
-
-    return alone
 
 
 class Guard:
@@ -78,7 +53,7 @@ class Guard:
 
     Attributes:
         adapter: the adapter. phase: its state. windows: served so far. scores: of the last one. verdicts: the latest thousand decisions.
-        between: the lock that is held while a window is served.
+        between: the lock that is held while a window is served. changed: `time.monotonic()` when it went to its state.
         ahead: whether frames are answered before their window is served, as by a `Stream` one by one.
 
     Raises:
@@ -94,7 +69,7 @@ class Guard:
             raise UsageError("a guard watches over adaptation, and this adapter was opened without it", hint)
         self.adapter, self.limits, self.phase, self.windows = adapter, limits or Limits(), Phase.WARM_UP, 0
         self.scores: Scores | None = None
-        self.between = threading.RLock()
+        self.between, self.changed = threading.RLock(), time.monotonic()
         self.verdicts: deque[Verdict] = deque(maxlen=_REMEMBERED)
         self._tell, self._reference, self.ahead = tell, manifest.reference, False
         passing, stepping = (written(manifest, role) for role in ("predict", "adapt"))
@@ -106,18 +81,16 @@ class Guard:
             self._shift = Shift(replace(manifest.reference, layers={}), {})
         self._learned = Learned(adapter, [spec.name for spec in manifest.state if spec.name in stepping - passing])
         self._trains = bool(manifest.planned("adapt"))
-        self._ways = Following(adapter, self.limits, follows)
+        self._ways, self._as_source = Following(adapter, self.limits, follows), Calm(adapter, self.limits, self._source)
         self._following, self._apart = False, ""
         self._since, self._steps, self._idle, self._calm, self._failures, self._quiet, self._partly = 0, 0, 0, 0, 0, 0, 0
-        self._spreads: deque[float] = deque(maxlen=self.limits.recent)
-        self._shares = np.zeros((0, manifest.task.classes))
-        self._labels = np.zeros(0, np.int32)
+        self._recent = Recent(manifest.reference, manifest.task.classes, self.limits)
         self._trial = Trial()
 
     @property
     def scalars(self) -> dict[str, float]:
         """What the adapter is to predict with until the next window, where it is not the user who set them."""
-        return self._ways.scalars
+        return {**self._ways.scalars, **self._as_source.scalars}
 
     # ------------------------------------------------------------------------------------------------------------ serving
 
@@ -136,24 +109,24 @@ class Guard:
         adapter, before = self.adapter, self.adapter.stats
         usable = np.isfinite(x).all(tuple(range(1, x.ndim)))
         self._ways.serves(len(x), self.ahead)
-        step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._varied()
+        step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._recent.varied
         whole = bool(usable.all()) and adapter.level == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
         natural: Floats | None = None
         if self._ways.live and not self._following:
-            means = self._looked_at(x, whole and self._ways.may_mix)
+            means = looks.means(adapter, self._shift.names, self._source, x, whole and self._ways.may_mix)
             logits = adapter.predict(x, update_statistics=False)
             changed = False
         else:
             held, mix = adapter.tensors(self._shift.names), self._ways.mixing(len(x)) if whole else {}
-            given, rate = {**self.scalars, **mix}, self._ways.rate(len(x)) if whole else {}
+            given, rate = {**self._ways.scalars, **mix}, self._ways.rate(len(x)) if whole else {}
             try:
-                logits = adapter.adapt(x, **given, **rate) if step else adapter.predict(x, True, **given)
+                logits = adapter.adapt(x, **given, **rate) if step else self._predicted(x, given, whole)
             finally:
                 self._stepped(adapter.stats["steps"] - before["steps"])
             means, after = adapter.tensors(self._shift.names), adapter.stats
             changed = after["steps"] > before["steps"] or (bool(self._source) and after["rejected_steps"] == before["rejected_steps"])
             if self._ways.live:
-                natural = self._natural(x)
+                natural = looks.natural(adapter, self._source, x)
             self._ways.renewed += 1
             if mix and self._shift.apart(held, means, mix["mix"], len(x)) > self.limits.jump:
                 self._ways.renewed = 0
@@ -168,30 +141,13 @@ class Guard:
             self._steps += steps
             self._learned.stepped(self._ways.whole)
 
-    def _looked_at(self, x: Floats, possible: bool) -> dict[str, Floats]:
-        """Channel means of a window where layers are normalised as they are now: little of them is mixed in, and everything is put back."""
-        held = self.adapter.tensors(self._shift.names)
-        if not possible:
-            return held
-        with self._put_back(self._source):
-            self.adapter.predict(x, True, mix=_LITTLE)
-            after = self.adapter.tensors(self._shift.names)
-        return {name: value + (after[name] - value) / np.float32(_LITTLE) for name, value in held.items()}
-
-    @contextmanager
-    def _put_back(self, names: Collection[str]) -> Iterator[None]:
-        """Has these tensors as they are, whatever is done within."""
-        held = self.adapter.tensors(names)
-        try:
-            yield
-        finally:
-            self.adapter.put(held)
-
-    def _natural(self, x: Floats) -> Floats:
-        """Logits with the source's statistics: a window of one class, normalised by its own, looks as if it were of many."""
-        with self._put_back(self._source):
-            self.adapter.put(self._source)
-            return self.adapter.predict(x, update_statistics=False)
+    def _predicted(self, x: Floats, given: Mapping[str, float], whole: bool) -> Floats:
+        if self._learned.any or not whole:
+            self._as_source.now = False
+            return self.adapter.predict(x, True, **given)
+        few = 0.25 if self._recent.mixed else 1.0
+        means = self.adapter.tensors
+        return self._as_source.predict(x, given, lambda: self._shift(means(self._shift.names), self._frames(len(x)), few), not self.ahead)
 
     # ------------------------------------------------------------------------------------------------------------ judging
 
@@ -200,24 +156,21 @@ class Guard:
         if len(predicted.shares) < usable:
             self.roll_back("its predictions are not finite")
             return
-        spread = self._spread(predicted if natural is None else Predicted.of(natural))
-        self._labels = np.concatenate([self._labels, predicted.labels])[-_RUNS:] if predicted.labels.ndim == 1 else self._labels
-        runs = runs_of(self._labels, _FEWEST)
-        known = len(self._shares) >= self._reference.window
-        mixed = min([*self._spreads, spread][-self.limits.recent :]) >= self.limits.mixed or (self._learned.wholly and not known)
+        spread = self._recent.add(predicted, predicted if natural is None else Predicted.of(natural))
+        runs, known = self._recent.runs, self._recent.known
+        mixed = self._recent.mixed or (self._learned.wholly and not known)
         shift = self._shift(means, self._frames(len(x)), 0.25 if mixed else 1.0)
         scores = Scores(shift, spread, predicted.entropy - self._reference.entropy, runs)
         if self.phase is Phase.PROBATION:
             scores = self._compared(x, predicted, scores, whole)
         self.scores = scores
-        self._spreads.append(spread)
         self._since += 1
         self._quiet = 0 if self._shifted(scores) else self._quiet + 1
         self._apart = self._ways.apart(spread, runs) if known else ""
         self._partly = self._partly + 1 if self._apart else 0
         if self._ways.live:
             far = self.limits.far / 2 if self._following else self.limits.far
-            self._following = self._shifted(scores) and (self._varied() or scores.shift > far) and self.phase is not Phase.PAUSED
+            self._following = self._shifted(scores) and (self._recent.varied or scores.shift > far) and self.phase is not Phase.PAUSED
             if not self._following:
                 self.adapter.put(self._source)
         self._next(scores)
@@ -229,11 +182,6 @@ class Guard:
         if self._learned.wholly:
             return not self._apart
         return self.phase in (Phase.ADAPTING, Phase.PROBATION, Phase.COMMITTED) and runs < self.limits.runs
-
-    def _spread(self, predicted: Predicted) -> float:
-        """Over as many of the latest frames as a window of the reference has: fewer have fewer classes by themselves."""
-        self._shares = np.concatenate([self._shares, predicted.shares])[-max(self._reference.window, len(predicted.shares)) :]
-        return spread_of(self._shares) / self._reference.classes
 
     @property
     def _stays(self) -> bool:
@@ -249,13 +197,10 @@ class Guard:
             return scores.entropy >= self.limits.unsure
         return scores.shift >= self.limits.shifted
 
-    def _varied(self) -> bool:
-        return len(self._spreads) == self.limits.recent and min(self._spreads) >= self.limits.varied
-
     def _compared(self, x: Floats, predicted: Predicted, scores: Scores, whole: bool) -> Scores:
         """With what the model would predict on the same frames, had it learned nothing."""
         moved = self._learned.away()
-        with self._put_back([*self._learned.names, *self._source]):
+        with unchanged(self.adapter, [*self._learned.names, *self._source]):
             self._learned.begin()
             first = Predicted.of(self._unlearned(x, whole))
         if self._trial.foreign <= _FOREIGN or self._trial.looked >= _PATIENCE:
@@ -300,7 +245,7 @@ class Guard:
             if self._since >= self._calm:
                 self._go(Phase.OBSERVING, f"after {self._calm} windows without steps", scores)
         elif phase is Phase.OBSERVING:
-            if self._trains and self._shifted(scores) and self._varied() and not (self._learned.wholly and self._apart):
+            if self._trains and self._shifted(scores) and self._recent.varied and not (self._learned.wholly and self._apart):
                 self._begin("the stream is shifted, and its windows are of several classes", scores)
         elif self._learned.unproven and (why := self._to_be_proven()):
             self._go(Phase.PROBATION, why, scores)
@@ -333,7 +278,7 @@ class Guard:
         limits = self.limits
         if self._steps >= limits.trial:
             return f"after {self._steps} steps"
-        if self._spreads[-1] < limits.mixed:
+        if self._recent.spreads[-1] < limits.mixed:
             return f"predictions narrowed after {self._steps} steps"
         return f"no step for {self._idle} windows, after {self._steps}" if self._idle >= limits.idle else ""
 
@@ -363,6 +308,7 @@ class Guard:
 
     def _go(self, phase: Phase, reason: str, scores: Scores | None = None) -> None:
         verdict = Verdict(self.windows, self.phase, phase, reason, scores)
+        self.changed = self.changed if phase is self.phase else time.monotonic()
         self.phase, self._since = phase, 0
         if phase is not Phase.PROBATION:
             self._trial = Trial()
@@ -392,12 +338,19 @@ class Guard:
 
     def _forget(self) -> None:
         """What was seen of the stream with another model."""
-        self._spreads.clear()
-        self._shares, self._labels = self._shares[:0], self._labels[:0]
+        self._recent.clear()
         self._ways.renewed = self._partly = 0
-        self.adapter.put(self._source)
 
-    @_by_hand
+    def _begin_anew(self, reason: str) -> None:
+        """With the warm-up, and a model that was put in place from outside."""
+        self._following, self._failures, self._steps, self._quiet = False, 0, 0, 0
+        self._forget()
+        self._ways.scalars = {}
+        if self._learned.wholly:
+            self._ways.choose(True, True, True)
+        self._go(Phase.WARM_UP, reason)
+
+    @by_hand
     def roll_back(self, reason: str = "by hand", scores: Scores | None = None) -> None:
         """Puts the last good back; the second time in a row, or where there is none, what the model started as. A pause stays one."""
         self._failures += 1
@@ -406,32 +359,45 @@ class Guard:
         put = "it is as it started" if self._learned.good is None else "the last good is put back"
         self._unlearn()
         self._forget()
+        self.adapter.put(self._source)
         self._calm = self.limits.calm * 2 ** min(self._failures - 1, 4)
         self._go(Phase.PAUSED if self.phase is Phase.PAUSED else Phase.ROLLED_BACK, f"{reason}; {put}", scores)
 
-    @_by_hand
+    @by_hand
     def mark_good(self) -> None:
         """Takes what was learned, as it is, for what the model started as: nothing goes back behind it but `reset`."""
         self._learned.keep_as_start()
         self._steps, self._failures = 0, 0
         self._go(Phase.PAUSED if self.phase is Phase.PAUSED else Phase.OBSERVING, "marked good by hand", self.scores)
 
-    @_by_hand
+    @by_hand
     def reset(self) -> None:
         """Puts the whole state back to what the bundle began with, and begins with the warm-up."""
         self.adapter.reset()
         self._learned.reset()
-        self._following, self._failures, self._steps, self._quiet = False, 0, 0, 0
-        self._forget()
-        self._ways.scalars = {}
-        self._go(Phase.WARM_UP, "reset by hand")
+        self._begin_anew("reset by hand")
 
-    @_by_hand
+    @by_hand
+    def learn(self, x: Floats, y: NDArray[np.int64]) -> int:
+        """Learns from labelled frames, as `Adapter.learn`, and gives the steps that were taken; these are to be proven as any others."""
+        before = self.adapter.stats["steps"]
+        try:
+            self.adapter.learn(x, y, **self.scalars)
+        finally:
+            self._stepped(self.adapter.stats["steps"] - before)
+        return self.adapter.stats["steps"] - before
+
+    @property
+    def proven(self) -> bool:
+        """Whether there is a last good."""
+        return self._learned.good is not None
+
+    @by_hand
     def pause(self) -> None:
         """No steps until `resume`; windows are scored as before."""
         self._go(Phase.PAUSED, "by hand", self.scores)
 
-    @_by_hand
+    @by_hand
     def resume(self) -> None:
         """Goes on with `observing` after a `pause`; what was not yet proven is put aside. Otherwise nothing."""
         if self.phase is Phase.PAUSED:
@@ -440,9 +406,35 @@ class Guard:
                 self._unlearn()
             self._go(Phase.OBSERVING, f"resumed by hand{aside}", self.scores)
 
-    @_by_hand
+    @by_hand
     def settle(self) -> None:
         """Before a state is saved: what was learned and not yet proven is put aside, for the last good or the start."""
         if self._learned.unproven:
             self._unlearn()
             self._go(Phase.PAUSED if self.phase is Phase.PAUSED else Phase.OBSERVING, "steps not yet proven are put aside", self.scores)
+
+    # ----------------------------------------------------------------------------------------------------- across restarts
+
+    @contextmanager
+    def taken(self) -> Iterator[Snapshot]:
+        """The state as it is to be saved, for `checkpoint.write`: steps that are not yet proven are left out of it, and go on."""
+        with self.between, self._learned.proven() as (kept, instead), self.adapter.taken() as snapshot:
+            yield replace(snapshot, tensors={**snapshot.tensors, **instead}, kept=kept)
+
+    @by_hand
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Goes on from a saved state as the guard that saved it, beginning with the warm-up.
+
+        What was the last good there is it again, and what the model started as, or what was laid by, is that. A state that no guard saved is taken
+        for what the model started as.
+
+        Raises:
+            StateError: as `Adapter.load`; nothing is changed.
+        """
+        with checkpoint.opened(Path(path), self.adapter.manifest) as found:
+            kept = None if found.kept is None else found.kept.at_hand()
+        if kept is not None:
+            self._learned.check(kept)
+        self.adapter.load(path)
+        self._learned.go_on(kept)
+        self._begin_anew("goes on from a saved state" + ("" if self._learned.good is None else ", which is the last good"))

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import numpy as np
 
+from edgeadapt.errors import StateError
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.kept import Copy, Kept
 from edgeadapt.runtime.scores import distance
 from edgeadapt.runtime.state import Floats
 
 
-@dataclass(frozen=True)
-class Copy:
-    """Tensors by name, and whether steps that made them were taken while statistics followed wholly."""
-
-    tensors: Mapping[str, Floats]
-    wholly: bool
+@contextmanager
+def unchanged(adapter: Adapter, names: Collection[str]) -> Iterator[None]:
+    """Has these tensors as they are, whatever is done within."""
+    held = adapter.tensors(names)
+    try:
+        yield
+    finally:
+        adapter.put(held)
 
 
 class Learned:
-    """Of one adapter. Where it differs from the bundle's, as after a load, it is taken for what the model started as.
+    """Of one adapter. Where it differs from the bundle's, as after a load, it is taken for what the model started as, until `go_on` says more.
 
     Args:
         adapter: the adapter.
@@ -81,6 +84,11 @@ class Learned:
                 now = self._adapter.tensors([name])[name]
                 self._adapter.put({name: start[name] + (now - start[name]) * np.float32(share)})
 
+    @property
+    def any(self) -> bool:
+        """Whether what is in the adapter may be other than what the bundle began with."""
+        return self.unproven or self.good is not None or self._base is not None
+
     def stepped(self, wholly: bool) -> None:
         """There was a step, while statistics followed wholly or not."""
         self.unproven, self.wholly = True, self.wholly or wholly
@@ -122,3 +130,39 @@ class Learned:
         """The whole state was put back to the bundle's."""
         self.good = self.laid_by = self._base = None
         self.unproven, self.wholly, self.taken_up = False, False, False
+
+    # ------------------------------------------------------------------------------------------------------- across restarts
+
+    @contextmanager
+    def proven(self) -> Iterator[tuple[Kept, Mapping[str, Floats]]]:
+        """What is to be kept of it, steps that are not yet proven left out; with the tensors that are then to stand where the adapter's are."""
+        if self.good is not None:
+            yield Kept(True, self.good.wholly, self._base), self.good.tensors if self.unproven else {}
+            return
+        known = Kept(False, self._base is not None and self._base.wholly, None, self.laid_by)
+        if not self.unproven:
+            yield known, {}
+            return
+        with self._started() as start:
+            yield known, {name: start[name] for name in self.names}
+
+    def check(self, kept: Kept) -> None:
+        """See that what was kept can be gone on with.
+
+        Raises:
+            StateError: steps of the bundle that it was kept of change other tensors.
+        """
+        for copy in (kept.start, kept.laid_by):
+            if copy is not None and set(copy.tensors) != set(self.names):
+                raise StateError("the state was learned by steps that change other tensors", "load it into the bundle it was saved from")
+
+    def go_on(self, kept: Kept | None) -> None:
+        """The adapter's state was put in place, and this is what was kept of it; with None it is what the model started as."""
+        self.reset()
+        if kept is None or not kept.proven:
+            self.wholly = kept is not None and kept.wholly
+            self._base = self._copy() if self.away() != 0 else None
+            self.laid_by = None if kept is None else kept.laid_by
+        else:
+            self._base, self.wholly = kept.start, kept.wholly
+            self.good = self._copy()

@@ -1,4 +1,21 @@
-"""The states of a guard, when it goes from one to another, and what it says and remembers of that."""
+"""The states of a guard, when it goes from one to another, and what it says and remembers of that.
+
+The states and what leads from one to the next:
+
+    warm-up      statistics follow where that is safe; nothing is judged yet
+    observing    the same, and every window is scored; on to `adapting` where the stream is shifted and its windows are of several classes, or with
+                 what is laid by to `probation`
+    adapting     a step on each window of several classes; after `trial` of them, where predictions narrow, or where no step was possible for long, on
+                 to `probation`
+    probation    no steps; the model is compared, on the same frames, with the one that it started as; on to `committed` or `rolled back`, or, where
+                 its frames are of few classes for too long, back to `observing` without what was not proven
+    committed    for one window: what was learned is the last good from now on; then `adapting` again
+    rolled back  the last good, or after two in a row the start, is put back; no steps for a while, twice as long after each; then `observing`
+    paused       by whoever uses it, until `resume`
+
+Where the stream is the source again, or what was learned is of no use on it, that is put aside, and it goes on with `observing` from the start; what
+was proven is laid by, and goes from `observing` to `probation` when it may be of use again.
+"""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +16,13 @@ from numpy.typing import NDArray
 from edgeadapt.bundle import Manifest
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import InputError, SourceError, UsageError
-from edgeadapt.preprocess import batch_of, convert, prepare
+from edgeadapt.preprocess import convert, staged
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.state import Floats
+
+if TYPE_CHECKING:
+    from edgeadapt.runtime.beside import Beside
 
 _BAD_IN_A_ROW = 256  # then frames that wait are answered, lest a broken camera make us hoard its complaints
 
@@ -105,6 +108,7 @@ class Stream:
     Attributes:
         windows: those that were whole; steps: those that a step was to be taken on; repeated: frames that joined no window.
         late, passed: with a cap, answers that took longer, and windows that were passed over, for that or because one before was not done.
+        resting: may be set: no steps are taken meanwhile; windows are predicted as those that `every` leaves out.
 
     Raises:
         UsageError: there is no graph for windows of that size, or the bundle adapts but was opened without; `every` is below 1; `alike` is below 0,
@@ -142,7 +146,8 @@ class Stream:
         self.windows = self.steps = self.repeated = self.late = self.passed = 0
         self._last: Floats | None = None
         self._buffer = np.zeros((self.window, *manifest.input.shape), np.float32)
-        self._cap = cap
+        self._cap, self.resting = cap, False
+        self._beside: Beside | None = None
         if cap is not None:
             adapter.publish(**self._scalars())
 
@@ -219,6 +224,7 @@ class Stream:
             return changed
 
         beside, which, good, changed, ended = Beside(work), 0, 0, False, False
+        self._beside = beside
         try:
             for index, frame in enumerate(frames):
                 begin = time.perf_counter()
@@ -244,6 +250,11 @@ class Stream:
             self.passed = beside.passed
             beside.close(quietly=not ended)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a step goes on beside the answers, so that what else is asked of the adapter would wait for it."""
+        return self._beside is not None and self._beside.going
+
     def _scalars(self) -> dict[str, float]:
         return {} if self._guard is None else self._guard.scalars
 
@@ -260,7 +271,7 @@ class Stream:
 
     def _step(self, x: Floats) -> tuple[Floats, bool]:
         """Logits of a whole window, and whether the model was changed by it."""
-        due = self.windows % self._every == 0
+        due = self.windows % self._every == 0 and not self.resting
         self.windows += 1
         self.steps += due
         if self._guard is not None:
@@ -280,7 +291,7 @@ class Stream:
         try:
             if pixels.dtype == np.float32 and not np.isfinite(pixels).all():
                 return "holds NaN or infinite values"
-            made = batch_of(pixels, spec)[0] if spec.raw else prepare(pixels, spec)  # the adapter scales what is raw
+            made = staged(pixels, spec)
         except InputError as reason:
             return reason.message
         if len(made) != 1:

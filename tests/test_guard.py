@@ -409,6 +409,51 @@ def test_parameters_of_a_loaded_state_are_what_is_gone_back_to(bundles: dict[str
         assert all((value == loaded[name]).all() for name, value in adapter.tensors(guard._learned.names).items())
 
 
+def test_a_window_as_the_source_is_answered_nearly_as_the_source(bundles: dict[str, Path]) -> None:
+    """Frames' own statistics count half there, from the first such window on; and wholly from the first that is shifted."""
+    clean, _ = images(WINDOW, 77, (0, 1, 2, 3))
+    moved = shifted(clean)
+    with Adapter.open(bundles["tent"], prepared=False) as adapter, Adapter.open(bundles["tent"], prepared=False) as plain:
+        guard = Guard(adapter, Limits(warm_up=100))
+        own = adapter.manifest.hyper["own"].default
+        for x, scalars in ((clean, {"own": own / 2}), (clean, {"own": own / 2}), (moved, {}), (moved, {})):
+            few = {name: value for name, value in guard.scalars.items() if name == "few"}
+            mix = guard._ways.mixing(len(x))
+            logits, _ = guard(x)
+            wanted = plain.predict(x, **few, **scalars, **mix)
+            assert np.array_equal(logits, wanted)
+            assert [name for name, value in adapter.state.items() if (value != plain.state[name]).any()] == [], "it has followed once"
+            assert guard.scalars.get("own") == scalars.get("own")
+        for _ in range(8):
+            guard(clean)
+        assert guard.scalars["own"] == own / 2, "statistics are the source's again"
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter)
+        guard.ahead = True
+        guard(clean)
+        passes = adapter.stats["frames"]
+        assert guard.scalars["own"] == own / 2, "frames that come now are answered so"
+        guard(moved)
+        assert adapter.stats["frames"] == passes + WINDOW, "what was answered is not predicted twice"
+        assert "own" not in guard.scalars
+
+
+def test_what_labels_taught_is_to_be_proven_as_any_steps(bundles: dict[str, Path]) -> None:
+    x, y = images(2 * WINDOW, 78, (0, 1, 2, 3))
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        guard = Guard(adapter)
+        start = adapter.tensors(guard._learned.names)
+        assert guard.learn(x, y) == 2
+        assert guard._learned.unproven
+        assert not guard.proven
+        assert any((value != start[name]).any() for name, value in adapter.tensors(guard._learned.names).items())
+        guard.settle()
+        assert all((value == start[name]).all() for name, value in adapter.tensors(guard._learned.names).items())
+        with pytest.raises(InputError):
+            guard.learn(x, y[:3])
+        assert not guard._learned.unproven
+
+
 def test_a_scalar_that_was_set_is_left_alone(bundles: dict[str, Path]) -> None:
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         adapter.hyper["few"] = 0.3
@@ -418,7 +463,7 @@ def test_a_scalar_that_was_set_is_left_alone(bundles: dict[str, Path]) -> None:
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         guard = Guard(adapter)
         few, still = {"few": guard.limits.few}, {"few": guard.limits.none}
-        kinds = (((0, 1, 2, 3), None, {"few": 0.0}), ((1,), None, still), ((0, 1), shifted, few))
+        kinds = (((0, 1, 2, 3), None, {"few": 0.0, "own": 0.2}), ((1,), None, {**still, "own": 0.2}), ((0, 1), shifted, few))
         for classes, change, scalars in kinds:
             wrong(guard, 10, 26, change, classes)
             assert guard.scalars == scalars

@@ -71,6 +71,20 @@ def test_raw_values_are_scaled_once(tmp_path, single):
     assert np.isfinite(found[0][0]).all()
 
 
+def test_no_steps_are_taken_while_it_rests(path):
+    x = frames(4 * WINDOW + 1)
+    with Adapter.open(path) as adapter, Adapter.open(path) as plain:
+        stream = Stream(adapter, window=WINDOW, single=True)
+        for index, _ in enumerate(stream.run(served(x))):
+            stream.resting = WINDOW <= index < 3 * WINDOW
+            if index and index % WINDOW == 0:
+                given = x[index - WINDOW : index]
+                (plain.predict if index in (2 * WINDOW, 3 * WINDOW) else plain.adapt)(given)
+        assert (stream.windows, stream.steps, adapter.stats["steps"]) == (4, 2, 2)
+        assert all(np.array_equal(value, plain.state[name]) for name, value in adapter.state.items())
+        assert not stream.busy
+
+
 def test_bad_frames_join_no_window(path):
     x = frames(9)
     given = [Frame(index, None if index in (1, 5) else x[index], fault="torn" if index == 1 else "") for index in range(9)]
