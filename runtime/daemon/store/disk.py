@@ -1,0 +1,143 @@
+"""The folder itself: locks, room, what a crash has left, and what an error of the system means for whoever runs the daemon."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from edgeadapt.bundle import atomic
+from edgeadapt.errors import StateError
+from edgeadapt.units import format_bytes
+
+_POLL = 0.02
+
+
+def explained(what: str, path: Path, reason: OSError) -> StateError:
+    """The error to raise where `what` could not be done at `path`."""
+    message = f"{what}: {reason.filename or path}: {reason.strerror or reason}"
+    if reason.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StateError(message, f"make room: {format_bytes(free(path))} are free there")
+    if reason.errno == errno.EROFS:
+        return StateError(message, "mount it so that it can be written (mount -o remount,rw); a card that turns read-only by itself is failing")
+    if reason.errno in (errno.EACCES, errno.EPERM):
+        return StateError(message, f"{path} belongs to {_owner(path)}, and this runs as user {os.geteuid()}: chown -R {os.geteuid()} {path}")
+    if reason.errno in (errno.ENOENT, errno.ENOTDIR):
+        return StateError(message, f"make the folder {path}, or name another one (systemd: StateDirectory=edgeadapt)")
+    return StateError(message, "check the disk: the system's log says more")
+
+
+def _owner(path: Path) -> str:
+    try:
+        return f"user {os.stat(path).st_uid}"
+    except OSError:
+        return "somebody else"
+
+
+def free(path: Path) -> int:
+    """Bytes that can still be written there; 0 where that is not known."""
+    try:
+        found = os.statvfs(path)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
+
+
+def need_room(path: Path, size: int, spare: int) -> None:
+    """See that there is room for a file of `size` bytes, and that `spare` are left then.
+
+    Raises:
+        StateError: there is not.
+    """
+    if (found := free(path)) < size + spare:
+        raise StateError(
+            f"{path} has {format_bytes(found)} free, and {format_bytes(size)} are needed, with {format_bytes(spare)} left then",
+            f"free {format_bytes(size + spare - found)} there",
+        )
+
+
+def make(folder: Path) -> None:
+    """Makes a folder, durably, where it is not there; its parent must be.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not folder.is_dir():
+        with suppress(FileExistsError):
+            os.mkdir(folder)
+        atomic.sync_folder(folder.parent)
+
+
+def lock(path: Path, flags: int = os.O_RDONLY) -> int | None:
+    """An open handle with a lock on it that ends with the handle, or None where somebody else has it.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        return None
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+@contextmanager
+def locked(folder: Path, patience: float) -> Iterator[bool]:
+    """Holds the lock on a folder, and says whether it could be had within `patience` seconds.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    until = time.monotonic() + patience
+    while (handle := lock(folder, os.O_RDONLY | os.O_DIRECTORY)) is None and time.monotonic() < until:
+        time.sleep(_POLL)
+    try:
+        yield handle is not None
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def sweep(folder: Path, names: Collection[str]) -> None:
+    """Removes temporary files for these names that a crash has left; what cannot be removed stays."""
+    prefixes = tuple(atomic.temporary_prefix(name) for name in names)
+    for path in _inside(folder):
+        if path.name.startswith(prefixes) and path.name.endswith(".tmp"):
+            with suppress(OSError):
+                os.unlink(path)
+
+
+def remove_others(folder: Path, ours: Callable[[str], bool], wanted: Collection[str]) -> None:
+    """Removes what in a folder is named as ours and not wanted; what cannot be removed stays."""
+    for path in _inside(folder):
+        if path.is_dir() and not path.is_symlink() and ours(path.name) and path.name not in wanted:
+            _remove(path)
+
+
+def _inside(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _remove(folder: Path) -> None:
+    for path, folders, files in os.walk(folder, topdown=False):
+        for name in files:
+            with suppress(OSError):
+                os.unlink(os.path.join(path, name))
+        for name in folders:
+            inner = os.path.join(path, name)
+            with suppress(OSError):
+                os.unlink(inner) if os.path.islink(inner) else os.rmdir(inner)
+    with suppress(OSError):
+        os.rmdir(folder)
