@@ -1,0 +1,1 @@
+"""The daemon over HTTP: a page for people, the status and metrics for programs. Loaded only where it is enabled: it takes some megabytes."""

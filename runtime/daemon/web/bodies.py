@@ -1,0 +1,123 @@
+"""Frames and parameters out of the bodies of requests. Nothing in them is believed before it was counted."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeadapt.bundle import InputSpec
+from edgeadapt.devices.sources import pictures
+from edgeadapt.devices.sources.arrays import Reader, frames_shape
+from edgeadapt.devices.sources.base import PIXELS
+from edgeadapt.errors import InputError
+from edgeadapt.preprocess import batch_of
+from edgeadapt.runtime.daemon.plain import one_line
+from edgeadapt.runtime.daemon.web.refusals import Refusal
+from edgeadapt.units import format_shape
+
+FRAMES, JSON_BYTES = 64, 2**21
+"""Frames of one request, and bytes of JSON, at most: numbers take many times as much as Python's."""
+
+_NUMPY = b"\x93NUMPY"
+_KINDS = 'send an image file, an array as numpy.save writes it, or JSON {"x": numbers}'
+
+
+def frames_in(body: bytes, kind: str, spec: InputSpec) -> tuple[NDArray[Any], object]:
+    """The frames in a body: an image file, a numpy array, or JSON {"x": …, "label": …}.
+
+    Args:
+        body: as it came; what it is shows in its first bytes.
+        kind: its Content-Type; "application/json" is believed.
+        spec: what the bundle takes.
+
+    Returns:
+        uint8 [N,H,W,C] or float32 [N,*shape], N from 1 to `FRAMES`; and the label given with JSON, None without.
+
+    Raises:
+        Refusal: it is empty, or JSON that is too long.
+        InputError, SourceError: it cannot be read, or is not what the model takes.
+    """
+    if not body:
+        raise Refusal(HTTPStatus.BAD_REQUEST, "the request has no body", _KINDS)
+    label = None
+    if body.startswith(_NUMPY):
+        frames = _array(body, spec)
+    elif kind == "application/json" or body.lstrip()[:1] in (b"{", b"["):
+        frames, label = _numbers(body, spec)
+    else:
+        frames = _picture(body, spec)
+    frames = batch_of(frames, spec)[0]
+    if len(frames) > FRAMES:
+        raise InputError(f"{len(frames)} frames are more than one request may bring", f"send at most {FRAMES} at once")
+    return frames, label
+
+
+def json_in(body: bytes) -> object:
+    """What a body says in JSON; None for an empty one.
+
+    Raises:
+        Refusal: it is too long, or no JSON.
+    """
+    if len(body) > JSON_BYTES:
+        message = f"JSON of {len(body)} bytes is too long"
+        raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, f"send at most {JSON_BYTES}, or an array as numpy.save writes it")
+    if not body.strip():
+        return None
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=_no_constant)
+    except (ValueError, RecursionError) as reason:
+        raise Refusal(HTTPStatus.BAD_REQUEST, f"the body is not JSON: {one_line(str(reason), 200)}", 'send such as {"x": [0.5, 1.0]}') from None
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def _numbers(body: bytes, spec: InputSpec) -> tuple[NDArray[np.float32], object]:
+    given = json_in(body)
+    if not isinstance(given, Mapping) or "x" not in given:
+        raise InputError("the JSON has no x", 'send {"x": the numbers of one or more frames}')
+    try:
+        found = np.asarray(given["x"])
+        if found.dtype.kind not in "iuf":
+            raise ValueError
+    except (ValueError, RecursionError, OverflowError):
+        raise InputError("x is no number, list of numbers, or lists of equal length of them", _KINDS) from None
+    with np.errstate(over="ignore"):
+        x = found.astype(np.float32)
+    if not np.isfinite(x).all():
+        raise InputError("x has numbers that float32 cannot hold", "send numbers below 3e38")
+    size = math.prod(spec.shape)
+    if x.ndim == 1 and x.size == size:  # side by side, as in lines of a source
+        x = x.reshape(spec.shape)
+    return x, given.get("label")
+
+
+def _array(body: bytes, spec: InputSpec) -> NDArray[Any]:
+    file = io.BytesIO(body)
+    reader = Reader(file, "the body")
+    shape, _ = frames_shape(reader.shape, reader.dtype, spec)
+    held, wanted = len(body) - file.tell(), reader.dtype.itemsize * math.prod(shape)
+    if held != wanted:
+        raise InputError(f"the array in the body has {held} bytes, and says that it has {wanted}", "send the whole file that numpy.save wrote")
+    return np.frombuffer(reader.take(wanted, "the array"), reader.dtype).reshape(shape).astype(reader.dtype.newbyteorder("="), copy=False)
+
+
+def _picture(body: bytes, spec: InputSpec) -> NDArray[np.uint8]:
+    if len(spec.shape) != 3 or spec.shape[0] not in (1, 3):
+        raise InputError(f"the body is neither JSON nor a numpy array, and a frame {format_shape(spec.shape)} is no image", _KINDS)
+    try:
+        import PIL.Image  # noqa: F401
+    except ImportError:
+        raise InputError("reading image files needs Pillow, which is not on this device", "pip install edgeadapt[images]; or send an array") from None
+    try:
+        return pictures.decoded(io.BytesIO(body), spec.shape[0], pictures.PLAIN)
+    except InputError as reason:
+        raise InputError(f"the body {reason.message}", f"{_KINDS}; an image has at most {PIXELS} pixels") from None
