@@ -16,8 +16,14 @@ from typing import Any
 from edgeadapt._version import __version__
 from edgeadapt.errors import EdgeAdaptError
 
-COMMANDS = ("export", "inspect", "simulate", "prepare", "run", "bench", "demo", "doctor", "calibrate")
-"""In the order of their use; each is the module edgeadapt.cli.NAME."""
+ASKING = ("status", "pause", "resume", "rollback", "mark-good", "label", "tail")
+"""Those that ask a daemon that runs."""
+
+COMMANDS = (
+    *("export", "inspect", "sign", "keygen", "simulate", "prepare", "run", "bench", "demo", "doctor", "calibrate"),
+    *("check-config", "config", "install", "serve", "unit", *ASKING),
+)
+"""In the order of their use; each is the module edgeadapt.cli.NAME, with _ for -."""
 
 PIPE_CLOSED = 128 + signal.SIGPIPE
 
@@ -53,7 +59,7 @@ def _parser(given: Sequence[str]) -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"edgeadapt {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name in [given[0]] if given and given[0] in COMMANDS else COMMANDS:
-        command: Any = import_module(f"edgeadapt.cli.{name}")
+        command: Any = import_module(f"edgeadapt.cli.{name.replace('-', '_')}")
         sub = commands.add_parser(command.NAME, help=command.HELP, description=command.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
         command.add_arguments(sub)
         sub.set_defaults(run=command.run)

@@ -1,0 +1,333 @@
+"""The daemon: frames of a source are answered one by one, the model adapts beside that, and whoever may ask is told how it goes.
+
+One loop does the work: it takes a frame, answers it, and looks after everything else between two frames, so that its own pings of the watchdog show
+that frames are answered. What could hold it up has threads of its own: the source, steps (with a latency cap), writing to the disk, who asks.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, closing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from edgeadapt._version import __version__
+from edgeadapt.devices.sources import Frame, Source, Wanted
+from edgeadapt.devices.sources.kinds import KINDS
+from edgeadapt.devices.sources.live import Reopened
+from edgeadapt.errors import EdgeAdaptError, StateError, UsageError
+from edgeadapt.runtime.daemon import asked, model, notify, reports
+from edgeadapt.runtime.daemon.config import Config, options
+from edgeadapt.runtime.daemon.control import Control
+from edgeadapt.runtime.daemon.events import Events
+from edgeadapt.runtime.daemon.feed import Feed
+from edgeadapt.runtime.daemon.keeping import Keeping
+from edgeadapt.runtime.daemon.metrics import Measures
+from edgeadapt.runtime.daemon.saving import Saving
+from edgeadapt.runtime.daemon.seen import Answered, Seen
+from edgeadapt.runtime.daemon.store import Boot, Limits, Store
+from edgeadapt.runtime.daemon.verbs import PREDICTION
+from edgeadapt.runtime.lines import line
+from edgeadapt.runtime.phases import Phase, Verdict
+from edgeadapt.runtime.stream import Prediction, decide
+
+if TYPE_CHECKING:
+    from edgeadapt.runtime.daemon.logs import LogHandler
+
+LOG = logging.getLogger("edgeadapt")
+
+STATES = (*(phase.value for phase in Phase), "predicting", "starting", "safe", "stopping")
+"""Those of the metric `edgeadapt_state`: a guard's, or what there is instead."""
+
+_TURN = 0.25  # seconds between two looks after everything else, at least
+_PREPARING = 60.0  # seconds that one stage of preparing graphs may take, on a slow board
+
+
+class Daemon:
+    """Made, then `run` by the thread that is to do the work; everything else may be called from any thread, or a signal's handler.
+
+    Args:
+        config: what it was told.
+        reason: why it is safe mode: the configuration could not be used as it is; "" where it could.
+        logs: what tells repeated messages; None: nobody.
+        notifier: tells the service manager; None: one by the environment.
+    """
+
+    def __init__(self, config: Config, reason: str = "", logs: LogHandler | None = None, notifier: notify.Notifier | None = None) -> None:
+        self.config, self.reason = config, reason
+        self.events, self.seen = Events(), Seen()
+        self.measures = Measures(__version__, STATES, {"device": config.name})
+        self.model: model.Model | None = None
+        self.boot: Boot | None = None
+        self.store: Store | None = None
+        self.saving: Saving | None = None
+        self.keeping = Keeping(config.frames, config.state.folder) if config.frames.keep else None
+        self.feed: Feed | None = None
+        self.posted: Callable[[Frame], None] | None = None
+        self.begun = time.monotonic()
+        self.ending, self._starting = "", True
+        self._logs, self._notifier = logs, notifier or notify.Notifier()
+        self._hearts = notify.Heartbeats(resting=("source", "adapt", "store"))
+        self._watchdog = notify.Watchdog(self._notifier, self._hearts, notify.watchdog_seconds())
+        self._turned, self._compared, self._told = 0.0, 0.0, 0.0
+        self._now: Frame | None = None
+        self._woken = threading.Event()
+        self.reports = reports.Reports(self)
+        self.asked = asked.Asked(self)
+
+    # ---------------------------------------------------------------------------------------------------- from anywhere
+
+    def stop(self) -> None:
+        """Has `run` finish what it is doing and return "stop"."""
+        self.ending = "stop"
+        self._woken.set()
+
+    def reload(self) -> None:
+        """Has `run` finish what it is doing and return "reload"; a stop goes before."""
+        self.ending = self.ending or "reload"
+        self._woken.set()
+
+    def post(self, frame: Frame) -> None:
+        """A frame of the source "http".
+
+        Raises:
+            UsageError: there is no model to answer it.
+        """
+        if self.posted is None:
+            raise UsageError(f"no frames can be taken: {self.why_safe or 'the source is another one'}", "edgeadapt status says more")
+        self.posted(frame)
+
+    def tell_manager(self, sentence: str) -> None:
+        """One line for the service manager."""
+        self._notifier.status(sentence)
+
+    def wants_save(self, always: bool = False) -> None:
+        """What is learned has changed for good, and is to be on the disk."""
+        if self.saving is not None:
+            self.saving.wanted(always)
+
+    @property
+    def mode(self) -> Literal["starting", "serving", "safe", "stopping"]:
+        """Of `Status`."""
+        return "stopping" if self.ending else "starting" if self._starting else "safe" if self.why_safe else "serving"
+
+    @property
+    def why_safe(self) -> str:
+        """Why less is done than was asked for; "" where all is."""
+        if self._starting:
+            return self.reason or "it is starting"
+        return self.reason or ("there is no model" if self.model is None else self.model.reason)
+
+    # --------------------------------------------------------------------------------------------------------- the work
+
+    def run(self) -> str:
+        """Serves until `stop` or `reload`, and says which it was. Whatever is wrong with the bundle, the disk or the source, it can be asked.
+
+        Raises:
+            EdgeAdaptError: it cannot even be asked: the control socket cannot be made, or another daemon serves from the state folder.
+        """
+        with ExitStack() as stack:
+            control = Control(self.config.control.socket, self.asked.verbs, self.config.control.group)
+            self.store = self._opened()
+            if self.store is not None:
+                stack.callback(self.store.close)
+            stack.enter_context(control)
+            stack.callback(self.events.close)
+            self._load(stack)
+            self.reports.start(stack)
+            self._take(stack)
+            self._starting = False
+            self._notifier.ready(self.reports.sentence())
+            LOG.info("%s: %s", self.config.name, self.reports.sentence())
+            try:
+                self._serve()
+            finally:
+                (self._notifier.reloading if self.ending == "reload" else self._notifier.stopping)()
+                self._notifier.extend(60)
+                self._finish()
+        return self.ending or "stop"
+
+    def _opened(self) -> Store | None:
+        state = self.config.state
+        limits = Limits(state.probation, state.boots, state.bytes_per_day, state.history)
+        keys = self.config.bundle.keys if self.config.bundle.require_signature else ()
+        try:
+            return Store.open(state.folder, limits, keys)
+        except StateError as fault:
+            if "another daemon" in fault.message:
+                raise
+            self._wrong("disk", fault)
+            return None
+
+    def _load(self, stack: ExitStack) -> None:
+        """The model, or the reason why there is none."""
+        try:
+            path, state = self._chosen()
+            found = model.opened(path, state, self.config, self._decided, self._prepares)
+        except (EdgeAdaptError, OSError, MemoryError) as fault:
+            self.reason = self.reason or str(fault).splitlines()[0]
+            self._wrong("bundle", fault)
+            return
+        stack.callback(found.close)
+        self.model = found
+        if found.reason:
+            self.events.tell("safe", f"it only predicts: {found.reason}")
+        if self.store is not None and self.boot is not None and found.adapts:
+            taken = found.adapter.taken if found.guard is None else found.guard.taken
+            self.saving = Saving(self.store, taken, found.adapter.manifest, lambda: self._hearts.working("store"), self.events.tell)
+
+    def _chosen(self) -> tuple[Path, Path | None]:
+        """The bundle and the saved state to begin with."""
+        outside = self.config.bundle.path
+        if self.store is None:
+            if outside is None:
+                raise StateError("no bundle is named, and the state folder cannot be read", "name one: bundle.path")
+            return outside, None
+        self.boot = boot = self.store.begin_boot(outside)
+        if boot.why:
+            self.events.tell("gave up", boot.why)
+        self.events.tell("start", f"with the {boot.choice}, start {boot.attempt} in a row")
+        return boot.bundle, boot.state
+
+    def _prepares(self, stage: str, done: int, total: int, note: str = "") -> None:
+        self._hearts.beat("predict")
+        self._notifier.extend(_PREPARING)
+        self._notifier.status(f"{stage}: {done} of {total} {note}")
+
+    def _take(self, stack: ExitStack) -> None:
+        """Begins to take frames."""
+        if self.model is None:
+            return
+        manifest = self.model.adapter.manifest
+        kind, given, wanted = self.config.source.type, options(self.config.source), Wanted(manifest.input, manifest.task)
+        try:
+            source: Source = KINDS[kind](given, wanted)
+            if source.live and kind not in ("http", "none"):
+                source = Reopened(lambda: KINDS[kind](given, wanted))
+        except EdgeAdaptError as fault:
+            self.reason = self.reason or fault.message
+            self._wrong("source", fault)
+            return
+        self.posted = getattr(source, "put", None) if kind == "http" else None
+        self.feed = feed = Feed(source, self.config.predict.queue)
+        feed.start()
+        stack.callback(feed.close)
+
+    def _wrong(self, kind: str, fault: BaseException) -> None:
+        LOG.error("%s", fault)
+        self.events.tell(kind, str(fault).splitlines()[0])
+
+    def _serve(self) -> None:
+        if self.model is None or self.feed is None:
+            while not self.ending:
+                self._turn()
+                self._woken.wait(_TURN)
+            return
+        while not self.ending:
+            try:
+                with closing(self.model.stream.run(self._frames())) as answers:
+                    for answer in self._each(answers):
+                        self._answered(answer)
+            except (EdgeAdaptError, MemoryError) as fault:  # of one run; the next may go well
+                self._wrong("predict", fault)
+                self._woken.wait(1.0)
+
+    def _each(self, answers: Generator[list[Prediction], None, None]) -> Iterator[Prediction]:
+        for some in answers:
+            yield from some
+
+    def _frames(self) -> Iterator[Frame]:
+        assert self.feed is not None
+        while not self.ending:
+            self._turn()
+            if self.feed.ended:
+                self._woken.wait(_TURN)
+                continue
+            frame = self.feed.take(_TURN)
+            if frame is not None and not self.ending:
+                self._now = frame
+                yield frame
+
+    def _answered(self, answer: Prediction) -> None:
+        assert self.model is not None
+        frame, self._now = self._now, None
+        self.measures.frames.add(source=self.config.source.type)
+        task = self.model.adapter.manifest.task
+        if answer.logits is None or frame is None or frame.pixels is None:
+            self.seen.faulty()
+            told: Mapping[str, Any] = line(answer, None, task)
+        else:
+            decision = decide(answer.logits)
+            told = line(answer, decision, task)
+            self.seen.answered(Answered(answer.index, answer.frame.id, frame.pixels, told), answer.milliseconds)
+            if self.keeping is not None:
+                self.keeping.keep(frame.pixels, decision.label)
+            self.measures.inference.observe(answer.milliseconds / 1000)
+            told = {**told, **self._compare(frame, decision.label)}
+        if self.events.wanted(PREDICTION):
+            self.events.pass_on(PREDICTION, str(told.get("name") or told.get("label", "")), told)
+
+    def _compare(self, frame: Frame, label: int) -> dict[str, Any]:
+        """Asks the model as it was exported too, now and then, where that holds nothing up; what it says, as "without"."""
+        assert self.model is not None
+        adapter, every, now = self.model.adapter, self.config.predict.compare, time.monotonic()
+        if not every or now - self._compared < every or not adapter.batches["source"] or self.model.stream.busy or frame.pixels is None:
+            return {}
+        self._compared = now
+        try:
+            found = decide(adapter.source(frame.pixels))
+        except EdgeAdaptError as fault:
+            LOG.warning("the model as exported cannot be asked: %s", fault)
+            return {}
+        self.seen.compare(found.label == label)
+        names = adapter.manifest.task.names
+        without = {"label": found.label, "name": None if names is None else names[found.label], "confidence": round(found.confidence, 4)}
+        return {"without": without}
+
+    # ------------------------------------------------------------------------------------------------- everything else
+
+    def _turn(self) -> None:
+        self._hearts.beat("predict")
+        now = time.monotonic()
+        if now - self._turned < _TURN:
+            return
+        self._turned = now
+        self._watchdog.turn()
+        self.reports.turn(now)
+        if self._logs is not None:
+            self._logs.tell_repeated()
+        if self.saving is not None:
+            self.saving.turn(self._well())
+
+    def _well(self) -> bool:
+        """Whether what is served proves itself just now."""
+        guard = None if self.model is None else self.model.guard
+        return self.seen.count > 0 and (guard is None or guard.phase not in (Phase.ROLLED_BACK, Phase.WARM_UP))
+
+    def _decided(self, verdict: Verdict) -> None:
+        """The guard has decided something, on whichever thread serves its windows."""
+        self.events.tell("guard", str(verdict), verdict.plain())
+        if verdict.after is Phase.ROLLED_BACK:
+            self.measures.rollbacks.add(reason="by hand" if verdict.reason.startswith("by hand") else "guard")
+            self.wants_save(always=True)
+        elif verdict.after is Phase.COMMITTED:
+            self.wants_save()
+
+    def _finish(self) -> None:
+        """What is learned is on the disk when this returns, where the disk takes it."""
+        if self.feed is not None:
+            self.feed.close()
+        if self.keeping is not None:
+            self.keeping.close()
+        self.reports.count()
+        if self.saving is not None:
+            self.saving.finish()
+        if self.store is not None and self.boot is not None:
+            try:
+                self.store.stopped()
+            except StateError as fault:
+                LOG.warning("%s", fault)
+

@@ -1,0 +1,120 @@
+"""What is learned on its way to the disk: by a thread of its own, and no more often than the store lets it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
+
+from edgeadapt.bundle import Manifest
+from edgeadapt.errors import StateError
+from edgeadapt.runtime.checkpoint import Snapshot
+from edgeadapt.runtime.daemon.store import Store
+
+LOG = logging.getLogger("edgeadapt")
+
+_SOON, _AGAIN = 5.0, 60.0  # seconds until another process may be done, and until a disk that could not be written is tried again
+
+
+class Saving:
+    """Of one store and one model. Nothing here raises a StateError: it is told in the log, and the store says that it is degraded.
+
+    Args:
+        store: where to.
+        taken: gives what is saved, as `Guard.taken`.
+        manifest: of the bundle that is served.
+        working: entered by the thread while it writes; for the watchdog.
+        tell: told in words of what was saved, proven or not.
+        clock: monotonic seconds.
+
+    Attributes:
+        pending: whether there is something that is not yet on the disk.
+        saved: Unix time of the last save; None before it.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        taken: Callable[[], AbstractContextManager[Snapshot]],
+        manifest: Manifest,
+        working: Callable[[], AbstractContextManager[None]],
+        tell: Callable[[str, str], object],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store, self._taken, self._manifest, self._working, self._tell, self._clock = store, taken, manifest, working, tell, clock
+        self._pool = ThreadPoolExecutor(1, "edgeadapt-store")
+        self._going: Future[None] | None = None
+        self._lock = threading.Lock()
+        self.pending, self._always, self._not_before = False, False, 0.0
+        self.saved: float | None = None
+
+    def wanted(self, always: bool = False) -> None:
+        """What is learned has changed for good. always: it is to be saved whatever was written today, as after a roll-back."""
+        with self._lock:
+            self.pending, self._always = True, self._always or always
+            self._not_before = 0.0 if always else self._not_before
+
+    def turn(self, well: bool) -> None:
+        """To be called in every turn of the daemon's loop: has what is due done, and waits for nothing.
+
+        well: whether frames are answered, and nothing was rolled back just now; else what is served does not prove itself.
+        """
+        if self._going is not None and not self._going.done():
+            return
+        now = self._clock()
+        if self.pending and now >= self._not_before:
+            self._going = self._pool.submit(self._save)
+        elif well and not self.pending and self._store.left == 0.0 and now >= self._not_before:
+            self._going = self._pool.submit(self._prove)
+
+    def at_once(self) -> bool:
+        """Saves what is pending, and waits for it; whether it is on the disk."""
+        self._pool.submit(self._save).result()
+        return not self.pending
+
+    def finish(self) -> None:
+        """At the end: waits for what goes on, and saves what is not yet on the disk."""
+        self._pool.shutdown()
+        if self.pending:
+            self.wanted(always=True)
+            self._save()
+
+    def _save(self) -> None:
+        with self._lock:
+            self.pending, always, self._always = False, self._always, False
+        try:
+            with self._working():
+                wait = self._store.commit(self._taken, self._manifest, always)
+        except StateError as fault:
+            self._failed(fault, always)
+            return
+        except Exception:  # a defect must not end the thread that saves
+            LOG.exception("what was learned could not be saved")
+            self._failed(StateError("what was learned could not be saved"), always)
+            return
+        if wait:
+            with self._lock:
+                self.pending, self._not_before = True, self._clock() + wait
+            return
+        self.saved = time.time()
+        self._tell("saved", "what was learned is on the disk")
+
+    def _prove(self) -> None:
+        try:
+            with self._working():
+                if self._store.settled():
+                    self._tell("proven", "it has served well and is the last good from now on")
+            self._not_before = self._clock() + _SOON
+        except StateError as fault:
+            self._failed(fault, None)
+
+    def _failed(self, fault: StateError, always: bool | None) -> None:
+        with self._lock:
+            self._not_before = self._clock() + _AGAIN
+            if always is not None:
+                self.pending, self._always = True, self._always or always
+        LOG.warning("%s", fault)
+        self._tell("disk", fault.message)

@@ -1,0 +1,467 @@
+"""The daemon as a whole: frames in, answers out, what it does when asked, when it is ended, and when something is wrong."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgeadapt.bundle.reference import Chance, Reference
+from edgeadapt.devices.sources import Frame
+from edgeadapt.errors import EdgeAdaptError, UsageError
+from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.checkpoint import compatible
+from edgeadapt.runtime.daemon.client import Client
+from edgeadapt.runtime.daemon.config import load
+from edgeadapt.runtime.daemon.daemon import Daemon
+from edgeadapt.runtime.daemon.feed import Feed
+from edgeadapt.runtime.daemon.notify import Notifier
+from edgeadapt.runtime.daemon.store import Store
+from edgeadapt.runtime.guard import Guard
+from edgeadapt.runtime.lines import line
+from edgeadapt.runtime.stream import Stream, decide
+from tests.toybundle import CLASSES, SIDE, Toy
+
+pytestmark = pytest.mark.device
+
+WINDOW, COUNT = 4, 26
+X = np.random.default_rng(5).integers(0, 256, (COUNT, SIDE, SIDE, 3), dtype=np.uint8)
+NAMES = tuple(f"class {index}" for index in range(CLASSES))
+
+
+def written(path: Path, **changes: Any) -> Path:
+    toy = Toy(batches=(1, WINDOW))
+    looks = Reference(WINDOW, 2.0, 1.0, {"norm": Chance(0.5, 1.0)})
+    return toy.write(path, reference=looks, **changes)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return written(tmp_path_factory.mktemp("bundle") / "toy.edgeadapt")
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("frames") / "frames.npz"
+    np.savez(path, x=X)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    (tmp_path / "state").mkdir()
+    return tmp_path
+
+
+def text(place: Path, bundle: Path | None, source: str = "", more: str = "") -> str:
+    """A configuration."""
+    path = f'path = "{bundle}"' if bundle is not None else ""
+    return f"""
+name = "toy-1"
+[bundle]
+{path}
+[state]
+folder = "{place}/state"
+[control]
+socket = "{place}/c.sock"
+[source]
+{source}
+{more}
+"""
+
+
+def replay(frames: Path, more: str = "") -> str:
+    return f'type = "replay"\npath = "{frames}"\n{more}'
+
+
+def until(found: Callable[[], Any], seconds: float = 120.0) -> Any:
+    """What is found, as soon as there is something."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if value := found():
+                return value
+        except EdgeAdaptError:
+            pass
+        time.sleep(0.02)
+    raise AssertionError("it did not happen in time")
+
+
+@contextmanager
+def running(place: Path, config: str, notifier: Notifier | None = None) -> Iterator[tuple[Daemon, Client]]:
+    """A daemon in a thread of this process, once it serves."""
+    (place / "e.toml").write_text(config)
+    daemon = Daemon(load(place / "e.toml", environment={}).config, notifier=notifier)
+    thread = threading.Thread(target=daemon.run)
+    thread.start()
+    client = Client(place / "c.sock")
+    try:
+        until(lambda: client.call("status")["mode"] != "starting")
+        yield daemon, client
+    finally:
+        daemon.stop()
+        thread.join(120)
+        assert not thread.is_alive()
+
+
+# ---------------------------------------------------------------------------------------------------------- answering
+
+
+def test_frames_are_answered_as_by_the_lines_of_the_readme(place: Path, bundle: Path, frames: Path) -> None:
+    """The same adapter, guard and stream, and the same answers, to the bit."""
+    with running(place, text(place, bundle, replay(frames, "fps = 200"))) as (daemon, client):
+        told = until(lambda: client.call("status")["predictions"]["count"] == COUNT and list(daemon.seen._latest.values()))
+        assert daemon.model is not None
+        state = daemon.model.adapter.state
+    with Adapter.open(bundle) as adapter:
+        stream = Stream(adapter, single=True, guard=Guard(adapter))
+        wanted = [one for (one,) in stream.run(Frame(index, pixels) for index, pixels in enumerate(X))]
+        lines = [line(one, decide(one.logits), adapter.manifest.task) for one in wanted if one.logits is not None]
+        assert all((value == adapter.state[name]).all() for name, value in state.items())
+    timeless = [{key: value for key, value in found.line.items() if key not in ("ms", "without")} for found in told]
+    assert timeless == [{key: value for key, value in found.items() if key != "ms"} for found in lines]
+    assert all(np.array_equal(found.pixels, X[found.index]) for found in told)
+
+
+def test_the_status_says_how_it_is(place: Path, bundle: Path, frames: Path) -> None:
+    with running(place, text(place, bundle, replay(frames), "[predict]\ncompare = 0.01")) as (_, client):
+        status = until(lambda: (now := client.call("status"))["predictions"]["count"] == COUNT and now)
+        assert (status["version"], status["name"], status["mode"], status["reason"]) == (1, "toy-1", "serving", "")
+        assert status["bundle"]["name"] == "toy.edgeadapt"
+        assert len(status["bundle"]["digest"]) == 64
+        assert status["guard"]["windows"] == COUNT // WINDOW
+        assert status["adaptation"]["windows"] == COUNT // WINDOW
+        assert status["source"]["complaint"] == "it has ended"
+        assert status["source"]["last_frame_s"] < 120
+        assert status["queue"] == {"length": 0, "limit": 64, "dropped": 0}
+        assert 0 < status["predictions"]["latency_ms"]["p50"] <= status["predictions"]["latency_ms"]["p99"]
+        assert status["compare"]["frames"] >= 1
+        assert 0 <= status["compare"]["agreement"] <= 1
+        assert status["memory"]["resident"] > 2**20
+        assert status["state"]["degraded"] == ""
+        assert status["events"]
+        json.dumps(status)
+
+
+def test_bad_frames_are_counted_and_the_others_answered(place: Path, bundle: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((9, 3, SIDE, SIDE), dtype=np.float32)
+    x[[2, 5]] = np.nan
+    np.savez(place / "holes.npz", x=x)
+    with running(place, text(place, bundle, replay(place / "holes.npz"))) as (_, client):
+        found = until(lambda: (now := client.call("status")["predictions"])["count"] == 7 and now)
+        assert found["bad"] == 2
+
+
+def test_a_cap_has_steps_taken_beside_the_answers(place: Path, bundle: Path, frames: Path) -> None:
+    with running(place, text(place, bundle, replay(frames, "fps = 100\nloop = true"), '[predict]\ncap = "1s"')) as (daemon, client):
+        status = until(lambda: (now := client.call("status"))["guard"]["windows"] >= 3 and now)
+        assert status["predictions"]["count"] >= 3 * WINDOW
+        assert daemon.model is not None
+        assert daemon.model.adapter.answering
+
+
+# --------------------------------------------------------------------------------------------------------------- verbs
+
+
+def test_what_it_is_told_by_hand(place: Path, bundle: Path, frames: Path) -> None:
+    with running(place, text(place, bundle, replay(frames, "fps = 100\nloop = true"))) as (_, client):
+        until(lambda: client.call("status")["guard"]["windows"] >= 3)
+        assert client.call("pause", reason="a visit") == {"text": "adaptation is paused"}
+        status = client.call("status")
+        assert status["adaptation"]["paused"]
+        assert status["guard"]["state"] == "paused"
+        assert status["events"][-1]["text"] == "adaptation is paused: a visit"
+        assert client.call("rollback")["text"] == "it is as it started: there is no last good"
+        assert client.call("status")["guard"]["state"] == "paused"
+        assert client.call("resume") == {"text": "adaptation goes on"}
+        assert not client.call("status")["adaptation"]["paused"]
+        assert client.call("mark-good")["text"] == "what was learned is marked good"
+        state = client.call("status")["state"]
+        assert state["active"] == state["last_good"] is not None
+        assert not state["on_probation"]
+        assert client.call("rollback", to="start")["text"] == "it is as the bundle began"
+        assert client.call("status")["guard"]["state"] in ("warm-up", "observing")
+
+
+def test_labels_are_counted_and_learned_from(place: Path, frames: Path) -> None:
+    manifest = Toy(batches=(1, WINDOW)).manifest()
+    path = written(place / "named.edgeadapt", task=replace(manifest.task, names=NAMES))
+    with running(place, text(place, path, replay(frames))) as (daemon, client):
+        until(lambda: client.call("status")["predictions"]["count"] == COUNT)
+        assert daemon.model is not None
+        right = daemon.seen.frame(3)
+        assert right is not None
+        known = str(right.line["label"])
+        assert client.call("label", frame=3, label=known)["right"]
+        with pytest.raises(UsageError, match="'class 99' is no class of this model"):
+            client.call("label", frame=3, label="class 99")
+        with pytest.raises(UsageError, match="frame 4000 is not among the latest ones"):
+            client.call("label", frame=4000, label=1)
+        steps, texts = daemon.model.adapter.stats["steps"], []
+        least = min(daemon.model.adapter.batches["learn"])
+        for index in range(least * 2):
+            texts.append(client.call("label", frame=index, label=NAMES[2])["text"])
+        assert daemon.model.adapter.stats["steps"] > steps
+        assert any("learned from" in told for told in texts)
+        assert (daemon.seen.labelled, daemon.seen.right >= 1) == (1 + 2 * least, True)
+
+
+def test_frames_and_events_are_told(place: Path, bundle: Path, frames: Path) -> None:
+    with running(place, text(place, bundle, replay(frames, "fps = 100\nloop = true"))) as (_, client):
+        until(lambda: client.call("status")["predictions"]["count"])
+        found = list(client.stream("tail", predictions=True, events=False, count=3))
+        assert [event["kind"] for event in found] == ["prediction"] * 3
+        assert set(found[0]["facts"]) >= {"index", "id", "label", "confidence", "entropy", "ms"}
+        frame = client.call("frame", frame=found[0]["facts"]["id"])
+        pixels = np.frombuffer(base64.b64decode(frame["pixels"]), np.uint8).reshape(frame["shape"])
+        assert np.array_equal(pixels, X[found[0]["facts"]["id"]])
+        waiting = client.stream("tail", predictions=False, count=1)
+        thread = threading.Timer(0.2, lambda: Client(place / "c.sock").call("pause"))
+        thread.start()
+        assert next(iter(waiting))["kind"] in ("guard", "paused")
+        thread.join()
+
+
+# ---------------------------------------------------------------------------------------------------------- its sources
+
+
+class Given(list):  # type: ignore[type-arg]
+    """A source of these frames."""
+
+    name, live, counts = "given", False, {}
+
+    def stop(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def test_a_live_source_gives_way_and_another_waits() -> None:
+    for live in (True, False):
+        source = Given(Frame(index, X[0]) for index in range(100))
+        source.live = live
+        feed = Feed(source, 5)  # type: ignore[arg-type]
+        feed.start()
+        if live:
+            until(lambda feed=feed: feed.taken == 100, 30)
+        found = []
+        while (frame := feed.take(5.0)) is not None:
+            found.append(frame.id)
+        assert found == (list(range(95, 100)) if live else list(range(100)))
+        assert feed.dropped == (95 if live else 0)
+        assert feed.ended
+        feed.close()
+        assert source.closed
+
+
+def test_a_defect_of_a_source_does_not_end_the_daemon() -> None:
+    class Broken(Given):
+        def __iter__(self) -> Iterator[Frame]:
+            yield Frame(0, X[0])
+            raise RuntimeError("a bug")
+
+    feed = Feed(Broken(), 5)  # type: ignore[arg-type]
+    feed.start()
+    assert feed.take(5.0) is not None
+    assert feed.take(5.0) is None
+    assert feed.ended
+    assert "RuntimeError('a bug')" in feed.fault
+
+
+def test_a_device_that_comes_later_is_waited_for(place: Path, bundle: Path) -> None:
+    folder = place / "stick"
+    with running(place, text(place, bundle, f'type = "folder"\npath = "{folder}"\nexisting = true\npoll = 0.02')) as (_, client):
+        status = until(lambda: (now := client.call("status"))["source"]["complaint"] and now)
+        assert status["mode"] == "serving"
+        assert not status["source"]["live"]
+        folder.mkdir()
+        np.save(folder / ".a", X[0])
+        os.rename(folder / ".a.npy", folder / "a.npy")
+        status = until(lambda: (now := client.call("status"))["predictions"]["count"] == 1 and now)
+        assert status["source"]["complaint"] == ""
+        assert status["source"]["counts"]["breaks"] >= 1
+
+
+# ------------------------------------------------------------------------------------------------------ what goes wrong
+
+
+def test_without_a_bundle_it_can_be_asked_what_is_wrong(place: Path) -> None:
+    with running(place, text(place, None)) as (_, client):
+        status = client.call("status")
+        assert status["mode"] == "safe"
+        assert status["bundle"] is None
+        assert "bundle" in status["reason"]
+        with pytest.raises(UsageError, match="there is no model"):
+            client.call("pause")
+
+
+def test_a_damaged_bundle_is_told(place: Path, bundle: Path) -> None:
+    path = place / "bad.edgeadapt"
+    path.write_bytes(bundle.read_bytes()[:-100])
+    with running(place, text(place, path)) as (_, client):
+        status = client.call("status")
+        assert (status["mode"], status["bundle"]) == ("safe", None)
+        assert "bad.edgeadapt" in status["reason"]
+
+
+def test_where_no_guard_can_watch_it_only_predicts(place: Path, frames: Path) -> None:
+    path = Toy(batches=(1, WINDOW)).write(place / "plain.edgeadapt")
+    with running(place, text(place, path, replay(frames))) as (_, client):
+        status = until(lambda: (now := client.call("status"))["predictions"]["count"] == COUNT and now)
+        assert status["mode"] == "safe"
+        assert "no guard can watch over adaptation" in status["reason"]
+        assert status["guard"] is None
+        assert not status["adaptation"]["enabled"]
+        with pytest.raises(UsageError, match="the model only predicts"):
+            client.call("rollback")
+    with running(place, text(place, path, replay(frames), "[adapt]\nguard = false")) as (daemon, client):
+        status = until(lambda: (now := client.call("status"))["predictions"]["count"] == COUNT and now)
+        assert status["mode"] == "serving"
+        assert status["adaptation"]["steps"] == COUNT // WINDOW
+        client.call("pause")
+        assert daemon.model is not None
+        assert daemon.model.stream.resting
+
+
+def test_a_scalar_that_there_is_not_has_it_predict_only(place: Path, bundle: Path, frames: Path) -> None:
+    with running(place, text(place, bundle, replay(frames), "[adapt.set]\nspeed = 3.0")) as (_, client):
+        status = until(lambda: (now := client.call("status"))["predictions"]["count"] == COUNT and now)
+        assert status["mode"] == "safe"
+        assert "speed" in status["reason"]
+
+
+def test_another_daemon_of_the_same_folder_is_refused(place: Path, bundle: Path) -> None:
+    (place / "e.toml").write_text(text(place, bundle))
+    daemon = Daemon(load(place / "e.toml", environment={}).config)
+    with Store.open(place / "state"), pytest.raises(EdgeAdaptError, match="another daemon serves"):
+        daemon.run()
+
+
+def test_no_frame_is_on_the_disk_unless_asked_for_and_then_no_more_than_that(place: Path, bundle: Path, frames: Path) -> None:
+    with running(place, text(place, bundle, replay(frames, "fps = 200"))) as (_, client):
+        until(lambda: client.call("status")["predictions"]["count"] == COUNT)
+    assert not (place / "state" / "frames").exists()
+    (place / "state" / "frames").mkdir()
+    (place / "state" / "frames" / "frame-000017.npz").write_bytes(b"of when more were kept")
+    with running(place, text(place, bundle, replay(frames, "fps = 200"), "[frames]\nkeep = 5")) as (_, client):
+        until(lambda: client.call("status")["predictions"]["count"] == COUNT)
+    kept = sorted((place / "state" / "frames").iterdir())
+    assert 1 <= len(kept) <= 5
+    for path in kept:
+        with np.load(path, allow_pickle=False) as found:
+            assert (found["x"] == X).all((1, 2, 3)).any()
+
+
+# ------------------------------------------------------------------------------------------------ its process and its end
+
+
+class Process:
+    """`edgeadapt serve` as a process of its own."""
+
+    def __init__(self, place: Path, config: str) -> None:
+        (place / "e.toml").write_text(config)
+        manager = self.manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        address = place / f"n{len(list(place.iterdir()))}"
+        manager.bind(str(address))
+        manager.settimeout(120)
+        self.client = Client(place / "c.sock")
+        environment = {**os.environ, "NOTIFY_SOCKET": str(address), "WATCHDOG_USEC": "2000000"}
+        command = [sys.executable, "-m", "edgeadapt", "serve", "--config", str(place / "e.toml")]
+        self.run = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True)
+
+    def __enter__(self) -> Process:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.run.kill()
+        self.run.communicate()
+        self.manager.close()
+
+    def told(self, wanted: str) -> list[str]:
+        """Messages to the service manager, up to the first that says this."""
+        found = []
+        while not any(wanted in message for message in found):
+            found.append(self.manager.recv(4096).decode())
+        return found
+
+    def end(self, number: int = signal.SIGTERM) -> str:
+        self.run.send_signal(number)
+        _, said = self.run.communicate(timeout=120)
+        return said
+
+
+def saved(place: Path, bundle: Path) -> list[Path]:
+    from edgeadapt.bundle import Bundle
+
+    kind = compatible(Bundle.open(bundle).manifest)[:16]
+    return sorted((place / "state" / "slots" / kind).glob("*.safetensors"))
+
+
+def test_it_tells_its_manager_saves_at_its_end_and_goes_on_from_there(place: Path, bundle: Path, frames: Path) -> None:
+    config = text(place, bundle, replay(frames, "fps = 100\nloop = true"), "[adapt]\nguard = false")
+    with Process(place, config) as daemon:
+        daemon.told("READY=1")
+        daemon.told("WATCHDOG=1")
+        until(lambda: daemon.client.call("status")["adaptation"]["steps"] >= 3)
+        said = daemon.end()
+        assert "STOPPING=1" in "\n".join(daemon.told("STOPPING=1"))
+        assert daemon.run.returncode == 0, said
+    assert len(saved(place, bundle)) == 1, said
+    with Process(place, config) as daemon:
+        daemon.told("READY=1")
+        status = daemon.client.call("status")
+        assert status["adaptation"]["steps"] >= 3, "counters go on"
+        assert any("with the active state" in event["text"] or "start 1 in a row" in event["text"] for event in status["events"])
+        daemon.end()
+
+
+def test_a_hangup_has_it_begin_anew_with_the_configuration_as_it_is_then(place: Path, bundle: Path, frames: Path) -> None:
+    with Process(place, text(place, bundle, replay(frames, "fps = 100\nloop = true"))) as daemon:
+        daemon.told("READY=1")
+        assert daemon.client.call("status")["name"] == "toy-1"
+        config = (place / "e.toml").read_text()
+        (place / "e.toml").write_text(config.replace("toy-1", "toy-2"))
+        daemon.run.send_signal(signal.SIGHUP)
+        daemon.told("RELOADING=1")
+        daemon.told("READY=1")
+        assert daemon.client.call("status")["name"] == "toy-2"
+        (place / "e.toml").write_text(config.replace("fps = 100", "fps = -1"))
+        daemon.client.call("reload")
+        daemon.told("READY=1")
+        status = daemon.client.call("status")
+        assert status["mode"] == "safe"
+        assert "source.fps" in status["reason"]
+        assert status["name"] == "toy-1", "what of the configuration is right is used"
+        assert status["bundle"] is not None
+        assert not status["adaptation"]["enabled"]
+        daemon.end()
+
+
+def test_a_process_that_is_killed_goes_on_from_what_was_saved(place: Path, bundle: Path, frames: Path) -> None:
+    config = text(place, bundle, replay(frames, "fps = 100\nloop = true"))
+    with Process(place, config) as daemon:
+        daemon.told("READY=1")
+        until(lambda: daemon.client.call("status")["guard"]["windows"] >= 3)
+        daemon.client.call("mark-good")
+        generation = daemon.client.call("status")["state"]["last_good"]
+        daemon.end(signal.SIGKILL)
+    with Process(place, config) as daemon:
+        daemon.told("READY=1")
+        state = daemon.client.call("status")["state"]
+        assert state["last_good"] == state["active"] == generation
+        daemon.end()
