@@ -15,6 +15,7 @@ from edgeadapt.units import format_shape
 PREPROCESSING = "preprocessing"
 """Of a manifest's self-check: the fingerprint of the machine that exported it."""
 
+_MOST = 2**22  # pixels of an image that was made larger, in which its ratio is kept
 _PROBE = ((61, 97), (97, 61), (40, 44))  # heights and widths, as shares in 60ths of the input's
 
 
@@ -161,9 +162,11 @@ def fitted(frame: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
     """One image uint8 [H,W,C] in the input's size: resized by Pillow's bilinear filter, which smooths when it shrinks, and cut; uint8 [*shape[1:],C].
 
     Raises:
-        InputError: Pillow is not installed, and it must be resized.
+        InputError: Pillow is not installed, and it must be resized; or it is so narrow that an image which covers the input would be huge.
     """
     tall, wide, top, left = placed(frame.shape[0], frame.shape[1], spec)
+    if tall * wide > max(_MOST, frame.shape[0] * frame.shape[1]):
+        raise InputError(f"an image of {frame.shape[0]} x {frame.shape[1]} is too narrow: resized it would be {tall} x {wide}", "check the camera")
     if (tall, wide) != frame.shape[:2]:
         frame = resized(frame, tall, wide)
     return frame[top : top + spec.shape[1], left : left + spec.shape[2]]

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from edgeadapt.bundle.inputspec import FITS, ORDERS, InputSpec
+from edgeadapt.bundle.inputspec import FITS, MOST_SIDE, ORDERS, InputSpec
 from edgeadapt.errors import InputError, UsageError
 from edgeadapt.exporters.reading import Found, Labels, Request, read
 from edgeadapt.preprocess import prepare
@@ -276,6 +276,8 @@ def _check_input(
     if resize is not None and (len(resize) != 2 or (resize != shape[1:] and not (crop or fit == "cover"))):
         wanted = f"write --resize {format_shape(shape[1:])}, or add --crop, which cuts what is larger"
         raise UsageError(f"--resize {format_shape(resize)} is not the input's size", wanted)
+    if resize is not None and max(resize) > MOST_SIDE:
+        raise UsageError(f"--resize {format_shape(resize)} is too large", f"give sides of at most {MOST_SIDE}")
     if resize is not None and (resize[0] < shape[1] or resize[1] < shape[2]):
         raise UsageError(f"--resize {format_shape(resize)} is smaller than the input {format_shape(shape[1:])}", "give at least its size")
     if fit == "cover" and resize is None:

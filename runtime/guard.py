@@ -28,7 +28,7 @@ from edgeadapt.runtime.following import Following
 from edgeadapt.runtime.guarded import check_guarded, written
 from edgeadapt.runtime.hand import by_hand
 from edgeadapt.runtime.learned import Learned, unchanged
-from edgeadapt.runtime.phases import Limits, Phase, Trial, Verdict
+from edgeadapt.runtime.phases import PUT_BACK, Limits, Phase, Trial, Verdict
 from edgeadapt.runtime.recent import Recent
 from edgeadapt.runtime.scores import Predicted, Scores, Shift
 from edgeadapt.runtime.state import Floats
@@ -119,6 +119,7 @@ class Guard:
         else:
             held, mix = adapter.tensors(self._shift.names), self._ways.mixing(len(x)) if whole else {}
             given, rate = {**self._ways.scalars, **mix}, self._ways.rate(len(x)) if whole else {}
+            self._as_source.now &= not step
             try:
                 logits = adapter.adapt(x, **given, **rate) if step else self._predicted(x, given, whole)
             finally:
@@ -356,7 +357,7 @@ class Guard:
         self._failures += 1
         if self._failures > 1 or self._learned.taken_up:
             self._learned.drop()
-        put = "it is as it started" if self._learned.good is None else "the last good is put back"
+        put = PUT_BACK[self._learned.good is None]
         self._unlearn()
         self._forget()
         self.adapter.put(self._source)

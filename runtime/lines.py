@@ -32,7 +32,7 @@ def line(prediction: Prediction, decision: Decision | None, task: Task, top: int
     head |= {"label": decision.label, "name": _name(task, decision.label), **numbers}
     if top > 1:
         head["top"] = [{"label": label, "name": _name(task, label), "confidence": round(float(decision.shares[label]), 4)} for label in ranked[:top]]
-    if prediction.frame.truth is not None and prediction.frame.truth in range(task.classes):
+    if isinstance(prediction.frame.truth, int) and prediction.frame.truth in range(task.classes):
         head["truth"] = prediction.frame.truth
     return head
 

@@ -96,6 +96,10 @@ class Limits:
     before: int = 16
 
 
+PUT_BACK = ("the last good is put back", "it is as it started")
+"""What reasons of roll-backs end with."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A decision: after which window, from which state to which, why, and the scores that it was made by."""
@@ -105,6 +109,11 @@ class Verdict:
     after: Phase
     reason: str
     scores: Scores | None = None
+
+    @property
+    def rolled_back(self) -> bool:
+        """Whether what was learned was put back, for the last good or the start; a pause stays one where it is."""
+        return self.after is Phase.ROLLED_BACK or self.reason.endswith(PUT_BACK)
 
     def plain(self) -> dict[str, Any]:
         """As JSON values."""

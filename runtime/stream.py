@@ -294,6 +294,8 @@ class Stream:
             made = staged(pixels, spec)
         except InputError as reason:
             return reason.message
+        except (MemoryError, OverflowError, ValueError) as reason:  # whatever a library makes of a strange frame, the next one is served
+            return f"cannot be prepared: {reason!r}"
         if len(made) != 1:
             return f"is {len(made)} frames, not one"
         self._buffer[place] = made[0]

@@ -433,6 +433,7 @@ WRONG = [
     (("input", "hop"), 2, "input.hop"),
     (("input", "hop"), 0, "input.hop"),
     (("input",), {**PLAIN, "resize": [5, 9], "crop": True}, "input.resize"),
+    (("input",), {**PLAIN, "resize": [2**15, 8], "crop": True}, "input.resize"),
     (("input",), {**PLAIN, "shape": [6, 128], "crop": True}, "input.crop"),
     (("input",), {**PLAIN, "shape": [1, 6, 6], "order": "bgr"}, "input.order"),
     (("input",), {**PLAIN, "crop": True, "raw": True}, "input.raw"),

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,17 +20,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeadapt.bundle import Bundle
 from edgeadapt.bundle.reference import Chance, Reference
 from edgeadapt.devices.sources import Frame
-from edgeadapt.errors import EdgeAdaptError, UsageError
+from edgeadapt.errors import BundleError, EdgeAdaptError, UsageError
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.checkpoint import compatible
 from edgeadapt.runtime.daemon.client import Client
 from edgeadapt.runtime.daemon.config import load
 from edgeadapt.runtime.daemon.daemon import Daemon
-from edgeadapt.runtime.daemon.feed import Feed
+from edgeadapt.runtime.daemon.feed import MOST, Feed
 from edgeadapt.runtime.daemon.notify import Notifier
-from edgeadapt.runtime.daemon.store import Store
+from edgeadapt.runtime.daemon.saving import Saving
+from edgeadapt.runtime.daemon.store import Limits, Store
 from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.lines import line
 from edgeadapt.runtime.stream import Stream, decide
@@ -186,6 +188,7 @@ def test_what_it_is_told_by_hand(place: Path, bundle: Path, frames: Path) -> Non
         assert status["guard"]["state"] == "paused"
         assert status["events"][-1]["text"] == "adaptation is paused: a visit"
         assert client.call("rollback")["text"] == "it is as it started: there is no last good"
+        assert "learned from" not in "".join(client.call("label", label=1)["text"] for _ in range(9)), "while it is paused"
         assert client.call("status")["guard"]["state"] == "paused"
         assert client.call("resume") == {"text": "adaptation goes on"}
         assert not client.call("status")["adaptation"]["paused"]
@@ -242,7 +245,7 @@ def test_frames_and_events_are_told(place: Path, bundle: Path, frames: Path) -> 
 class Given(list):  # type: ignore[type-arg]
     """A source of these frames."""
 
-    name, live, counts = "given", False, {}
+    name, live, keeps, counts = "given", False, False, {}
 
     def stop(self) -> None:
         pass
@@ -251,22 +254,38 @@ class Given(list):  # type: ignore[type-arg]
         self.closed = True
 
 
-def test_a_live_source_gives_way_and_another_waits() -> None:
-    for live in (True, False):
-        source = Given(Frame(index, X[0]) for index in range(100))
-        source.live = live
-        feed = Feed(source, 5)  # type: ignore[arg-type]
-        feed.start()
-        if live:
-            until(lambda feed=feed: feed.taken == 100, 30)
-        found = []
-        while (frame := feed.take(5.0)) is not None:
-            found.append(frame.id)
-        assert found == (list(range(95, 100)) if live else list(range(100)))
-        assert feed.dropped == (95 if live else 0)
-        assert feed.ended
-        feed.close()
-        assert source.closed
+@pytest.mark.parametrize(("live", "keeps"), [(True, False), (False, False), (True, True)])
+def test_a_live_source_gives_way_and_another_waits(live: bool, keeps: bool) -> None:
+    source = Given(Frame(index, X[0]) for index in range(100))
+    source.live, source.keeps = live, keeps
+    live = live and not keeps
+    feed = Feed(source, 5)  # type: ignore[arg-type]
+    feed.start()
+    if live:
+        until(lambda: feed.taken == 100, 30)
+    found = []
+    while (frame := feed.take(5.0)) is not None:
+        found.append(frame.id)
+    assert found == (list(range(95, 100)) if live else list(range(100)))
+    assert feed.dropped == (95 if live else 0)
+    assert feed.ended
+    feed.close()
+    assert source.closed
+
+
+def test_frames_that_wait_take_no_more_than_that_many_bytes() -> None:
+    large = np.zeros((1200, 1200, 3), np.uint8)
+    source = Given(Frame(index, large) for index in range(10))
+    source.live = True
+    feed = Feed(source, 64)  # type: ignore[arg-type]
+    feed.start()
+    until(lambda: feed.taken == 10, 30)
+    assert len(feed) == MOST // large.nbytes == 1
+    assert feed.dropped == 9
+    frame = feed.take(1.0)
+    assert frame is not None
+    assert frame.id == 9
+    feed.close()
 
 
 def test_a_defect_of_a_source_does_not_end_the_daemon() -> None:
@@ -345,6 +364,70 @@ def test_a_scalar_that_there_is_not_has_it_predict_only(place: Path, bundle: Pat
         assert "speed" in status["reason"]
 
 
+def test_where_no_frame_can_be_answered_it_gives_up_and_that_start_has_failed(place: Path, bundle: Path, frames: Path) -> None:
+    (place / "e.toml").write_text(text(place, bundle, replay(frames)))
+    daemon = Daemon(load(place / "e.toml", environment={}).config)
+    load_model = daemon._load
+
+    def broken(*given: Any, **named: Any) -> None:
+        raise BundleError("no graph runs", "export it again")
+
+    def loaded(stack: Any) -> None:
+        load_model(stack)
+        assert daemon.model is not None
+        daemon.model.adapter.predict = broken  # type: ignore[assignment, method-assign]
+
+    daemon._load = loaded  # type: ignore[method-assign]
+    with pytest.raises(BundleError, match="no graph runs"):
+        daemon.run()
+    assert daemon.seen.bad >= 10, "frames that were taken are counted"
+    with Store.open(place / "state") as store:
+        assert store.read().boots == 1
+
+
+def test_only_predicting_proves_itself_too(place: Path, bundle: Path, frames: Path) -> None:
+    config = text(place, bundle, replay(frames, "fps = 50\nloop = true"), "[adapt]\nenabled = false")
+    with running(place, config.replace("[state]", '[state]\nprobation = "1s"')) as (daemon, client):
+        assert client.call("status")["mode"] == "serving"
+        until(lambda: daemon.store is not None and daemon.store.now.boots == 0)
+
+
+def test_what_is_saved_again_and_again_is_proven_in_between(place: Path, bundle: Path) -> None:
+    """Else a stream that always teaches something would never have a last good."""
+    now, told, manifest = [1000.0], list[str](), Bundle.open(bundle).manifest
+    with Adapter.open(bundle) as adapter, Store.open(place / "state", Limits(probation=10.0), clock=lambda: now[0]) as store:
+        boot = store.begin_boot(bundle)
+        saving = Saving(store, adapter.taken, manifest, nullcontext, lambda kind, text: told.append(kind), clock=lambda: now[0])
+
+        def turn() -> None:
+            saving.turn(True)
+            if saving._going is not None:
+                saving._going.result()
+
+        for _ in range(50):
+            saving.wanted()
+            turn()
+            now[0] += 1.0
+        assert told.count("proven") >= 3
+        assert told.count("saved") >= 3
+        assert store.now.states_of(boot.installed).last_good is not None
+        saving.wanted(always=True)
+        now[0] += 10.0
+        turn()
+        assert told[-1] == "saved", "what was rolled back is not proven"
+        saving.finish()
+
+
+def test_a_bundle_that_nobody_signed_is_not_served_whatever_is_wrong(place: Path, bundle: Path) -> None:
+    (place / "key.pub").write_text("no key")
+    for folder in ("state", "nowhere/at/all"):
+        config = text(place, bundle).replace("[bundle]", f'[bundle]\nrequire_signature = true\nkeys = ["{place}/key.pub"]')
+        with running(place, config.replace(f"{place}/state", f"{place}/{folder}")) as (_, client):
+            status = client.call("status")
+            assert status["mode"] == "safe"
+            assert status["bundle"] is None
+
+
 def test_another_daemon_of_the_same_folder_is_refused(place: Path, bundle: Path) -> None:
     (place / "e.toml").write_text(text(place, bundle))
     daemon = Daemon(load(place / "e.toml", environment={}).config)
@@ -406,8 +489,6 @@ class Process:
 
 
 def saved(place: Path, bundle: Path) -> list[Path]:
-    from edgeadapt.bundle import Bundle
-
     kind = compatible(Bundle.open(bundle).manifest)[:16]
     return sorted((place / "state" / "slots" / kind).glob("*.safetensors"))
 

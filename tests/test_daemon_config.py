@@ -97,10 +97,6 @@ MQTT = '[mqtt]\nenabled = true\nhost = "broker"\n'
     ("content", "fault"),
     [
         ("[bundle]\nrequire_signature = true", "2: bundle.require_signature: signatures are required, and there is no key to check them with"),
-        (
-            '[bundle]\nkeys = ["k"]\nrequire_signature = true\nverify = false',
-            "4: bundle.verify: a signature says nothing of bytes that are not checked",
-        ),
         ('[memory]\nbudget = "64MiB"\nslack = "64MiB"', "3: memory.slack: expected less than the budget of 64MiB, got 64MiB"),
         (CAMERA + "width = 3", "3: source.width: a camera is asked for a width and a height, or for neither"),
         (CAMERA + 'device = "rtsp://c/1"\nfps = 3', "4: source.fps: a camera with an address cannot be asked for it"),
@@ -290,9 +286,13 @@ def test_what_has_no_fault_of_a_faulty_configuration_can_be_used(tmp_path):
     assert (found.name, found.predict.queue, found.state.history, found.adapt.every) == ("line-3", 7, 5, 2)
     assert (found.http.enabled, found.memory.budget, found.source.type) == (False, None, "none")
     assert not found.adapt.enabled, "nothing is adapted by what somebody did not mean"
-    path.write_text("name = ")
-    found, without = usable(path, {}, [])
-    assert (found.source.type, without) == ("none", ())
+    assert not found.bundle.require_signature
+    for content in ("name = ", '[bundle]\nkeys = 3\nrequire_signature = true'):
+        path.write_text(content)
+        found, without = usable(path, {}, [])
+        assert (found.source.type, without) == ("none", ("bundle",) if "bundle" in content else ())
+        assert found.bundle.require_signature, "it may have said so: without keys no bundle is served"
+        assert found.bundle.keys == ()
     path.write_text('[mqtt]\nenabled = true\n[log]\nlevel = "debug"\n')
     found, without = usable(path, {}, [])
     assert (without, found.mqtt.enabled, found.log.level) == (("mqtt",), False, "debug"), "keys that need each other"

@@ -119,11 +119,15 @@ def test_a_mistake_of_the_user_is_told_at_once():
         Reopened(make)
 
 
-def test_what_is_no_fault_of_the_device_is_not_hidden():
+def test_a_defect_or_want_of_memory_is_a_break_too_and_its_trace_is_told_once(caplog):
     class Broken(Flaky):
         def __iter__(self) -> Iterator[Frame]:
-            raise RuntimeError("a defect")
+            raise MemoryError("no room")
             yield
 
-    with pytest.raises(RuntimeError):
-        list(Reopened(lambda: Broken(0, "")))
+    source, _ = opening(Broken(0, ""), Broken(0, ""), Flaky(1, "waits"))
+    for frame in source:
+        assert frame.id == 0
+        source.stop()
+    assert source.counts["breaks"] == 2
+    assert [record.exc_info is not None for record in caplog.records if record.levelname == "ERROR"] == [True]

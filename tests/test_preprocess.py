@@ -149,6 +149,14 @@ def test_what_is_cut_lies_within_what_was_resized(height, width, tall, wide):
             assert abs(grown * width - wider * height) <= max(width, height), "the sides keep their ratio"
 
 
+def test_an_image_that_would_become_huge_is_refused():
+    spec = InputSpec((3, 224, 224), (256, 256), fit="cover", crop=True)
+    for x in (images(1, 1000, 3), images(5000, 2, 3)):
+        with pytest.raises(InputError, match="is too narrow: resized it would be"):
+            prepare(x, spec)
+    assert prepare(images(200, 1200, 3), spec).shape == (1, 3, 224, 224)
+
+
 @device
 def test_larger_images_are_cut_without_being_resized():
     spec = InputSpec((3, 4, 6), crop=True)

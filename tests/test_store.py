@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as some
@@ -116,6 +118,7 @@ def test_what_was_committed_is_started_with_and_proves_itself(daemon: Daemon) ->
 
 def test_a_start_that_never_proves_itself_is_given_up_step_by_step(daemon: Daemon, files: Files) -> None:
     daemon.proven(1)
+    daemon.commit(9)
     daemon.store.install(files.paths["b"])
     assert daemon.boot() == ("b", None)
     daemon.proven(2)
@@ -135,7 +138,7 @@ def test_a_boot_says_what_it_chose_and_why(daemon: Daemon) -> None:
     assert [boot.attempt for boot in found] == [1, 2, 3, 1]
     assert [boot.choice for boot in found] == [moves.NEWEST] * 3 + [moves.LAST_GOOD]
     assert [boot.why for boot in found[:3]] == [""] * 3
-    assert found[3].why == "the newest was started 3 times in a row and never proved itself"
+    assert found[3].why == "3 starts in a row did not prove themselves, so the newest is passed over"
     assert found[3].state == daemon.slot(1)
 
 
@@ -201,7 +204,27 @@ def test_what_was_given_up_is_better_than_nothing(daemon: Daemon, files: Files) 
     found = daemon.store.begin_boot()
     assert files.names[found.installed.digest] == "b"
     assert found.attempt == LIMITS.boots + 1
-    assert "never proved itself" in found.why
+    assert "the start is passed over" in found.why
+
+
+def test_a_state_that_no_adapter_would_take_is_passed_over(daemon: Daemon, files: Files) -> None:
+    """Whole and recorded, but not finite, or without some of its tensors."""
+    daemon.proven(1)
+    manifest = files.manifests["a"]
+    name = manifest.state[0].name
+    for odd in ({name: np.full(manifest.state[0].shape, np.nan, np.float32)}, None):
+        state = snapshot(manifest, 2)
+        tensors = {**state.tensors, **odd} if odd else {key: value for key, value in state.tensors.items() if key != name}
+        daemon.store.commit(replace(state, tensors=tensors).at_hand, manifest, True)
+        assert daemon.boot() == ("a", 1)
+
+
+def test_a_bundle_in_the_place_of_another_is_passed_over(daemon: Daemon, files: Files) -> None:
+    daemon.store.install(files.paths["b"])
+    shutil.copy(files.paths["c"], daemon.store.begin_boot().bundle)
+    found = daemon.store.begin_boot()
+    assert files.names[found.installed.digest] == "a"
+    assert "another bundle" in found.why
 
 
 def test_a_state_of_another_time_is_not_taken(daemon: Daemon) -> None:
@@ -258,7 +281,11 @@ def test_roll_back_goes_to_the_last_good_and_then_to_the_start(daemon: Daemon) -
     daemon.proven(3)
     daemon.commit(4)
     daemon.store.roll_back(to_start=True)
-    assert daemon.boots(2 * LIMITS.boots) == [("a", None)] * 2 * LIMITS.boots
+    assert daemon.boot() == ("a", None)
+    daemon.store.stopped()
+    daemon.commit(5)
+    assert daemon.boots(LIMITS.boots) == [("a", 5)] * LIMITS.boots
+    assert daemon.boot() == ("a", None), "what was gone back behind does not come again"
 
 
 def test_mark_good_does_not_wait(daemon: Daemon) -> None:
@@ -495,6 +522,10 @@ def test_install_from_the_command_line(tmp_path: Path, files: Files, capsys: pyt
     assert "edgeadapt install --undo" in capsys.readouterr().out
     assert main(["install", "--undo", *state]) == 0
     assert main(["install", "--undo", *state]) == 7
+    assert main(["install", str(files.paths["b"]), *state]) == 0
+    assert main(["install", str(files.paths["c"]), *state]) == 0
+    assert len(list((tmp_path / "state" / "bundles").iterdir())) == 2, "no daemon serves, so what is not used goes at once"
+    assert main(["install", "--undo", *state]) == 0
     assert main(["install", *state]) == 2
     assert main(["install", str(tmp_path / "none"), *state]) == 4
     assert not (tmp_path / "state" / "bundles" / Bundle.open(files.paths["b"]).digest[:16]).exists()

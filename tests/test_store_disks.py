@@ -21,7 +21,7 @@ from hypothesis import strategies as some
 
 from edgeadapt.bundle import Bundle
 from edgeadapt.errors import StateError
-from edgeadapt.runtime.daemon.store import Limits, Store
+from edgeadapt.runtime.daemon.store import Limits, Store, pointer
 from edgeadapt.runtime.daemon.store.history import History
 from edgeadapt.runtime.daemon.store.pointer import Installed, Pointer, Saved, States, _checksum, decode, encode
 from edgeadapt.runtime.daemon.store.wear import Wear
@@ -65,6 +65,7 @@ def test_a_disk_that_cannot_be_written_is_told_and_tried_again(daemon: Daemon, f
         assert os.strerror(error) in told.value.message
         assert told.value.hint
         assert daemon.store.degraded
+        assert daemon.store.now == before
         assert daemon.store.read() == before
     with failing(daemon.folder, error, 0, 10**6):
         assert daemon.boot() == ("a", 2), "it starts all the same"
@@ -248,17 +249,17 @@ def signed(value: dict[str, Any]) -> bytes:
 
 
 @given(POINTERS)
-def test_a_record_gives_back_what_was_written(pointer: Pointer) -> None:
-    assert decode(encode(pointer), "x") == pointer
+def test_a_record_gives_back_what_was_written(record: Pointer) -> None:
+    assert decode(encode(record), "x") == record
 
 
 @given(POINTERS, some.data())
-def test_a_record_with_any_byte_changed_is_noticed(pointer: Pointer, data: Any) -> None:
-    whole = bytearray(encode(pointer))
+def test_a_record_with_any_byte_changed_is_noticed(record: Pointer, data: Any) -> None:
+    whole = bytearray(encode(record))
     whole[data.draw(some.integers(0, len(whole) - 1))] ^= data.draw(some.integers(1, 255))
     size = data.draw(some.sampled_from([len(whole), data.draw(some.integers(0, len(whole)))]))
     try:
-        assert decode(bytes(whole[:size]), "x") == pointer  # a blank more or less
+        assert decode(bytes(whole[:size]), "x") == record  # a blank more or less
     except StateError:
         return
 
@@ -333,6 +334,29 @@ def test_lost_copies_are_written_anew(daemon: Daemon, files: Files, lost: tuple[
         decode((daemon.folder / name).read_bytes(), name)
 
 
+def test_copies_that_cannot_be_read_just_now_are_not_taken_for_lost(daemon: Daemon, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or installing would begin anew what a moment later can be read again."""
+    daemon.proven(1)
+    real, before = pointer._read, daemon.store.now
+    broken = {"pointer.a"}
+
+    def read(path: Path) -> bytes:
+        if path.name in broken:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pointer, "_read", read)
+        assert daemon.store.read().generation in (before.generation, before.generation - 1)
+        broken.add("pointer.b")
+        for call in (lambda: daemon.store.install(files.paths["b"]), daemon.boot):
+            told = refusal(call)
+            assert told is not None
+            assert "cannot be read: Input/output error" in told.message
+    assert daemon.store.read() == before
+    assert daemon.boot() == ("a", 1)
+
+
 @given(some.lists(some.binary(max_size=30), max_size=12), some.integers(0, 4))
 def test_a_history_of_anything_is_gone_on_with(tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], most: int) -> None:
     path = tmp_path_factory.mktemp("history") / "history.jsonl"
@@ -362,10 +386,11 @@ def test_a_daemon_that_commits_all_the_time_stays_below_its_bytes_a_day(tmp_path
     daemon.boot()
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(time, "time", lambda: now[0])
-    waits, commits, end = 0, 0, daemon.time + 3 * DAY
+    turns, waits, commits, end = 0, 0, 0, daemon.time + 3 * DAY
     while daemon.time < end:
         now[0] -= 1000.0
-        if commits % 40 == 39:
+        turns += 1
+        if turns % 7 == 0:
             daemon.store.close()
             daemon.store = Store.open(daemon.folder, daemon.store.limits, clock=lambda: daemon.time)
             daemon.boot()
@@ -378,6 +403,7 @@ def test_a_daemon_that_commits_all_the_time_stays_below_its_bytes_a_day(tmp_path
     daemon.store.close()
     assert waits
     assert commits > 20
+    assert turns > 30
     for begin, _ in written:
         assert sum(size for at, size in written if begin <= at < begin + DAY) <= most
     last = [size for at, size in written if at >= end - DAY]

@@ -41,12 +41,14 @@ class Source(ABC):
         count: how many frames there will be; None where that is not known.
         labelled: whether frames come with their truth; of a stream that cannot be known before its end.
         live: whether frames come when they come, from a device or a wire, and are lost where nobody takes them.
+        keeps: whether those of a live one are not lost, but stay where they are until they are taken, as files do.
     """
 
     name: str
     count: int | None = None
     labelled: bool | None = None
     live = False
+    keeps = False
 
     @property
     def counts(self) -> Mapping[str, int]:

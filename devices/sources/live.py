@@ -42,7 +42,7 @@ class Reopened(Source):
         self._source, self._fresh = make(), True
         self._before: Counter[str] = Counter()
         self._breaks = 0
-        self.name = self._source.name
+        self.name, self.keeps = self._source.name, self._source.keeps
         self.complaint = ""
         self.last: float | None = None
 
@@ -62,6 +62,10 @@ class Reopened(Source):
                 complaint = f"{self.name} has ended"
             except SourceError as reason:
                 complaint = reason.message
+            except Exception as reason:  # no memory, no thread, a driver's own, or a defect: the next time may go well
+                complaint = f"{self.name} broke: {reason!r}"
+                if complaint != self.complaint:
+                    LOG.exception("%s broke", self.name)
             if self._stopped.is_set():
                 return
             self._broke(complaint)

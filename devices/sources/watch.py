@@ -47,7 +47,7 @@ class Watch(Source):
         SourceError: image files cannot be read on this machine.
     """
 
-    live = True
+    live = keeps = True
 
     def __init__(self, path: str | os.PathLike[str], wanted: Wanted, existing: bool = False, poll: float = 0.5, remove: bool = False) -> None:
         if not (poll > 0 and math.isfinite(poll)):

@@ -9,6 +9,8 @@ from edgeadapt.bundle.reading import Node
 
 FITS = ("stretch", "cover")
 ORDERS = ("rgb", "bgr")
+MOST_SIDE = 2**14
+"""Pixels of a side that images are resized to, at most."""
 USUAL = {"fit": FITS[0], "crop": False, "order": ORDERS[0], "raw": False, "hop": None}
 """Keys that a manifest leaves out where they are so."""
 
@@ -85,8 +87,8 @@ def _check_sizes(node: Node, shape: tuple[int, ...], resize: tuple[int, ...] | N
         raise node.child("fit").wrong("stretch where nothing is resized and cut", fit)
     if resize is None:
         return
-    if len(shape) != 3 or len(resize) != 2:
-        raise node.child("resize").wrong("a height and a width, of an image", str(list(resize)))
+    if len(shape) != 3 or len(resize) != 2 or max(resize) > MOST_SIDE:
+        raise node.child("resize").wrong(f"a height and a width, of an image, of at most {MOST_SIDE}", str(list(resize)))
     if resize != shape[1:] and not (crop and resize[0] >= shape[1] and resize[1] >= shape[2]):
         wanted = "at least " if crop else ""
         raise node.child("resize").wrong(f"{wanted}the frame's height and width {list(shape[1:])}", str(list(resize)))

@@ -37,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     import faulthandler
     import signal
 
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # or a second one would end it before it is ready for any
     from edgeadapt.runtime.daemon import logs
 
     faulthandler.enable()  # systemd's watchdog sends SIGABRT: the log then shows where every thread hung
@@ -50,8 +51,9 @@ def run(arguments: argparse.Namespace) -> int:
         signal.signal(number, _calling(done))
     ended = daemon.run()
     if ended == "reload":
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # what is ignored stays so in the new program
         sys.stdout.flush()
-        os.execv(sys.executable, [sys.executable, "-m", "edgeadapt", *sys.argv[1:]])  # memory begins as it did at the start
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])  # memory begins as it did at the start
     return 0
 
 

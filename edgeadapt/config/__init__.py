@@ -73,22 +73,23 @@ def usable(
     environment: Mapping[str, str],
     settings: Sequence[str] = (),
     check: Check[C] | None = None,
-) -> tuple[C, tuple[str, ...]]:
+) -> tuple[C, tuple[str, ...], bool]:
     """What is left of a configuration with faults: sections in which there is one are as if nobody had given them. For who must go on all the same.
 
     Args:
         schema, path, environment, settings, check: as for `load`.
 
     Returns:
-        the configuration, and the names of the sections that were left out, sorted; of keys without a section the key.
+        the configuration; the names of the sections that were left out, sorted, of keys without a section the key; whether all files could be read.
     """
     gathered, without = _gathered(schema, path, False, environment, settings), set[str]()
     without |= {fault.key.split(".")[0] for fault in gathered.faults if fault.key}
+    whole = all(fault.key for fault in gathered.faults)
     gathered.faults.clear()
     while True:
         gathered.given = [given for given in gathered.given if given.path[0] not in without]
         try:
-            return build(schema, gathered, environment, check, str(path)).config, tuple(sorted(without))
+            return build(schema, gathered, environment, check, str(path)).config, tuple(sorted(without)), whole
         except ConfigError as found:
             more = {fault.key.split(".")[0] for fault in found.faults} - without
             without |= more or {given.path[0] for given in gathered.given}

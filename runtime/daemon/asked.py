@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from edgeadapt.runtime.state import Floats
 
 if TYPE_CHECKING:
     from edgeadapt.runtime.daemon.daemon import Daemon
+
+LOG = logging.getLogger("edgeadapt")
 
 _IDLE = 0.5  # seconds without an event after which it is seen whether who asked is still there
 
@@ -86,11 +89,19 @@ class Asked:
             model.guard.reset()
             text = "it is as the bundle began"
         else:
-            had = model.guard.proven
             model.guard.roll_back()
-            text = "the last good is put back" if had else "it is as it started: there is no last good"
+            text = "the last good is put back" if model.guard.proven else "it is as it started: there is no last good"
+        if model.guard is None or not model.guard.proven:  # neither may the disk go back to what was put away
+            self._forget()
         self._daemon.wants_save(always=True)
         return self._done("rolled back", text, given)
+
+    def _forget(self) -> None:
+        if self._daemon.store is not None and self._daemon.boot is not None:
+            try:
+                self._daemon.store.roll_back(to_start=True)
+            except StateError as fault:
+                LOG.warning("%s", fault)
 
     def mark_good(self, given: Mapping[str, object]) -> dict[str, object]:
         """What was learned is good: it is what is gone back to from now on, also by the next start."""
@@ -126,7 +137,7 @@ class Asked:
     def _learned(self, model: Model, frame: Answered, label: int) -> str:
         """Learns from labels once there are as many as a step takes; says what came of it."""
         sizes = model.adapter.batches["learn"]
-        if not model.adapts or not sizes or model.guard is None:
+        if not model.adapts or not sizes or model.guard is None or self.paused:
             return ""
         size = min(sizes)
         with self._lock:

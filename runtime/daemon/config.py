@@ -55,7 +55,6 @@ class BundleConfig:
     """The bundle that is served."""
 
     path: Path | None = setting(FilePath(), None, "the bundle; none: the one installed in the state folder", "/opt/models/model.edgeadapt")
-    verify: bool = setting(Flag(), True, "read and check every byte of it before it is served")
     require_signature: bool = setting(Flag(), False, "serve and install only bundles that one of the keys signed")
     keys: tuple[Path, ...] = setting(ListOf(FilePath()), (), "ed25519 public keys that signatures are checked with", ("/etc/edgeadapt/fleet.pub",))
 
@@ -301,10 +300,14 @@ def load(path: str | os.PathLike[str] | None = None, environment: Mapping[str, s
 def usable(
     path: str | os.PathLike[str] | None = None, environment: Mapping[str, str] | None = None, settings: Sequence[str] = ()
 ) -> tuple[Config, tuple[str, ...]]:
-    """What of a configuration with faults can be used: sections with one are left out, and nothing is adapted. Also gives their names."""
+    """What of a configuration with faults can be used: sections with one are left out, and nothing is adapted. Also gives their names.
+
+    Where [bundle] has a fault, or a file cannot be read at all, no bundle is served: it may have said that bundles must be signed.
+    """
     variables = os.environ if environment is None else environment
-    found, without = config.usable(Config, DEFAULT_PATH if path is None else path, variables, settings, findings)
-    return replace(found, adapt=replace(found.adapt, enabled=False)), without
+    found, without, whole = config.usable(Config, DEFAULT_PATH if path is None else path, variables, settings, findings)
+    bundle = found.bundle if whole and "bundle" not in without else BundleConfig(require_signature=True)
+    return replace(found, adapt=replace(found.adapt, enabled=False), bundle=bundle), without
 
 
 def options(source: SourceConfig) -> dict[str, Any]:

@@ -7,7 +7,6 @@ that frames are answered. What could hold it up has threads of its own: the sour
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, closing
@@ -15,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from edgeadapt._version import __version__
+from edgeadapt.bundle import Bundle, signing
 from edgeadapt.devices.sources import Frame, Source, Wanted
 from edgeadapt.devices.sources.kinds import KINDS
 from edgeadapt.devices.sources.live import Reopened
-from edgeadapt.errors import EdgeAdaptError, StateError, UsageError
+from edgeadapt.errors import BundleError, EdgeAdaptError, StateError, UsageError
 from edgeadapt.runtime.daemon import asked, model, notify, reports
 from edgeadapt.runtime.daemon.config import Config, options
 from edgeadapt.runtime.daemon.control import Control
@@ -43,7 +43,8 @@ STATES = (*(phase.value for phase in Phase), "predicting", "starting", "safe", "
 """Those of the metric `edgeadapt_state`: a guard's, or what there is instead."""
 
 _TURN = 0.25  # seconds between two looks after everything else, at least
-_PREPARING = 60.0  # seconds that one stage of preparing graphs may take, on a slow board
+_PREPARING = 900.0  # seconds that one stage of preparing graphs may take, on a slow board
+_IN_A_ROW = 20  # frames without an answer after which it gives up, so that the next start may begin with something else
 
 
 class Daemon:
@@ -72,9 +73,10 @@ class Daemon:
         self._logs, self._notifier = logs, notifier or notify.Notifier()
         self._hearts = notify.Heartbeats(resting=("source", "adapt", "store"))
         self._watchdog = notify.Watchdog(self._notifier, self._hearts, notify.watchdog_seconds())
-        self._turned, self._compared, self._told = 0.0, 0.0, 0.0
+        self._turned, self._compared = 0.0, 0.0
+        self._saved: float | None = None
         self._now: Frame | None = None
-        self._woken = threading.Event()
+        self._failures, self._counted, self._orderly, self._busy = 0, 0, False, False
         self.reports = reports.Reports(self)
         self.asked = asked.Asked(self)
 
@@ -82,13 +84,11 @@ class Daemon:
 
     def stop(self) -> None:
         """Has `run` finish what it is doing and return "stop"."""
-        self.ending = "stop"
-        self._woken.set()
+        self.ending = "stop"  # no lock: a signal's handler may have interrupted who holds it
 
     def reload(self) -> None:
         """Has `run` finish what it is doing and return "reload"; a stop goes before."""
         self.ending = self.ending or "reload"
-        self._woken.set()
 
     def post(self, frame: Frame) -> None:
         """A frame of the source "http".
@@ -127,8 +127,10 @@ class Daemon:
         """Serves until `stop` or `reload`, and says which it was. Whatever is wrong with the bundle, the disk or the source, it can be asked.
 
         Raises:
-            EdgeAdaptError: it cannot even be asked: the control socket cannot be made, or another daemon serves from the state folder.
+            EdgeAdaptError: it cannot even be asked: the control socket cannot be made, or another daemon serves from the state folder; or too many
+                frames in a row could not be answered.
         """
+        self._notifier.patience(_PREPARING)
         with ExitStack() as stack:
             control = Control(self.config.control.socket, self.asked.verbs, self.config.control.group)
             self.store = self._opened()
@@ -136,14 +138,19 @@ class Daemon:
                 stack.callback(self.store.close)
             stack.enter_context(control)
             stack.callback(self.events.close)
-            self._load(stack)
-            self.reports.start(stack)
-            self._take(stack)
-            self._starting = False
-            self._notifier.ready(self.reports.sentence())
-            LOG.info("%s: %s", self.config.name, self.reports.sentence())
             try:
+                self._load(stack)
+                self.reports.start(stack)
+                self._take(stack)
+                self._starting = False
+                if (seconds := notify.watchdog_seconds()) is not None:
+                    self._notifier.patience(seconds)
+                self._notifier.ready(self.reports.sentence())
+                LOG.info("%s: %s", self.config.name, self.reports.sentence())
                 self._serve()
+                self._orderly = True
+            except _ToldToEnd:
+                self._orderly = True
             finally:
                 (self._notifier.reloading if self.ending == "reload" else self._notifier.stopping)()
                 self._notifier.extend(60)
@@ -166,26 +173,31 @@ class Daemon:
         """The model, or the reason why there is none."""
         try:
             path, state = self._chosen()
-            found = model.opened(path, state, self.config, self._decided, self._prepares)
+            digest = None if self.boot is None else self.boot.installed.digest
+            found = model.opened(path, state, self.config, self._decided, self._prepares, digest)
         except (EdgeAdaptError, OSError, MemoryError) as fault:
-            self.reason = self.reason or str(fault).splitlines()[0]
+            self.reason = self.reason or _first_line(fault)
             self._wrong("bundle", fault)
             return
         stack.callback(found.close)
         self.model = found
         if found.reason:
             self.events.tell("safe", f"it only predicts: {found.reason}")
-        if self.store is not None and self.boot is not None and found.adapts:
-            taken = found.adapter.taken if found.guard is None else found.guard.taken
+        if self.store is not None and self.boot is not None:
+            taken = None if not found.adapts else found.adapter.taken if found.guard is None else found.guard.taken
             self.saving = Saving(self.store, taken, found.adapter.manifest, lambda: self._hearts.working("store"), self.events.tell)
 
     def _chosen(self) -> tuple[Path, Path | None]:
         """The bundle and the saved state to begin with."""
-        outside = self.config.bundle.path
+        section = self.config.bundle
+        outside, keys = section.path, section.keys if section.require_signature else ()
+        if section.require_signature and not keys:
+            raise BundleError("bundles must be signed, and there is no key to check them with", "mend [bundle] in the configuration")
         if self.store is None:
             if outside is None:
                 raise StateError("no bundle is named, and the state folder cannot be read", "name one: bundle.path")
-            return outside, None
+            found = signing.check(outside, keys) if keys else Bundle.open(outside)
+            return found.path, None
         self.boot = boot = self.store.begin_boot(outside)
         if boot.why:
             self.events.tell("gave up", boot.why)
@@ -193,6 +205,8 @@ class Daemon:
         return boot.bundle, boot.state
 
     def _prepares(self, stage: str, done: int, total: int, note: str = "") -> None:
+        if self.ending:
+            raise _ToldToEnd
         self._hearts.beat("predict")
         self._notifier.extend(_PREPARING)
         self._notifier.status(f"{stage}: {done} of {total} {note}")
@@ -212,19 +226,19 @@ class Daemon:
             self._wrong("source", fault)
             return
         self.posted = getattr(source, "put", None) if kind == "http" else None
-        self.feed = feed = Feed(source, self.config.predict.queue)
+        self.feed = feed = Feed(source, 1 if kind == "camera" else self.config.predict.queue)
         feed.start()
         stack.callback(feed.close)
 
     def _wrong(self, kind: str, fault: BaseException) -> None:
-        LOG.error("%s", fault)
-        self.events.tell(kind, str(fault).splitlines()[0])
+        LOG.error("%s", str(fault) or repr(fault))
+        self.events.tell(kind, _first_line(fault))
 
     def _serve(self) -> None:
         if self.model is None or self.feed is None:
             while not self.ending:
                 self._turn()
-                self._woken.wait(_TURN)
+                time.sleep(_TURN)
             return
         while not self.ending:
             try:
@@ -232,8 +246,13 @@ class Daemon:
                     for answer in self._each(answers):
                         self._answered(answer)
             except (EdgeAdaptError, MemoryError) as fault:  # of one run; the next may go well
+                if self._now is not None:
+                    self.seen.faulty()
+                self._now, self._failures = None, self._failures + 1
+                if self._failures == _IN_A_ROW:
+                    raise
                 self._wrong("predict", fault)
-                self._woken.wait(1.0)
+                time.sleep(min(1.0, 0.05 * self._failures))
 
     def _each(self, answers: Generator[list[Prediction], None, None]) -> Iterator[Prediction]:
         for some in answers:
@@ -244,7 +263,7 @@ class Daemon:
         while not self.ending:
             self._turn()
             if self.feed.ended:
-                self._woken.wait(_TURN)
+                time.sleep(_TURN)
                 continue
             frame = self.feed.take(_TURN)
             if frame is not None and not self.ending:
@@ -260,6 +279,7 @@ class Daemon:
             self.seen.faulty()
             told: Mapping[str, Any] = line(answer, None, task)
         else:
+            self._failures = 0
             decision = decide(answer.logits)
             told = line(answer, decision, task)
             self.seen.answered(Answered(answer.index, answer.frame.id, frame.pixels, told), answer.milliseconds)
@@ -295,6 +315,9 @@ class Daemon:
         if now - self._turned < _TURN:
             return
         self._turned = now
+        if (busy := self.model is not None and self.model.stream.busy) is not self._busy:  # its silence is how long a step takes
+            self._busy = busy
+            (self._hearts.beat if busy else self._hearts.rest)("adapt")
         self._watchdog.turn()
         self.reports.turn(now)
         if self._logs is not None:
@@ -303,14 +326,17 @@ class Daemon:
             self.saving.turn(self._well())
 
     def _well(self) -> bool:
-        """Whether what is served proves itself just now."""
+        """Whether what is served proves itself just now: it has answered since it was last saved, and nothing went wrong."""
         guard = None if self.model is None else self.model.guard
-        return self.seen.count > 0 and (guard is None or guard.phase not in (Phase.ROLLED_BACK, Phase.WARM_UP))
+        if self.saving is not None and self.saving.saved != self._saved:
+            self._saved, self._counted = self.saving.saved, self.seen.count
+        answers = self.seen.count > self._counted or self.config.source.type in ("none", "http")
+        return answers and not self._failures and (guard is None or guard.phase not in (Phase.ROLLED_BACK, Phase.WARM_UP) or not guard.windows)
 
     def _decided(self, verdict: Verdict) -> None:
         """The guard has decided something, on whichever thread serves its windows."""
         self.events.tell("guard", str(verdict), verdict.plain())
-        if verdict.after is Phase.ROLLED_BACK:
+        if verdict.rolled_back:  # also while paused
             self.measures.rollbacks.add(reason="by hand" if verdict.reason.startswith("by hand") else "guard")
             self.wants_save(always=True)
         elif verdict.after is Phase.COMMITTED:
@@ -318,16 +344,24 @@ class Daemon:
 
     def _finish(self) -> None:
         """What is learned is on the disk when this returns, where the disk takes it."""
-        if self.feed is not None:
-            self.feed.close()
-        if self.keeping is not None:
-            self.keeping.close()
         self.reports.count()
-        if self.saving is not None:
-            self.saving.finish()
-        if self.store is not None and self.boot is not None:
+        if self.model is not None and self.model.adapts and not self.model.adapter.manifest.planned("adapt") and self.seen.count:
+            self.wants_save()  # nothing is ever proven of methods without steps, but what they keep of the stream goes on
+        left: list[Callable[[], None]] = [] if self.feed is None else [self.feed.close]
+        left += [] if self.saving is None else [self.saving.finish]
+        left += [self.store.stopped] if self._orderly and self.store is not None and self.boot is not None else []
+        left += [] if self.keeping is None else [self.keeping.close]
+        for done in left:
             try:
-                self.store.stopped()
-            except StateError as fault:
-                LOG.warning("%s", fault)
+                done()
+            except Exception as fault:  # what is left is done all the same
+                LOG.warning("at the end: %s", _first_line(fault))
+
+
+class _ToldToEnd(BaseException):
+    """While graphs were being prepared."""
+
+
+def _first_line(fault: BaseException) -> str:
+    return next(iter(str(fault).splitlines()), "") or repr(fault)
 

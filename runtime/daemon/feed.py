@@ -1,4 +1,8 @@
-"""Frames on their way from a source to who answers them: taken by a thread of its own, a few wait, and no source holds up an answer."""
+"""Frames on their way from a source to who answers them: taken by a thread of its own, a few wait, and no source holds up an answer.
+
+A camera's newest frame is the one that counts, so none waits long; files stay where they are until somebody takes them; what a wire brings waits in a
+queue and gives way when there is more, by number and by bytes.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +16,12 @@ from edgeadapt.errors import EdgeAdaptError
 
 LOG = logging.getLogger("edgeadapt")
 
+MOST = 8 * 2**20
+"""Bytes of frames that wait, at most; one always may."""
+
 
 class Feed:
-    """Of one source. Of a live one the oldest frames give way where nobody takes them; others wait until there is room.
+    """Of one source. Of a live one the oldest frames give way where nobody takes them, unless it `keeps` them; others wait until there is room.
 
     Args:
         source: what `start` begins to iterate, and `close` closes.
@@ -29,11 +36,12 @@ class Feed:
     """
 
     def __init__(self, source: Source, size: int) -> None:
-        self.source, self.size = source, size
+        self.source, self.size = source, 1 if source.keeps else size
         self.dropped = self.taken = 0
         self.fault = ""
         self.last: float | None = None
         self._waiting: deque[Frame] = deque()
+        self._bytes = 0
         self._changed = threading.Condition()
         self._ended = self._closed = False
         self._thread = threading.Thread(target=self._run, name="source", daemon=True)
@@ -57,7 +65,7 @@ class Feed:
             self._changed.wait_for(lambda: self._waiting or self._ended, seconds)
             if not self._waiting:
                 return None
-            frame = self._waiting.popleft()
+            frame = self._first()
             self._changed.notify_all()
             return frame
 
@@ -94,13 +102,27 @@ class Feed:
     def _put(self, frame: Frame) -> bool:
         """Whether more are wanted."""
         with self._changed:
-            if not self.source.live:
-                self._changed.wait_for(lambda: len(self._waiting) < self.size or self._closed)
+            size = _bytes(frame)
+            if not self.source.live or self.source.keeps:
+                self._changed.wait_for(lambda: not self._full(size) or self._closed)
             if self._closed:
                 return False
-            if len(self._waiting) >= self.size:
-                self._waiting.popleft()
+            while self._full(size):
+                self._first()
                 self.dropped += 1
             self._waiting.append(frame)
+            self._bytes += size
             self._changed.notify_all()
         return True
+
+    def _full(self, size: int) -> bool:
+        return len(self._waiting) >= self.size or (bool(self._waiting) and self._bytes + size > MOST)
+
+    def _first(self) -> Frame:
+        frame = self._waiting.popleft()
+        self._bytes -= _bytes(frame)
+        return frame
+
+
+def _bytes(frame: Frame) -> int:
+    return 0 if frame.pixels is None else frame.pixels.nbytes

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeadapt.bundle import Bundle
-from edgeadapt.errors import EdgeAdaptError
+from edgeadapt.bundle import Bundle, Manifest
+from edgeadapt.errors import BundleError, EdgeAdaptError, StateError
 from edgeadapt.progress import Progress
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.daemon import feed, seen
 from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.guarded import guarding_bytes
 from edgeadapt.runtime.phases import Verdict
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
     from edgeadapt.runtime.daemon.config import Config
 
 LOG = logging.getLogger("edgeadapt")
+
+HTTP, MQTT, CAMERA, PICTURES = 5 * 2**20, 6 * 2**20, 34 * 2**20, 4 * 2**20
+"""Bytes that HTTP, MQTT, OpenCV with a camera of 1280 x 720, and Pillow add to the process, as measured (docs/http.md, mqtt.md, sources.md)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,11 +43,14 @@ class Model:
         self.adapter.close()
 
 
-def opened(path: Path, state: Path | None, config: Config, tell: Callable[[Verdict], None], progress: Progress) -> Model:
-    """A bundle as a configuration wants it served; where that is not possible only predicting, with the reason.
+def opened(
+    path: Path, state: Path | None, config: Config, tell: Callable[[Verdict], None], progress: Progress, digest: str | None = None
+) -> Model:
+    """A bundle as a configuration wants it served; where that is not possible only predicting, by the model as it was exported, with the reason.
 
     Args:
-        path: the bundle. state: a saved state to go on from; None: its own start.
+        path: the bundle; every byte of it was checked. state: a saved state to go on from; None: its own start.
+        digest: of what was checked.
         config: the daemon's.
         tell: told of the guard's decisions.
         progress: told how preparing its graphs goes on.
@@ -56,16 +64,24 @@ def opened(path: Path, state: Path | None, config: Config, tell: Callable[[Verdi
         reason = "the bundle does not say what its source looks like, so that no guard can watch over adaptation: export it with --data"
     elif config.adapt.enabled:
         try:
-            return _adapting(path, state, config, tell, progress)
-        except EdgeAdaptError as fault:
-            reason = fault.message
+            return _same(_adapting(path, state, config, tell, progress), digest)
+        except (EdgeAdaptError, MemoryError) as fault:
+            reason = fault.message if isinstance(fault, EdgeAdaptError) else "there is not enough memory to adapt"
             LOG.error("%s only predicts: %s", path.name, fault)
-    return _predicting(path, state, config, progress, reason)
+    return _same(_predicting(path, config, progress, reason), digest)
+
+
+def _same(found: Model, digest: str | None) -> Model:
+    """See that it is the bundle that was checked, and not one that has taken its place since."""
+    if digest is not None and found.adapter.bundle.digest != digest:
+        found.close()
+        raise BundleError(f"{found.adapter.bundle.path} was replaced while it was opened", "restart the daemon")
+    return found
 
 
 def _adapting(path: Path, state: Path | None, config: Config, tell: Callable[[Verdict], None], progress: Progress) -> Model:
     manifest = Bundle.open(path, verify=False).manifest
-    slack = config.memory.slack + (guarding_bytes(manifest) if config.adapt.guard else 0)
+    slack = beside(config, manifest) + (guarding_bytes(manifest) if config.adapt.guard else 0)
     window = config.adapt.window or (None if manifest.searched is None else manifest.searched.window)
     batches = None if window is None or config.memory.budget is None else [size for size in manifest.batches if size <= window]
     adapter = _adapter(path, config, progress, slack, batches=batches, answering=config.predict.cap is not None)
@@ -73,11 +89,11 @@ def _adapting(path: Path, state: Path | None, config: Config, tell: Callable[[Ve
         adapter.hyper = config.adapt.set
         guard = Guard(adapter, tell=tell) if config.adapt.guard else None
         if state is not None:
-            if guard is None:
-                adapter.load(state)
-            else:
-                guard.load(state)
-            adapter.hyper = config.adapt.set  # a saved state has those of its time
+            try:
+                adapter.load(state) if guard is None else guard.load(state)
+            except StateError as fault:  # the store has checked it: it is of other steps than this bundle's
+                LOG.error("it begins with the bundle's own start: %s", fault)
+            adapter.hyper.restore(dict(config.adapt.set))  # a saved state has those of its time
         cap = None if config.predict.cap is None else 1000 * config.predict.cap
         how: dict[str, Any] = {"every": config.adapt.every, "alike": config.adapt.alike, "cap": cap}
         return Model(adapter, guard, Stream(adapter, window=config.adapt.window, single=True, guard=guard, **how), True)
@@ -86,15 +102,27 @@ def _adapting(path: Path, state: Path | None, config: Config, tell: Callable[[Ve
         raise
 
 
-def _predicting(path: Path, state: Path | None, config: Config, progress: Progress, reason: str) -> Model:
-    adapter = _adapter(path, config, progress, config.memory.slack, roles=("predict", *(("source",) if config.predict.compare else ())), batches=[1])
+def _predicting(path: Path, config: Config, progress: Progress, reason: str) -> Model:
+    """By the model as it was exported: what was learned belongs with statistics that follow."""
+    adapter = _adapter(path, config, progress, beside(config, Bundle.open(path, verify=False).manifest), roles="predict", batches=[1])
     try:
-        if state is not None:
-            adapter.load(state)
         return Model(adapter, None, Stream(adapter, adapt=False, window=1, single=True), False, reason)
     except BaseException:
         adapter.close()
         raise
+
+
+def beside(config: Config, manifest: Manifest) -> int:
+    """Bytes that the daemon takes beside the model, and that a budget must leave.
+
+    They are for frames that wait and are remembered, and for libraries that are only loaded where they are used.
+    """
+    spec = manifest.input
+    frame = 4 * math.prod(spec.shape) if spec.resize is None and not spec.crop else seen.MOST
+    waiting = min(feed.MOST, config.predict.queue * frame) + min(seen.MOST, seen.LATEST * frame)
+    pictures = PICTURES if spec.resize is not None or config.source.type in ("folder", "http") else 0
+    camera = CAMERA if config.source.type == "camera" else 0
+    return config.memory.slack + waiting + pictures + camera + HTTP * config.http.enabled + MQTT * config.mqtt.enabled
 
 
 def _adapter(path: Path, config: Config, progress: Progress, slack: int, **how: Any) -> Adapter:

@@ -60,6 +60,10 @@ class Notifier:
         """It reads its configuration again; `ready` follows."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
+    def patience(self, seconds: float) -> None:
+        """From now on the watchdog waits so long for a ping, whatever the unit says."""
+        self._send(f"WATCHDOG_USEC={max(1, round(seconds * 1e6))}")
+
     def extend(self, seconds: float) -> None:
         """What goes on (start, reload, stop) will take so many seconds more, counted from now, whatever its time-out says."""
         self._send(f"EXTEND_TIMEOUT_USEC={max(0, round(seconds * 1e6))}")

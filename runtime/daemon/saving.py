@@ -24,7 +24,7 @@ class Saving:
 
     Args:
         store: where to.
-        taken: gives what is saved, as `Guard.taken`.
+        taken: gives what is saved, as `Guard.taken`; None: nothing is learned, and what is served has only to prove itself.
         manifest: of the bundle that is served.
         working: entered by the thread while it writes; for the watchdog.
         tell: told in words of what was saved, proven or not.
@@ -38,7 +38,7 @@ class Saving:
     def __init__(
         self,
         store: Store,
-        taken: Callable[[], AbstractContextManager[Snapshot]],
+        taken: Callable[[], AbstractContextManager[Snapshot]] | None,
         manifest: Manifest,
         working: Callable[[], AbstractContextManager[None]],
         tell: Callable[[str, str], object],
@@ -48,11 +48,14 @@ class Saving:
         self._pool = ThreadPoolExecutor(1, "edgeadapt-store")
         self._going: Future[None] | None = None
         self._lock = threading.Lock()
-        self.pending, self._always, self._not_before = False, False, 0.0
+        self.pending, self._always, self._not_before, self._proving_from = False, False, 0.0, 0.0
         self.saved: float | None = None
+        self._complaint = ""
 
     def wanted(self, always: bool = False) -> None:
         """What is learned has changed for good. always: it is to be saved whatever was written today, as after a roll-back."""
+        if self._taken is None:
+            return
         with self._lock:
             self.pending, self._always = True, self._always or always
             self._not_before = 0.0 if always else self._not_before
@@ -65,10 +68,10 @@ class Saving:
         if self._going is not None and not self._going.done():
             return
         now = self._clock()
-        if self.pending and now >= self._not_before:
-            self._going = self._pool.submit(self._save)
-        elif well and not self.pending and self._store.left == 0.0 and now >= self._not_before:
+        if well and not self._always and self._store.left == 0.0 and now >= self._proving_from:  # before a save begins its time anew
             self._going = self._pool.submit(self._prove)
+        elif self.pending and now >= self._not_before:
+            self._going = self._pool.submit(self._save)
 
     def at_once(self) -> bool:
         """Saves what is pending, and waits for it; whether it is on the disk."""
@@ -84,7 +87,10 @@ class Saving:
 
     def _save(self) -> None:
         with self._lock:
+            if not self.pending:  # somebody was quicker
+                return
             self.pending, always, self._always = False, self._always, False
+        assert self._taken is not None
         try:
             with self._working():
                 wait = self._store.commit(self._taken, self._manifest, always)
@@ -97,24 +103,31 @@ class Saving:
             return
         if wait:
             with self._lock:
-                self.pending, self._not_before = True, self._clock() + wait
+                self.pending, self._not_before = True, 0.0 if self._always else self._clock() + wait
             return
-        self.saved = time.time()
+        self.saved, self._complaint = time.time(), ""
         self._tell("saved", "what was learned is on the disk")
 
     def _prove(self) -> None:
+        self._proving_from = self._clock() + _SOON
+        if self._always:  # what is active was just rolled back
+            return
         try:
             with self._working():
                 if self._store.settled():
                     self._tell("proven", "it has served well and is the last good from now on")
-            self._not_before = self._clock() + _SOON
         except StateError as fault:
-            self._failed(fault, None)
+            self._proving_from = self._clock() + _AGAIN
+            self._complain(fault)
 
-    def _failed(self, fault: StateError, always: bool | None) -> None:
+    def _failed(self, fault: StateError, always: bool) -> None:
         with self._lock:
             self._not_before = self._clock() + _AGAIN
-            if always is not None:
-                self.pending, self._always = True, self._always or always
+            self.pending, self._always = True, self._always or always
+        self._complain(fault)
+
+    def _complain(self, fault: StateError) -> None:
         LOG.warning("%s", fault)
-        self._tell("disk", fault.message)
+        if fault.message != self._complaint:  # each minute the same would push all else out of the events
+            self._tell("disk", fault.message)
+        self._complaint = fault.message

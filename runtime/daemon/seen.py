@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import OrderedDict, deque
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 
 from edgeadapt.runtime.daemon.status import CompareStatus, Latency, PredictionsStatus
 
-LATEST, MOST = 64, 16 * 2**20
+LATEST, MOST = 64, 8 * 2**20
 """Frames that are remembered with their pixels, and bytes that these take, at most."""
 
 _TIMES, _SPAN = 1024, 10.0  # answers that latencies are of, and seconds that frames a second are of
@@ -84,7 +85,7 @@ class Seen:
             if name is None:
                 return next(reversed(self._latest.values()), None)
             found = self._latest.get(name)
-            if found is None and isinstance(name, str) and name.lstrip("-").isdigit():
+            if found is None and isinstance(name, str) and re.fullmatch(r"-?[0-9]{1,19}", name):
                 found = self._latest.get(int(name))
             return found
 

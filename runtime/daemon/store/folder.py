@@ -366,7 +366,7 @@ class Store:
 
     def _clear_unless_served(self) -> None:
         with suppress(OSError):
-            if self._handle is None and (handle := disk.lock(self.folder / LOCK, os.O_RDONLY | os.O_CREAT)) is not None:
+            if (handle := disk.lock(self.folder / LOCK, os.O_RDONLY | os.O_CREAT)) is not None:
                 try:
                     self._clear()
                 finally:

@@ -51,7 +51,7 @@ def begun(pointer: Pointer, boots: int, fault_of: Callable[[Installed], str], fo
         raise StateError("no bundle is installed", "edgeadapt install model.edgeadapt")
     first = rungs[0]
     if pointer.boots >= boots and len(rungs) > 1:
-        given_up.append(f"the {first.name} was started {pointer.boots} times in a row and never proved itself")
+        given_up.append(f"{pointer.boots} starts in a row did not prove themselves, so the {first.name} is passed over")
         rungs = [*rungs[1:], first]  # rather than with nothing
     faults: dict[Installed, str] = {}
     for rung in rungs:

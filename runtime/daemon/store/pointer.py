@@ -29,7 +29,7 @@ _FIX = "where both copies are, install the bundle again: edgeadapt install model
 
 
 class LostError(StateError):
-    """There are copies, and none can be read."""
+    """There are copies, and all of them are damaged."""
 
 
 @dataclass(frozen=True)
@@ -172,12 +172,12 @@ class Pair:
         """The newest; one of generation 0 where there is none yet.
 
         Raises:
-            LostError: none of those that there are can be read.
-            StateError: one is of a newer format.
+            LostError: all that there are are damaged.
+            StateError: none can be read, or one is of a newer format.
         """
         found, faults = self._all()
         if not found and faults:
-            raise faults[0]
+            raise min(faults, key=lambda fault: isinstance(fault, LostError))  # what cannot be read now may be sound
         return max(found.values(), key=lambda pointer: pointer.generation, default=Pointer())
 
     def write(self, pointer: Pointer) -> int:
@@ -194,15 +194,16 @@ class Pair:
                 file.write(data)
         return len(data) * len(paths)
 
-    def _all(self) -> tuple[dict[Path, Pointer], list[LostError]]:
-        found, faults = {}, []
+    def _all(self) -> tuple[dict[Path, Pointer], list[StateError]]:
+        found: dict[Path, Pointer] = {}
+        faults: list[StateError] = []
         for path in self._paths:
             try:
                 found[path] = decode(_read(path), str(path))
             except FileNotFoundError:
                 continue
             except OSError as reason:
-                faults.append(LostError(f"{path} cannot be read: {reason.strerror}", "check its permissions, and the disk"))
+                faults.append(StateError(f"{path} cannot be read: {reason.strerror}", "check its permissions, and the disk"))
             except LostError as fault:
                 faults.append(fault)
         return found, faults

@@ -80,7 +80,7 @@ class Routes:
     def __init__(self, gives: Gives, secret: bytes | None) -> None:
         self._gives, self._secret = gives, secret
         self._live = Live(gives)
-        self._working = threading.Lock()
+        self._working, self._showing = threading.Lock(), threading.Lock()
         self._numbers = itertools.count()
 
     def answer(self, method: str, request: Request) -> Reply:
@@ -121,12 +121,14 @@ class Routes:
         return json_reply(self._ask("status", {}))
 
     def _picture(self, request: Request) -> Reply:
-        frame = self._latest()
-        headers = {"X-Frame-Id": as_json(frame.get("id")), "X-Frame-Index": as_json(frame.get("index"))}
-        return Reply(kind="image/png", body=png(frame), headers=headers)
+        with self._showing:  # copies of a large frame, made one after the other
+            frame = self._latest()
+            headers = {"X-Frame-Id": as_json(frame.get("id")), "X-Frame-Index": as_json(frame.get("index"))}
+            return Reply(kind="image/png", body=png(frame), headers=headers)
 
     def _frame(self, request: Request) -> Reply:
-        return json_reply(self._latest())
+        with self._showing:
+            return json_reply(self._latest())
 
     def _events(self, request: Request) -> Reply:
         wanted = {"status": False, "predictions": True, "latest": False}
