@@ -425,7 +425,7 @@ def test_data_may_be_given_as_a_path_or_as_arrays(tmp_path: Path) -> None:
     without = {**options, "method": "norm"}
     assert edgeadapt.export(tiny(), None, **without).manifest["input"] == wanted  # the device scales images although none were given here
     ready = Samples(x, y, InputSpec((3, 20, 20)))
-    with pytest.raises(UsageError, match="say themselves how images are scaled"):
+    with pytest.raises(UsageError, match="say themselves how frames become the input"):
         edgeadapt.export(tiny(), None, data=ready, **options)
     with pytest.raises(UsageError, match="the samples are 3x20x20, and shape says 3x16x16"):
         edgeadapt.export(tiny(), None, shape=(3, 16, 16), data=ready, method="side")

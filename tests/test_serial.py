@@ -236,10 +236,14 @@ def test_a_line_that_comes_back_is_read_on(terminal):
     first = source.counts["packets"]
     terminal.unplug()
 
+    seen: list[str] = []
+
     def plugged_later() -> None:
-        until(lambda: source.counts["breaks"] >= 2)  # it broke, and could not be opened either
-        assert "cannot be opened: No such file" in source.complaint
-        terminal.plug()
+        try:  # it broke, and could not be opened either
+            until(lambda: source.counts["breaks"] >= 2 and "cannot be opened: No such file" in source.complaint)
+            seen.append(source.complaint)
+        finally:  # or the test would wait for ever
+            terminal.plug()
 
     thread = threading.Thread(target=plugged_later)
     thread.start()
@@ -251,6 +255,7 @@ def test_a_line_that_comes_back_is_read_on(terminal):
     with again_and_again(write, encode(image(5), 5, 2)):
         frame = next(frames)
     thread.join(LONG)
+    assert seen
     assert np.array_equal(frame.pixels, image(5))
     assert source.complaint == ""
     assert source.counts["packets"] > first

@@ -224,7 +224,8 @@ FUZZ = settings(max_examples=60, suppress_health_check=[HealthCheck.function_sco
 HASHES = some.text("0123456789abcdef", min_size=64, max_size=64)
 SAVED = some.builds(Saved, some.sampled_from("ab"), some.integers(0, 99), HASHES)
 STATES = some.builds(States, some.none() | SAVED, some.none() | SAVED)
-INSTALLED = some.builds(Installed, HASHES, HASHES, some.booleans(), some.text(some.characters(exclude_characters="\0"), max_size=9))
+PATHS = some.binary(max_size=9).map(lambda name: os.fsdecode(name.replace(b"\0", b"")))  # every name of a file that there can be
+INSTALLED = some.builds(Installed, HASHES, HASHES, some.booleans(), PATHS)
 POINTERS = some.builds(
     Pointer,
     some.integers(0, 2**50),

@@ -143,7 +143,7 @@ class StateStatus(TypedDict):
     Attributes:
         generation: counts what was written. active, last_good: generations; None before there is one.
         on_probation: whether what is active is not proven yet.
-        written_today, bytes_per_day: since midnight UTC, and the most that may be.
+        written_today, bytes_per_day: in the latest 24 hours or a little more, and the most that may be.
         degraded: why nothing is written now; "" while it is.
     """
 
