@@ -29,12 +29,15 @@ class Calm:
         self.now = False
 
     @property
+    def possible(self) -> bool:
+        """Whether frames have statistics of their own, and users leave it to the guard how much they count."""
+        chosen = self._adapter.hyper.chosen
+        return {"few", "own"} <= self._adapter.manifest.hyper.keys() and not {"few", "own"} & chosen.keys()
+
+    @property
     def scalars(self) -> dict[str, float]:
         """What windows like the last one are predicted with besides; nothing where users have set such scalars themselves."""
-        known, chosen = self._adapter.manifest.hyper, self._adapter.hyper.chosen
-        if not self.now or not {"few", "own"} <= known.keys() or {"few", "own"} & chosen.keys():
-            return {}
-        return {"own": _HALF * known["own"].default}
+        return {"own": _HALF * self._adapter.manifest.hyper["own"].default} if self.now and self.possible else {}
 
     def predict(self, x: Floats, given: Mapping[str, float], shift: Callable[[], float], again: bool) -> Floats:
         """Logits of a window, which the state follows.

@@ -143,7 +143,7 @@ class Guard:
             self._learned.stepped(self._ways.whole)
 
     def _predicted(self, x: Floats, given: Mapping[str, float], whole: bool) -> Floats:
-        if self._learned.any or not whole:
+        if self._learned.any or not whole or not self._as_source.possible:
             self._as_source.now = False
             return self.adapter.predict(x, True, **given)
         few = 0.25 if self._recent.mixed else 1.0

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from edgeadapt.bundle import InputSpec
 from edgeadapt.devices.sources import Frame
-from edgeadapt.errors import UsageError
 from edgeadapt.preprocess import batch_of
 from edgeadapt.runtime.daemon.web.gives import Gives
 from edgeadapt.runtime.lines import line
@@ -32,9 +31,9 @@ def gives(daemon: Daemon) -> Gives:
 def ready(daemon: Daemon) -> list[str]:
     """Reasons why it is not; none: it is."""
     found = [daemon.why_safe] if daemon.why_safe else []
-    source = daemon.reports.status()["source"]
-    if source["complaint"] and source["complaint"] not in found:
-        found.append(source["complaint"])
+    complaint = daemon.reports.source()["complaint"]
+    if complaint and complaint not in found:
+        found.append(complaint)
     model = daemon.model
     if model is not None and model.adapter.level >= Level.PREDICT:
         found.append(f"memory is short: {model.adapter.memory['reason']}")
@@ -51,9 +50,7 @@ def predict(daemon: Daemon, x: NDArray[Any]) -> list[dict[str, Any]]:
         UsageError: there is no model.
         InputError: as `Adapter.predict`.
     """
-    model = daemon.model
-    if model is None:
-        raise UsageError(f"there is no model: {daemon.why_safe}", "mend that, and restart or reload the daemon")
+    model = daemon.asked.model(adapting=False)
     frames, _ = batch_of(x, model.adapter.manifest.input)
     found = []
     for frame in frames:  # one by one, so that those of the stream have their turns between

@@ -44,7 +44,7 @@ class Asked:
             "frame": self.frame,
         }
 
-    def _model(self, adapting: bool = True) -> Model:
+    def model(self, adapting: bool = True) -> Model:
         """The model.
 
         Raises:
@@ -65,7 +65,7 @@ class Asked:
 
     def pause(self, given: Mapping[str, object]) -> dict[str, object]:
         """No steps until `resume`."""
-        model = self._model()
+        model = self.model()
         if model.guard is not None:
             model.guard.pause()
         model.stream.resting = True
@@ -73,7 +73,7 @@ class Asked:
 
     def resume(self, given: Mapping[str, object]) -> dict[str, object]:
         """Steps may be taken again."""
-        model = self._model()
+        model = self.model()
         model.stream.resting = False
         if model.guard is not None:
             model.guard.resume()
@@ -81,7 +81,7 @@ class Asked:
 
     def roll_back(self, given: Mapping[str, object]) -> dict[str, object]:
         """The last good is put back, or what the bundle began with."""
-        model, to_start = self._model(), given.get("to") == "start"
+        model, to_start = self.model(), given.get("to") == "start"
         if model.guard is None:
             model.adapter.reset()
             text = "it is as the bundle began: without a guard there is no last good"
@@ -105,7 +105,7 @@ class Asked:
 
     def mark_good(self, given: Mapping[str, object]) -> dict[str, object]:
         """What was learned is good: it is what is gone back to from now on, also by the next start."""
-        daemon, model = self._daemon, self._model()
+        daemon, model = self._daemon, self.model()
         if model.guard is not None:
             model.guard.mark_good()
         text = "what was learned is marked good"
@@ -122,7 +122,7 @@ class Asked:
 
     def label(self, given: Mapping[str, object]) -> dict[str, object]:
         """Somebody says of what class a frame is: it counts how often that was known, and is learned from where the bundle can."""
-        daemon, model = self._daemon, self._model(adapting=False)
+        daemon, model = self._daemon, self.model(adapting=False)
         task = model.adapter.manifest.task
         if task.kind != "classification":
             raise UsageError("this model says a class for every place of a frame, not one for all of it", "label frames of models that classify")

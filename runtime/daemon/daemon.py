@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -243,8 +243,9 @@ class Daemon:
         while not self.ending:
             try:
                 with closing(self.model.stream.run(self._frames())) as answers:
-                    for answer in self._each(answers):
-                        self._answered(answer)
+                    for some in answers:
+                        for answer in some:
+                            self._answered(answer)
             except (EdgeAdaptError, MemoryError) as fault:  # of one run; the next may go well
                 if self._now is not None:
                     self.seen.faulty()
@@ -253,10 +254,6 @@ class Daemon:
                     raise
                 self._wrong("predict", fault)
                 time.sleep(min(1.0, 0.05 * self._failures))
-
-    def _each(self, answers: Generator[list[Prediction], None, None]) -> Iterator[Prediction]:
-        for some in answers:
-            yield from some
 
     def _frames(self) -> Iterator[Frame]:
         assert self.feed is not None

@@ -64,11 +64,11 @@ def opened(
         reason = "the bundle does not say what its source looks like, so that no guard can watch over adaptation: export it with --data"
     elif config.adapt.enabled:
         try:
-            return _same(_adapting(path, state, config, tell, progress), digest)
+            return _same(_adapting(path, manifest, state, config, tell, progress), digest)
         except (EdgeAdaptError, MemoryError) as fault:
             reason = fault.message if isinstance(fault, EdgeAdaptError) else "there is not enough memory to adapt"
             LOG.error("%s only predicts: %s", path.name, fault)
-    return _same(_predicting(path, config, progress, reason), digest)
+    return _same(_predicting(path, manifest, config, progress, reason), digest)
 
 
 def _same(found: Model, digest: str | None) -> Model:
@@ -79,8 +79,9 @@ def _same(found: Model, digest: str | None) -> Model:
     return found
 
 
-def _adapting(path: Path, state: Path | None, config: Config, tell: Callable[[Verdict], None], progress: Progress) -> Model:
-    manifest = Bundle.open(path, verify=False).manifest
+def _adapting(
+    path: Path, manifest: Manifest, state: Path | None, config: Config, tell: Callable[[Verdict], None], progress: Progress
+) -> Model:
     slack = beside(config, manifest) + (guarding_bytes(manifest) if config.adapt.guard else 0)
     window = config.adapt.window or (None if manifest.searched is None else manifest.searched.window)
     batches = None if window is None or config.memory.budget is None else [size for size in manifest.batches if size <= window]
@@ -102,9 +103,9 @@ def _adapting(path: Path, state: Path | None, config: Config, tell: Callable[[Ve
         raise
 
 
-def _predicting(path: Path, config: Config, progress: Progress, reason: str) -> Model:
+def _predicting(path: Path, manifest: Manifest, config: Config, progress: Progress, reason: str) -> Model:
     """By the model as it was exported: what was learned belongs with statistics that follow."""
-    adapter = _adapter(path, config, progress, beside(config, Bundle.open(path, verify=False).manifest), roles="predict", batches=[1])
+    adapter = _adapter(path, config, progress, beside(config, manifest), roles="predict", batches=[1])
     try:
         return Model(adapter, None, Stream(adapter, adapt=False, window=1, single=True), False, reason)
     except BaseException:

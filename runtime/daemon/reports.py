@@ -66,9 +66,7 @@ class Reports:
         from edgeadapt.runtime.daemon.answering import gives
         from edgeadapt.runtime.daemon.web.server import Web
 
-        web = Web(self._daemon.config.http, gives(self._daemon))
-        web.start()
-        stack.callback(web.close)
+        stack.enter_context(Web(self._daemon.config.http, gives(self._daemon)))
 
     def _mqtt(self, stack: ExitStack) -> None:
         config = self._daemon.config
@@ -124,7 +122,7 @@ class Reports:
             return f"{daemon.mode}: {daemon.why_safe}"
         held, budget = resident() or 0, daemon.config.memory.budget
         memory = format_bytes(held) + ("" if budget is None else f" of {format_bytes(budget)}")
-        complaint = self._source()["complaint"]
+        complaint = self.source()["complaint"]
         return f"{self._state()}, {daemon.seen.count} frames answered, {memory}" + (f"; {complaint}" if complaint else "")
 
     # ------------------------------------------------------------------------------------------------------------ status
@@ -142,7 +140,7 @@ class Reports:
             "bundle": self._bundle(),
             "guard": self._guard(),
             "adaptation": self._adaptation(),
-            "source": self._source(),
+            "source": self.source(),
             "queue": self._queue(),
             "predictions": daemon.seen.predictions(),
             "compare": daemon.seen.compare_status(),
@@ -213,7 +211,8 @@ class Reports:
             "late": 0 if stream is None else stream.late,
         }
 
-    def _source(self) -> told.SourceStatus:
+    def source(self) -> told.SourceStatus:
+        """See there."""
         daemon = self._daemon
         kind, feed = daemon.config.source.type, daemon.feed
         if feed is None:

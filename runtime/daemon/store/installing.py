@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from edgeadapt.bundle import Bundle, atomic, signing
@@ -54,11 +55,9 @@ def bring(bundle: Bundle, installed: Installed, folder: Path, keys: Sequence[Pat
         OSError: it cannot be written.
     """
     target = place(folder, installed)
-    try:
+    with suppress(BundleError):  # not there, or not any more as it was
         opened(folder, installed, keys)
         return target
-    except BundleError:
-        pass  # not there, or not any more as it was
     disk.need_room(folder, os.stat(bundle.path).st_size, spare)
     disk.make(target.parent)
     disk.sweep(target.parent, (NAME, signing.beside(target).name))
