@@ -2,8 +2,9 @@
 
 Needs the data pack (EDGEADAPT_DATA). For each model some benches, each in a process of its own, `--jobs` at a time: the shipped default with and
 without a guard on every stream; the same on longer streams where one frame in two hundred would be half a point; every other method on every
-stream; CoTTA on one; frames answered one by one; for models that did not see them, the JPEG images as a shift that nobody made here. What was
-interrupted goes on where it was. The page is written anew from all models that are there.
+stream; CoTTA on one; frames answered one by one; the default within a quarter of the memory of fine-tuning everything in PyTorch; for models that
+did not see them, the JPEG images as a shift that nobody made here. What was interrupted goes on where it was. The page is written anew from all
+models that are there.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks import full_step
 from benchmarks._networks import NETWORKS, SHAPE, data_pack
 from edgeadapt.bench.report import GUARDED, text
+from edgeadapt.units import format_bytes
 from tests.zoo.data import Pack
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,14 +49,15 @@ class Bench:
     arguments: tuple[str, ...]
 
 
-def benches(choices: argparse.Namespace, model: str, jpeg: Path | None) -> list[Bench]:
-    """Those of a model, the longest first."""
+def benches(choices: argparse.Namespace, full: int, jpeg: Path | None) -> list[Bench]:
+    """Those of a model that fine-tuning takes so many bytes of."""
     frames, few = str(choices.frames), str(max(64, choices.frames // 4))
     found = [
         Bench("default", "default", ("--streams", "all", "--guard", "--seeds", str(choices.seeds), "--frames", frames)),
         Bench("longer", "default", ("--streams", ",".join(LONGER), "--guard", "--seeds", str(choices.seeds), "--frames", str(5 * choices.frames))),
         Bench("methods", OTHERS, ("--streams", "all", "--frames", frames)),
         Bench("single", "default", ("--streams", "continual,mixed,sorted", "--guard", "--single", "--batch", "16", "--frames", frames)),
+        Bench("quarter", "default", ("--streams", ",".join(KEPT), "--guard", "--budget", str(full // 4), "--frames", frames)),
         Bench("cotta", "cotta", ("--streams", "continual", "--frames", few)),
     ]
     if jpeg is not None:
@@ -74,6 +78,14 @@ def prepared(choices: argparse.Namespace, model: str) -> tuple[Path, Path, Path 
         return scored, source, None
     x, y = pack.images(JPEG)
     return scored, source, _saved(folder / f"jpeg-{choices.jpeg}.npz", x[: choices.jpeg], y[: choices.jpeg])
+
+
+def _full(choices: argparse.Namespace, model: str) -> dict[str, Any]:
+    path = Path(choices.output) / model / f"full-b{choices.batch}.json"
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(full_step.measured(model, choices.batch)), encoding="utf-8")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def _saved(path: Path, x: np.ndarray, y: np.ndarray) -> Path:
@@ -105,7 +117,7 @@ def run(choices: argparse.Namespace, model: str, bench: Bench, scored: Path, sou
 def gathered(folder: Path) -> dict[str, Any]:
     """What a page shows of one bench."""
     found = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
-    names = ("row", "stream", "batch", "seeds", "frames", "scored", "error", "difference", "worse", "kept", "forgetting", "slope", "ece")
+    names = ("row", "stream", "peak_bytes", "batch", "seeds", "frames", "scored", "error", "difference", "worse", "kept", "slope", "ece")
     cells = [{name: cell[name] for name in names if cell.get(name) is not None} for cell in found["cells"]]
     return {"settings": found["settings"], "cells": cells, "costs": found["costs"]}
 
@@ -120,13 +132,12 @@ def page(known: Mapping[str, Any]) -> str:
         "",
     ]
     for model, groups in known.items():
-        lines += [f"## {model}", "", *_sizes(groups), "", *_table(_rows(groups)), "", *_claims(groups)]
-        lines += _apart(groups)
+        lines += [f"## {model}", "", *_sizes(groups), "", *_table(_rows(groups)), "", *_claims(groups), *_costs(groups), *_apart(groups)]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def _sizes(groups: Mapping[str, Any]) -> Iterator[str]:
-    settings = groups.get("default", next(iter(groups.values())))["settings"]
+    settings = next(groups[name]["settings"] for name in ("default", *groups) if "settings" in groups.get(name, {}))
     yield "; ".join(f"{name}: {settings[name]}" for name in ("data", "batch", "streams", "severity", "seeds") if name in settings) + "."
 
 
@@ -176,20 +187,41 @@ def _claims(groups: Mapping[str, Any]) -> list[str]:
     lines += ["| stream | points worse | kept of the gain, % | |", "|---|---:|---:|---|"]
     for stream, cell in cells.items():
         worse, kept = cell["worse"], cell.get("kept")
-        share = None if not kept else {name: None if end is None else 100 * end for name, end in kept.items()}
+        share = {name: 100 * end for name, end in kept.items()} if kept and None not in kept.values() else None  # else nothing is gained for certain
         wrong = worse["value"] > ALLOWED or (stream in KEPT and kept is not None and kept["value"] < SHARE)
         lines.append(f"| {stream} | {text(worse, sign=True)} | {text(share, 0)} | {'**not as promised**' if wrong else 'as promised'} |")
+    slope = next((cell["slope"] for cell in cells.values() if cell.get("slope")), None)
+    lines += ["", f"Its error changes by {text(slope, 2, sign=True)} points from one round of the recurring stream to the next."] if slope else []
+    return [*lines, ""]
+
+
+def _costs(groups: Mapping[str, Any]) -> list[str]:
+    """Memory and time of all rows, beside fine-tuning everything."""
+    full = groups["full"]
+    lines = ["### What it takes", "", f"Fine-tuning everything in PyTorch at batch {full['batch']} takes {format_bytes(full['bytes'])}."]
+    lines += ["Peak resident memory of the whole process with its quickest step, and milliseconds a frame on a machine that was not idle.", ""]
+    lines += ["| | memory | of fine-tuning, % | p50 | p95 |", "|---|---:|---:|---:|---:|"]
+    for name in ("default", "methods", "cotta"):
+        for cost in groups[name]["costs"] if name in groups else ():
+            shown = _shown(name, cost["row"])
+            if shown is not None:
+                peak = cost["peak_bytes"]
+                lines.append(f"| {shown} | {format_bytes(peak)} | {100 * peak / full['bytes']:.0f} | {cost['ms_p50']:.1f} | {cost['ms_p95']:.1f} |")
     return [*lines, ""]
 
 
 def _apart(groups: Mapping[str, Any]) -> list[str]:
-    """Frames one by one, and the JPEG images."""
+    """Frames one by one, within a quarter of the memory, and the JPEG images."""
     lines: list[str] = []
-    for name, title in (("single", "One frame at a time"), ("jpeg", "JPEG images, quality 75")):
+    titles = (("single", "One frame at a time"), ("quarter", "Within a quarter of the memory of fine-tuning"), ("jpeg", "JPEG images, quality 75"))
+    for name, title in titles:
         found: dict[str, dict[str, Mapping[str, Any]]] = {}
         for (row, stream), cell in _cells(groups[name]).items() if name in groups else ():
             found.setdefault(row, {})[stream] = cell
         lines += [f"### {title}", "", *_table(list(found.items())), ""] if found else []
+        if name == "quarter" and found:
+            held = max(cell["peak_bytes"] for cell in groups[name]["cells"] if GUARDED in cell["row"])
+            lines += [f"Given {groups[name]['settings']['budget']}; the guarded default held {format_bytes(held)} at most.", ""]
     return lines
 
 
@@ -209,16 +241,18 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", help="names of benches, such as default methods")
     parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page goes")
     choices = parser.parse_args(words)
+    path = choices.docs / "results.json"
+    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     work = []
     for model in choices.models:
         scored, source, jpeg = prepared(choices, model)
-        work += [(model, bench, scored, source) for bench in benches(choices, model, jpeg) if not choices.only or bench.name in choices.only]
+        known.setdefault(model, {})["full"] = full = _full(choices, model)
+        found = benches(choices, full["bytes"], jpeg)
+        work += [(model, bench, scored, source) for bench in found if not choices.only or bench.name in choices.only]
     with ThreadPoolExecutor(choices.jobs) as pool:
         folders = list(pool.map(lambda item: run(choices, *item), work))
-    path = choices.docs / "results.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     for (model, bench, *_), folder in zip(work, folders, strict=True):
-        known.setdefault(model, {})[bench.name] = gathered(folder)
+        known[model][bench.name] = gathered(folder)
     path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     (choices.docs / "results.md").write_text(page(known), encoding="utf-8")
     print(f"wrote {choices.docs / 'results.md'}")
