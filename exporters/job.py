@@ -239,7 +239,8 @@ class Job:
         """The method over the model at the largest batch."""
         known = METHODS[options.method].settings
         own = {name: known[name].read(name, value) for name, value in options.settings.items()}
-        setup = Setup(self.task.classes, options.parts or PARTS, options.cuts, options.kernel, options.width, options.seed, options.train, own)
+        parts, shape = options.parts or PARTS, (options.cuts, options.kernel, options.width)
+        setup = Setup(self.task.classes, parts, *shape, options.seed, options.train, own, options.exact)
         method = METHODS[options.method](self.capture(max(options.batches)), setup)
         if options.train is not None and options.train > method.parts:
             raise UsageError(f"train = {options.train}, and the model has {method.parts} parts", f"give at most {method.parts}, or leave it out")

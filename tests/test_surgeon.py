@@ -307,6 +307,7 @@ class Bare(nn.Module):
         ),
         (Bare(), {"settings": {"scope": "full"}}, ExportError, "trains the weights of layers, and this model has none"),
         (grouped(), {"settings": {"scope": "some"}}, UsageError, "scope = 'some' is not possible"),
+        (grouped(), {"exact": True}, UsageError, "need all that a layer reads, and surgeon prunes it"),
     ],
 )
 def test_models_and_choices_that_do_not_fit_are_refused(model: nn.Module, choices: dict[str, Any], error: type[Exception], message: str) -> None:
@@ -325,5 +326,8 @@ def test_gradients_through_statistics_are_not_pruned() -> None:
     program = program_of("wideresnet10", "norm")
     method = program.model.method
     exact = Model(method, program.model.parameters, program.model.values, "live", "adam", exact=True)
+    with pytest.raises(UsageError, match="need all that a layer reads"):
+        METHODS["surgeon"](captured("wideresnet10"), Setup(CLASSES, exact=True))
+    METHODS["surgeon"](captured("wideresnet10"), Setup(CLASSES, settings={"prune": "none"}, exact=True))
     with pytest.raises(UsageError, match="need all that a layer reads"):
         build(exact, "adapt", BATCH, torch.zeros(BATCH, *SHAPE))(dict(program.example))

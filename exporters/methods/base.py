@@ -78,7 +78,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Setup:
-    """The user's choices that shape a method; `settings` are its own, by name."""
+    """The user's choices that shape a method; `settings` are its own, by name; `exact`: gradients go through the batch's statistics."""
 
     classes: int
     parts: int = 4
@@ -88,6 +88,7 @@ class Setup:
     seed: int = 0
     train: int | None = None
     settings: Mapping[str, Any] = field(default_factory=dict)
+    exact: bool = False
 
 
 @dataclass

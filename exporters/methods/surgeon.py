@@ -67,6 +67,8 @@ class Surgeon(AffineMethod):
     def __init__(self, captured: Captured, setup: Setup) -> None:
         self.shares: dict[str, float] = {}
         super().__init__(captured, setup)
+        if setup.exact and self.setting("prune") == "measured":
+            raise _unpruned()
         if self.setting("scope") == "full":
             self.rate = FULL_RATE
 
@@ -136,11 +138,15 @@ class Surgeon(AffineMethod):
             if layer.weight and parameters[layer.weight].requires_grad and (apart := self.apart(layer)) > 1:
                 run.instead[layer.node] = partial(self._instead[layer.node], apart=apart)
         if run.instead and run.normalise.exact:
-            raise UsageError(
-                "gradients through the batch's statistics need all that a layer reads, and surgeon prunes it",
-                "leave --exact-gradient out, or export with --setting prune=none",
-            )
+            raise _unpruned()
         return Outcome(run.whole(x))
+
+
+def _unpruned() -> UsageError:
+    return UsageError(
+        "gradients through the batch's statistics need all that a layer reads, and surgeon prunes it",
+        "leave --exact-gradient out, or export with --setting prune=none",
+    )
 
 
 FULL_RATE = 1e-4

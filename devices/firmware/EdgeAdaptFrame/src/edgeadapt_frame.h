@@ -110,10 +110,11 @@ static inline void edgeadapt_start(edgeadapt_sender *sender, edgeadapt_write wri
  * False, and nothing is sent, where there are no such packets. One that was not ended is given up. */
 static inline bool edgeadapt_begin(edgeadapt_sender *sender, uint8_t kind, int16_t label, float scale, uint8_t ndim, const uint16_t *dims) {
   uint32_t size = kind == EDGEADAPT_FLOAT32 ? 4 : kind == EDGEADAPT_INT16 ? 2 : 1;
+  float positive = scale < 0 ? -scale : scale;
   uint8_t at;
   if (kind < EDGEADAPT_UINT8 || kind > EDGEADAPT_INT16 || ndim < 1 || ndim > 4) return false;
   if (kind == EDGEADAPT_UINT8 && (ndim < 2 || ndim > 3)) return false;
-  if (kind == EDGEADAPT_INT16 && !(scale < 0 || scale > 0)) return false;
+  if (kind == EDGEADAPT_INT16 && !(positive >= 7.88860905e-31f && positive <= 1.2676506e30f)) return false; /* 2 to the -100 and 100; nor NaN */
   for (at = 0; at < ndim; at++) {
     if (dims[at] == 0 || size > UINT32_MAX / dims[at]) return false;
     size *= dims[at];
