@@ -100,8 +100,8 @@ class Learned:
 
     def keep_as_start(self) -> None:
         """What there is is what the model started as from now on."""
-        self.good = self.laid_by = self._base = None
-        self._base, self.unproven, self.taken_up = self._copy(), False, False
+        self.good = self.laid_by = self._base = None  # before there is another
+        self._base, self.unproven, self.taken_up = self._copy() if self.away() != 0 else None, False, False
 
     def put_back(self) -> None:
         """Puts the last good back, or what the model started as."""

@@ -427,6 +427,9 @@ def test_a_window_as_the_source_is_answered_nearly_as_the_source(bundles: dict[s
         for _ in range(8):
             guard(clean)
         assert guard.scalars["own"] == own / 2, "statistics are the source's again"
+        guard.mark_good()
+        guard(clean)
+        assert guard.scalars["own"] == own / 2, "there is nothing learned in it"
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         guard = Guard(adapter)
         guard.ahead = True
