@@ -300,11 +300,11 @@ class Adapter:
             return Path(path)
 
     @contextmanager
-    def taken(self) -> Iterator[checkpoint.Snapshot]:
-        """The state as it is to be saved; with a budget it is no copy, and predictions wait."""
+    def taken(self, apart: bool = False) -> Iterator[checkpoint.Snapshot]:
+        """The state to be saved: a copy; with a budget, unless `apart` (keep its bytes free as `slack`), it is none, and predictions wait."""
         with self._serving.turn():
             now = checkpoint.Snapshot(self._state.seen(), dict(self._counters), self._hyper.chosen)
-            if self._claim is not None:
+            if self._claim is not None and not apart:
                 yield now
                 return
             now = replace(now, tensors=self._state.current())

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from edgeadapt.errors import UsageError
 from edgeadapt.runtime import checkpoint, looks
 from edgeadapt.runtime.adapter import Adapter
-from edgeadapt.runtime.calm import Calm
+from edgeadapt.runtime.calm import Calm, Look
 from edgeadapt.runtime.checkpoint import Snapshot
 from edgeadapt.runtime.following import Following
 from edgeadapt.runtime.guarded import check_guarded, written
@@ -81,10 +81,12 @@ class Guard:
             self._shift = Shift(replace(manifest.reference, layers={}), {})
         self._learned = Learned(adapter, [spec.name for spec in manifest.state if spec.name in stepping - passing])
         self._trains = bool(manifest.planned("adapt"))
-        self._ways, self._as_source = Following(adapter, self.limits, follows), Calm(adapter, self.limits, self._source)
+        self._ways = Following(adapter, self.limits, follows)
         self._following, self._apart = False, ""
         self._since, self._steps, self._idle, self._calm, self._failures, self._quiet, self._partly = 0, 0, 0, 0, 0, 0, 0
         self._recent = Recent(manifest.reference, manifest.task.classes, self.limits)
+        score = lambda means, frames, few: self._shift(means, self._frames(frames), few)  # noqa: E731
+        self._as_source = Calm(adapter, self.limits, self._source, self._learned, self._recent, score)
         self._trial = Trial()
 
     @property
@@ -112,6 +114,7 @@ class Guard:
         step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._recent.varied
         whole = bool(usable.all()) and adapter.level == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
         natural: Floats | None = None
+        look: Look | None = None
         if self._ways.live and not self._following:
             means = looks.means(adapter, self._shift.names, self._source, x, whole and self._ways.may_mix)
             logits = adapter.predict(x, update_statistics=False)
@@ -119,9 +122,13 @@ class Guard:
         else:
             held, mix = adapter.tensors(self._shift.names), self._ways.mixing(len(x)) if whole else {}
             given, rate = {**self._ways.scalars, **mix}, self._ways.rate(len(x)) if whole else {}
+            look = self._as_source.look(x, given, self._trains) if whole else None
             self._as_source.now &= not step
             try:
-                logits = adapter.adapt(x, **given, **rate) if step else self._predicted(x, given, whole)
+                if look is not None and look.source:
+                    logits, mix = self._as_source.answer(look), {}
+                else:
+                    logits = adapter.adapt(x, **given, **rate) if step else self._as_source.predict(x, given, whole, not self.ahead)
             finally:
                 self._stepped(adapter.stats["steps"] - before["steps"])
             means, after = adapter.tensors(self._shift.names), adapter.stats
@@ -134,7 +141,7 @@ class Guard:
         self.windows += 1
         self._idle = 0 if adapter.stats["steps"] > before["steps"] else self._idle + 1
         if usable.any():
-            self._judge(x, logits, means, natural, int(usable.sum()), whole)
+            self._judge(x, logits, means, natural, look, int(usable.sum()), whole)
         return logits, changed
 
     def _stepped(self, steps: int) -> None:
@@ -142,17 +149,11 @@ class Guard:
             self._steps += steps
             self._learned.stepped(self._ways.whole)
 
-    def _predicted(self, x: Floats, given: Mapping[str, float], whole: bool) -> Floats:
-        if self._learned.any or not whole or not self._as_source.possible:
-            self._as_source.now = False
-            return self.adapter.predict(x, True, **given)
-        few = 0.25 if self._recent.mixed else 1.0
-        means = self.adapter.tensors
-        return self._as_source.predict(x, given, lambda: self._shift(means(self._shift.names), self._frames(len(x)), few), not self.ahead)
-
     # ------------------------------------------------------------------------------------------------------------ judging
 
-    def _judge(self, x: Floats, logits: Floats, means: Mapping[str, Floats], natural: Floats | None, usable: int, whole: bool) -> None:
+    def _judge(
+        self, x: Floats, logits: Floats, means: Mapping[str, Floats], natural: Floats | None, look: Look | None, usable: int, whole: bool
+    ) -> None:
         predicted = Predicted.of(logits)
         if len(predicted.shares) < usable:
             self.roll_back("its predictions are not finite")
@@ -160,13 +161,13 @@ class Guard:
         spread = self._recent.add(predicted, predicted if natural is None else Predicted.of(natural))
         runs, known = self._recent.runs, self._recent.known
         mixed = self._recent.mixed or (self._learned.wholly and not known)
-        shift = self._shift(means, self._frames(len(x)), 0.25 if mixed else 1.0)
+        shift = self._shift(means, self._frames(len(x)), 0.25 if mixed else 1.0) if look is None else look.shift
         scores = Scores(shift, spread, predicted.entropy - self._reference.entropy, runs)
-        if self.phase is Phase.PROBATION:
+        if self.phase is Phase.PROBATION and (look is None or not look.source):
             scores = self._compared(x, predicted, scores, whole)
-        self.scores = scores
+        self.scores, shifted = scores, self._shifted(scores) if look is None else not look.source
         self._since += 1
-        self._quiet = 0 if self._shifted(scores) else self._quiet + 1
+        self._quiet = 0 if shifted else self._quiet + 1
         self._apart = self._ways.apart(spread, runs) if known else ""
         self._partly = self._partly + 1 if self._apart else 0
         if self._ways.live:
@@ -176,7 +177,7 @@ class Guard:
                 self.adapter.put(self._source)
         self._next(scores)
         enough = self.limits.least if runs < self.limits.runs else self.limits.narrow
-        self._ways.choose(mixed, self._wholly(runs), self._shifted(scores) and spread >= enough)
+        self._ways.choose(mixed, self._wholly(runs), shifted and spread >= enough)
 
     def _wholly(self, runs: float) -> bool:
         """Whether statistics are to follow wholly: for steps, where frames come as if shuffled, and for what such steps have made."""
@@ -235,7 +236,7 @@ class Guard:
         if phase is Phase.WARM_UP:
             if self._since >= limits.warm_up:
                 self._go(Phase.OBSERVING, f"after {limits.warm_up} windows", scores)
-        elif phase is Phase.PROBATION:
+        elif phase is Phase.PROBATION and self._quiet < limits.back:
             if self._trial.windows >= limits.probation and self._trial.frames >= self._reference.window:
                 self._try(scores)
         elif (self._learned.unproven or self._learned.good is not None) and (why := self._of_no_use(scores)):
@@ -417,9 +418,17 @@ class Guard:
     # ----------------------------------------------------------------------------------------------------- across restarts
 
     @contextmanager
-    def taken(self) -> Iterator[Snapshot]:
-        """The state as it is to be saved, for `checkpoint.write`: steps that are not yet proven are left out of it, and go on."""
-        with self.between, self._learned.proven() as (kept, instead), self.adapter.taken() as snapshot:
+    def taken(self, apart: bool = False) -> Iterator[Snapshot]:
+        """The state as it is to be saved, for `checkpoint.write`: steps that are not yet proven are left out of it, and go on.
+
+        apart: windows and predictions wait only until it is copied; see `Adapter.taken`.
+        """
+        with ExitStack() as held, ExitStack() as waited:
+            waited.enter_context(self.between)
+            kept, instead = held.enter_context(self._learned.proven())
+            snapshot = held.enter_context(self.adapter.taken(apart))
+            if apart:
+                waited.close()  # nothing of it changes any more: what is put away is only ever replaced as a whole
             yield replace(snapshot, tensors={**snapshot.tensors, **instead}, kept=kept)
 
     @by_hand

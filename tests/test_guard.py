@@ -298,26 +298,28 @@ def test_exploded_parameters_are_rolled_back(bundles: dict[str, Path]) -> None:
         assert wrong(guard, 4, 26, shifted) < 0.3
 
 
-def test_an_interrupted_probation_leaves_the_parameters_that_were_tried(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("at", [1, 3])
+def test_an_interrupted_probation_leaves_the_parameters_that_were_tried(at: int, bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """While the model that learned nothing is in place: to see whether the window is as the source, and to be compared with."""
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         guard = Guard(adapter, OFTEN)
         while guard.phase is not Phase.PROBATION:
             wrong(guard, 1, 100 + guard.windows, shifted)
         tried, predict = adapter.tensors(guard._learned.names), Adapter.predict
-        calls: list[dict[str, np.ndarray]] = []
+        calls = [adapter.tensors(guard._source)]
 
         def interrupted(self: Adapter, x: Any, update_statistics: bool = True, **hyper: float) -> Any:
             logits = predict(self, x, update_statistics, **hyper)
             calls.append(self.tensors(guard._source))
-            if len(calls) > 1:
-                raise KeyboardInterrupt  # while the model that learned nothing is in place
+            if len(calls) > at:
+                raise KeyboardInterrupt
             return logits
 
         monkeypatch.setattr(Adapter, "predict", interrupted)
         with pytest.raises(KeyboardInterrupt):
             guard(shifted(images(WINDOW, 1)[0]))
         assert all((value == tried[name]).all() for name, value in adapter.tensors(guard._learned.names).items())
-        served, looked_at = calls
+        *_, served, looked_at = calls
         assert any((value != served[name]).any() for name, value in looked_at.items())
         assert all((value == served[name]).all() for name, value in adapter.tensors(guard._source).items())
 
@@ -557,6 +559,39 @@ def in_runs(guard: Guard, windows: int, seed: int) -> None:
     for index in range(windows):
         x, y = images(WINDOW, seed + index)
         guard(shifted(x[np.argsort(y, kind="stable")]))
+
+
+def test_clean_frames_after_a_shift_are_answered_as_the_source_at_once(bundles: dict[str, Path]) -> None:
+    """What was learned under a shift makes statistics look shifted where nothing is: the model as it started tells, and answers."""
+    clean = [images(WINDOW, 700 + index, (0, 1, 2, 3))[0] for index in range(3)]
+    with Adapter.open(bundles["tent"], prepared=False) as adapter, Adapter.open(bundles["tent"], prepared=False) as plain:
+        guard = committed(adapter)
+        learned, half = adapter.tensors(guard._learned.names), adapter.manifest.hyper["own"].default / 2
+        steps = adapter.stats["steps"]
+        for index, x in enumerate(clean):
+            assert guard._learned.good is not None
+            plain.reset()
+            assert np.array_equal(guard(x)[0], plain.predict(x, few=0.0, own=half))
+            assert all((adapter.state[name] == plain.state[name]).all() for name in guard._source), "statistics are those of the source's model"
+            if index < 2:
+                assert all((value == learned[name]).all() for name, value in adapter.tensors(guard._learned.names).items())
+        assert adapter.stats["steps"] == steps
+        assert guard.phase is Phase.OBSERVING
+        assert guard._learned.good is None
+        assert guard._learned.laid_by is not None
+
+
+def test_what_learned_under_a_shift_answers_while_there_is_one(bundles: dict[str, Path]) -> None:
+    """The model as it started is only looked at, and no trace of that is left."""
+    with Adapter.open(bundles["tent"], prepared=False) as adapter, Adapter.open(bundles["tent"], prepared=False) as plain:
+        guard = committed(adapter)
+        guard.pause()
+        for index in range(4):
+            x = shifted(images(WINDOW, 720 + index, (0, 1, 2, 3))[0])
+            plain.put({name: value.copy() for name, value in adapter.state.items()})
+            wanted = plain.predict(x, **guard._ways.scalars, **guard._ways.mixing(len(x)))
+            assert np.array_equal(guard(x)[0], wanted)
+            assert [name for name, value in adapter.state.items() if (value != plain.state[name]).any()] == []
 
 
 def test_what_was_learned_is_laid_by_at_the_source_and_proven_anew_when_the_shift_is_back(bundles: dict[str, Path]) -> None:
