@@ -13,14 +13,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeadapt.bundle import Manifest, atomic, tensors
+from edgeadapt.bundle import Manifest, atomic, plainfile, tensors
 from edgeadapt.bundle.digest import sha256
+from edgeadapt.bundle.reading import strict
 from edgeadapt.errors import StateError
 from edgeadapt.runtime.kept import Kept, parted
 
 FORMAT = 1
 SLOTS = ("a.safetensors", "b.safetensors")
-_KEYS = {"format", "model", "weights_sha256", "compatible", "generation", "counters", "hyper", "kept", "sha256"}
+_NEEDED = {"model", "weights_sha256", "compatible"}
+_KEYS = _NEEDED | {"format", "generation", "counters", "hyper", "kept", "sha256"}
+_COPIES = 3  # of the state's tensors that a file may have, at most: those in use, what it started as, what was laid by
+_MOST = 2**53  # what counters stay below, as all numbers in our files
 
 
 @dataclass(frozen=True)
@@ -117,7 +121,7 @@ def opened(path: Path, manifest: Manifest) -> Iterator[Snapshot]:
         StateError: as `read`; reading a tensor raises it too where the file cannot be read any more.
     """
     try:
-        file = path.open("rb")
+        file = plainfile.opened(path)
     except OSError as reason:
         raise StateError(f"{path} cannot be read: {reason.strerror}", "check the path and its permissions") from None
     with file:
@@ -125,29 +129,48 @@ def opened(path: Path, manifest: Manifest) -> Iterator[Snapshot]:
         yield _checked(path, found, dict(found.metadata), manifest)
 
 
-def _checked(path: Path, found: Mapping[str, NDArray[Any]], header: dict[str, str], manifest: Manifest) -> Snapshot:
-    if "compatible" not in header or not set(header) <= _KEYS | {"format"}:
+def _checked(path: Path, found: tensors.Stored, header: dict[str, str], manifest: Manifest) -> Snapshot:
+    if not _NEEDED <= set(header) <= _KEYS:
         raise StateError(f"{path} is no saved state of edgeadapt", "give a file that save wrote")
     if header.get("format") != str(FORMAT):
         raise StateError(f"{path} has state format {header.get('format', '')[:20]!r}, this reads {FORMAT}", "upgrade edgeadapt on this machine")
-    given = header.pop("sha256", "")
-    if given != _checksum(header, found):
-        raise StateError(f"{path} is damaged (its checksum differs)", "take an older save")
     if header["compatible"] != compatible(manifest):
         what = "other frozen weights" if header["weights_sha256"] != manifest.model.weights_sha256 else "other trainable parts"
         raise StateError(
-            f"{path} is the state of {header['model']} (weights {header['weights_sha256'][:12]}), this bundle is {manifest.model.name} "
-            f"(weights {manifest.model.weights_sha256[:12]}): {what}",
+            f"{path} is the state of {_printed(header['model'])} (weights {_printed(header['weights_sha256'][:12])}), "
+            f"this bundle is {manifest.model.name} (weights {manifest.model.weights_sha256[:12]}): {what}",
             "load it into the bundle it was saved from",
         )
+    if found.nbytes > (most := _COPIES * sum(spec.nbytes for spec in manifest.state)):  # before any of it is read
+        raise StateError(f"{path} holds {found.nbytes} bytes of tensors; of this bundle's state it can be {most} at most", "take an older save")
+    given = header.pop("sha256", "")
+    if given != _checksum(header, found):
+        raise StateError(f"{path} is damaged (its checksum differs)", "take an older save")
     try:
-        counters = {str(key): int(value) for key, value in json.loads(header["counters"]).items()}
-        hyper = {str(key): float(value) for key, value in json.loads(header["hyper"]).items()}
-        generation = int(header["generation"])
-    except (ValueError, KeyError, AttributeError, TypeError):
+        counters = {key: _count(value) for key, value in _mapping(header["counters"]).items()}
+        hyper = {key: float(value) for key, value in _mapping(header["hyper"]).items()}
+        generation = _count(int(header["generation"]))
+    except (ValueError, KeyError, TypeError, OverflowError):
         raise StateError(f"{path} has counters or scalars that cannot be read", "take an older save") from None
     plain, kept = parted(found, header.get("kept"), manifest, str(path))
     return Snapshot(plain, counters, hyper, generation, kept, given)
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    found = strict(text.encode())
+    if not isinstance(found, dict):
+        raise TypeError("no mapping")
+    return found
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or not 0 <= value < _MOST:
+        raise ValueError("no number of things that happened")
+    return value
+
+
+def _printed(text: str) -> str:
+    return text[:80] if text.isprintable() else ascii(text[:80])
 
 
 def _checksum(header: Mapping[str, str], values: Mapping[str, NDArray[Any]]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import Manifest, tensors
+from edgeadapt.bundle.reading import strict
 from edgeadapt.errors import StateError
 
 Array = NDArray[Any]
@@ -95,11 +96,12 @@ def parted(found: Mapping[str, Array], text: str | None, manifest: Manifest, whe
         return found, None
     wrong = StateError(f"{where} says of what was learned what cannot be read", "take an older save")
     try:
-        said = json.loads(text)
-    except (ValueError, RecursionError):
+        said = strict(text.encode())
+    except ValueError:
         raise wrong from None
-    known = isinstance(said, dict) and {"proven", "wholly"} <= set(said) <= {"proven", "wholly", *_SETS}
-    if not known or any(type(value) is not bool for value in said.values()) or ("laid_by" if said["proven"] else "start") in said:
+    if not isinstance(said, dict) or not {"proven", "wholly"} <= set(said) <= {"proven", "wholly", *_SETS}:
+        raise wrong
+    if any(type(value) is not bool for value in said.values()) or ("laid_by" if said["proven"] else "start") in said:
         raise wrong
     names: dict[str, dict[str, str]] = {which: {} for which in ("", *_SETS)}
     for name in found:

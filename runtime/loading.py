@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import gc
 import logging
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -76,13 +76,15 @@ def everything(bundle: Bundle, items: list[Item], terms: Terms, prepared: Prepar
 
     Raises:
         BundleError: the first graph cannot be loaded.
+        BudgetError: there is not enough memory for it.
         EdgeAdaptError: the GPU's provider does not start.
     """
     needs = terms.needs(bundle, counted=False)
     choice = choices.everything(needs, items)
-    state = _state(bundle, choice)
-    engine = Engine(bundle, state, terms.threads, choice.plan.graphs, prepared, limits=choice.plan.limits)
-    engine.prepare(FIRST_GRAPH)
+    with _room(bundle):
+        state = _state(bundle, choice)
+        engine = Engine(bundle, state, terms.threads, choice.plan.graphs, prepared, limits=choice.plan.limits)
+        engine.prepare(FIRST_GRAPH)
     _tell(needs, choice)
     answers = None
     if terms.answering:
@@ -112,15 +114,25 @@ def fit(
     """
     begun = begun or start(claim)
     held = max(begun.held, claim.before())  # another adapter may have been opened since
-    try:
-        loaded, needs = _fitted(bundle, items, claim, terms, prepared, begun, held)
-    except Unprepared as reason:
-        LOG.warning("%s runs as exported: %s", bundle.path.name, reason.message)
-        give_back()
-        loaded, needs = _fitted(bundle, items, claim, terms, None, begun, held)
+    with _room(bundle):
+        try:
+            loaded, needs = _fitted(bundle, items, claim, terms, prepared, begun, held)
+        except Unprepared as reason:
+            LOG.warning("%s runs as exported: %s", bundle.path.name, reason.message)
+            give_back()
+            loaded, needs = _fitted(bundle, items, claim, terms, None, begun, held)
     claim.fill(held, loaded.choice.plan.ledger)
     _tell(needs, loaded.choice)
     return loaded
+
+
+@contextmanager
+def _room(bundle: Bundle) -> Iterator[None]:
+    """What a bundle says of sizes may be more than any memory."""
+    try:
+        yield
+    except MemoryError:
+        raise BudgetError(f"{bundle.path}: there is not enough memory for what it says it takes", "use a machine with more") from None
 
 
 def _fitted(
@@ -181,11 +193,19 @@ def _chosen(ways: Sequence[Needs], items: list[Item], budget: int, held: int, st
     """
     while True:
         needs, choice = _best(ways, items, budget, held, strict, more)
-        choice = replace(choice, plan=laid_out(needs, choice.plan), least=laid_out(needs, choice.least))
+        plan, least = (_bounded(laid_out(needs, each), budget - held) for each in (choice.plan, choice.least))
+        choice = replace(choice, plan=plan, least=least)
         excess = held + choice.plan.total - budget
         if excess <= 0:
             return needs, choice, more
         more += excess
+
+
+def _bounded(plan: Planned, room: int) -> Planned:
+    """The same plan. Where its region grows, because a graph does not say what it takes, it grows to that many bytes at most."""
+    if plan.region.size:
+        return plan
+    return replace(plan, region=replace(plan.region, kept=max(room, plan.total)))
 
 
 def _best(ways: Sequence[Needs], items: list[Item], budget: int, held: int, strict: bool, beyond: int) -> tuple[Needs, Choice]:
@@ -226,7 +246,8 @@ def start(claim: Claim) -> Start:
 def begin() -> int:
     """Makes the process's first session, as it brings in more than code, and that belongs to what is held before; bytes of code given back then."""
     library.give_back()  # what importing it needed
-    regions.left()
+    with regions.using(Region(4096)):  # one that grows would remember how much it was asked for, and next time ask the system for as much
+        regions.left()
     return library.give_back()
 
 

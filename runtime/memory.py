@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 
 import onnxruntime
 
 from edgeadapt.bundle import Bundle, Form
+from edgeadapt.bundle.reading import shortened
 from edgeadapt.bundle.roles import ROLES, STEPS
 from edgeadapt.errors import BundleError
 from edgeadapt.memory import Graph, Machine, Plan, cuda, footprint, quantised, read, smallest, suited
@@ -130,8 +132,18 @@ class Needs:
             BundleError: it is damaged.
         """
         if name not in self._found:
-            self._found[name] = self._read(name)
+            with self._followed(name):
+                self._found[name] = self._read(name)
         return self._found[name]
+
+    @contextmanager
+    def _followed(self, name: str) -> Iterator[None]:
+        """Refuses a graph that our rules cannot follow: they take operators to have the inputs, attributes and shapes that ONNX gives them."""
+        try:
+            yield
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as reason:
+            where = f"{self.bundle.path.name}: {name}"
+            raise BundleError(f"{where} is no graph that memory can be planned for ({shortened(str(reason))})", "export the bundle again") from None
 
     def need(self, name: str, prepacking: bool) -> Need:
         """As the need of a graph, with or without copies of weights: without them, operators on bytes take more scratch, and read weights as stored.
@@ -264,7 +276,8 @@ class Needs:
                 f"{self.bundle.path.name}: {name} does not state the shape of {unknown[0]!r}, though its figures say that it is countable",
                 "take the bundle from its exporter; this one was edited",
             )
-        return Plan(graph, machine=replace(self._machine, prepacking=prepacking))
+        with self._followed(name):
+            return Plan(graph, machine=replace(self._machine, prepacking=prepacking))
 
     def correct(self, name: str, prepacking: bool = True) -> None:
         """Counts a graph's region anew, where what the bundle says has turned out too small."""

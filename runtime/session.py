@@ -12,6 +12,7 @@ import onnxruntime
 
 from edgeadapt.bundle import Bundle, Graph
 from edgeadapt.bundle.onnxwire import External, without_declarations
+from edgeadapt.bundle.reading import shortened
 from edgeadapt.errors import BudgetError, BundleError, EdgeAdaptError
 from edgeadapt.memory import Machine, quantised
 from edgeadapt.memory.graph import OWN, read
@@ -24,6 +25,10 @@ DTYPES = {1: "<f4", 2: "u1", 3: "i1", 4: "<u2", 5: "<i2", 6: "<i4", 7: "<i8", 9:
 """numpy's name of each TensorProto.DataType that it has."""
 
 _TENSORS = {"float32": "tensor(float)", **{kind: f"tensor({kind})" for kind in ("int8", "uint8", "int16", "int64")}}
+
+
+_SHORT = ("Available memory of", "Failed to allocate memory", "std::bad_alloc")
+"""What onnxruntime says where memory is short."""
 
 
 def _fix_malloc() -> None:
@@ -185,9 +190,10 @@ def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Grap
         chosen = options(threads)
         chosen.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         if limit is None:  # on a GPU, onnxruntime copies them there itself
-            weights.share(shared(graph, folder == bundle.folder), chosen)
             _complete(graph, threads, f"{bundle.path}: graph {name}")
         try:
+            if limit is None:
+                weights.share(shared(graph, folder == bundle.folder), chosen)
             session = onnxruntime.InferenceSession(without_declarations(graph.data), chosen, **providers.arguments(limit))
         except Exception as reason:  # onnxruntime's own types have no common base of theirs
             raise failure(f"{bundle.path}: onnxruntime {VERSION} cannot load graph {name}", reason) from None
@@ -225,8 +231,8 @@ def _complete(graph: Graph, threads: int, where: str) -> None:
 
 def failure(what: str, reason: Exception) -> EdgeAdaptError:
     """onnxruntime's exception as ours: memory that is not there is the budget's affair, anything else the bundle's."""
-    text = str(reason)
-    if "Available memory of" in text or "Failed to allocate memory" in text or isinstance(reason, MemoryError):
+    whole, text = str(reason), shortened(str(reason))
+    if any(sign in whole for sign in _SHORT) or isinstance(reason, MemoryError):
         return BudgetError(f"{what}: there is not enough memory ({text})", "raise the budget, or export with a smaller batch")
     return BundleError(f"{what}: {text}", "export the bundle with this edgeadapt, or install a newer onnxruntime")
 
@@ -272,7 +278,7 @@ def _static(shape: Any) -> bool:
 
 def wrong(where: str, expected: str, got: str) -> BundleError:
     """A graph that is not what the manifest says."""
-    return BundleError(f"{where}: expected {expected}, got {got}", "export the bundle again")
+    return BundleError(f"{shortened(where)}: expected {shortened(expected)}, got {shortened(got)}", "export the bundle again")
 
 
 def label_shape(session: Any) -> tuple[int, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from edgeadapt import Adapter
 from edgeadapt.bundle import PLACEHOLDER, Bundle
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.cli.main import main
-from edgeadapt.errors import BudgetError, UsageError
+from edgeadapt.errors import BudgetError, BundleError, UsageError
 from edgeadapt.memory import footprint
 from edgeadapt.memory.ledger import Setup, ledger
 from edgeadapt.runtime import adapter as adapters
-from edgeadapt.runtime import loading, memory, service
+from edgeadapt.runtime import loading, memory, region, service, session
 from edgeadapt.runtime.choice import wanted
 from edgeadapt.runtime.memory import Needs
 from edgeadapt.runtime.prepared import BUNDLE, OWN, Prepared, PreparedGraph
@@ -162,6 +162,90 @@ def test_a_closed_adapter_gives_its_region_back_at_once(tmp_path: Path) -> None:
     found = run_json([sys.executable, "-c", CLOSED, str(bundle)])
     assert found["region"] > 8 * MIB
     assert found["given_back"] > 0.8 * found["region"]
+
+
+# ------------------------------------------------------------------------------------------- graphs that are no good
+
+
+def edited(path: Path, change: Callable[[onnx.ModelProto], object]) -> Path:
+    """A bundle whose first graph was changed, and whose graphs do not state all shapes."""
+    toy = Toy(batches=(1,), method="source")
+    model = onnx.load_from_string(toy.graphs["predict.b1"])
+    change(model)
+    toy.graphs["predict.b1"] = model.SerializeToString()
+    return toy.write(path)
+
+
+def doubling(model: onnx.ModelProto) -> None:
+    """Forty nodes that ask for four terabytes."""
+    chain = ["x", *(f"twice{index}" for index in range(40))]
+    nodes = [helper.make_node("Concat", [before, before], [after], axis=0) for before, after in zip(chain, chain[1:])]
+    nodes += model.graph.node
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+
+
+def test_a_region_that_grows_ends_where_the_budget_does(tmp_path: Path) -> None:
+    with Adapter.open(edited(tmp_path / "x", doubling), budget=ENOUGH) as adapter:
+        region = adapter._service.choice.plan.region
+        assert (region.size, region.kept < adapter.memory["budget"]) == (0, True)
+        with pytest.raises(BudgetError, match="memory ran out"):
+            adapter.predict(frames(1))
+        assert adapter.memory["peak"] < adapter.memory["budget"]
+
+
+def test_looking_at_what_is_left_asks_no_region_that_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would remember how much that was, and with its next block take all addresses that there are."""
+    made = []
+    register = region._register
+    monkeypatch.setattr(region, "_register", lambda wanted: (made.append(wanted), register(wanted)))
+    loading.begin()
+    assert made
+    assert all(wanted.size for wanted in made)
+    region.release()
+
+
+@pytest.mark.parametrize("budget", [None, ENOUGH])
+def test_a_tensor_that_stands_twice_is_refused(tmp_path: Path, budget: str | None) -> None:
+    def twice(model: onnx.ModelProto) -> None:
+        model.graph.initializer.add().CopyFrom(next(tensor for tensor in model.graph.initializer if tensor.external_data))
+
+    path = edited(tmp_path / "x", twice)
+    with pytest.raises(BundleError, match="cannot load graph"):
+        Adapter.open(path, budget=budget)
+
+
+@pytest.mark.parametrize("sizes", [[2**62], [-1], [1] * 65, [2**39] * 60])
+def test_shapes_that_cannot_be_are_not_planned_for(tmp_path: Path, sizes: list[int]) -> None:
+    path = edited(tmp_path / "x", lambda model: model.graph.value_info.append(helper.make_tensor_value_info("t0", TensorProto.FLOAT, sizes)))
+    with pytest.raises(BundleError, match="sizes that cannot be"):
+        Adapter.open(path, budget=ENOUGH)
+
+
+def test_a_graph_that_the_rules_of_planning_cannot_follow_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object) -> None:
+        raise IndexError("no such input " + "x" * 9000)
+
+    monkeypatch.setattr(memory, "figures", fails)
+    with pytest.raises(BundleError, match=r"no graph that memory can be planned for .*no such input") as refused:
+        Adapter.open(path, budget=ENOUGH)
+    assert len(str(refused.value)) < 1000
+
+
+def test_what_a_bundle_says_of_sizes_may_be_more_than_there_is(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(loading, "FlatState", fails)
+    for budget in (None, ENOUGH):
+        with pytest.raises(BudgetError, match="not enough memory for what it says"):
+            Adapter.open(path, budget=budget)
+
+
+def test_what_onnxruntime_says_is_told_in_short_and_by_its_kind() -> None:
+    assert isinstance(session.failure("x", RuntimeError("x" * 9000 + "std::bad_alloc")), BudgetError)
+    for reason in ("Available memory of 1", "Failed to allocate memory", "other"):
+        assert len(str(session.failure("x", RuntimeError(reason + "x" * 9000)))) < 1000
 
 
 # --------------------------------------------------------------------------------- prepared graphs that vanish

@@ -17,7 +17,7 @@ import onnx
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
-from onnx import helper
+from onnx import TensorProto, helper
 
 from edgeadapt.bundle import PLACEHOLDER, WEIGHTS_OFFSET, Bundle, InputSpec, Manifest, WeightsFile, onnxwire, write_bundle
 from edgeadapt.bundle.digest import sha256
@@ -311,6 +311,7 @@ def test_missing_files_folders_and_pipes_are_refused(tmp_path):
     assert "is not a file" in refusal(tmp_path)
     os.mkfifo(tmp_path / "pipe")
     assert "is not a file" in refusal(tmp_path / "pipe")
+    assert "is not a file" in refusal(Path("/dev/zero"))
 
 
 def test_repacked_bundles_are_refused(path, tmp_path):
@@ -423,6 +424,8 @@ WRONG = [
     (("model", "extra"), 1, "model.extra is not known"),
     (("input", "shape"), [3, 0, 6], "input.shape[1]"),
     (("input", "shape"), [], "input.shape"),
+    (("input", "shape"), [3, 2**20, 2**20], "input.shape"),
+    (("state", 0, "shape"), [2**30, 4], "state[0].shape"),
     (("input", "resize"), [7, 6], "input.resize"),
     (("input", "resize"), [6], "input.resize"),
     (("input", "fit"), "squeeze", "input.fit"),
@@ -497,6 +500,26 @@ def test_a_wrong_manifest_names_the_key(toy, path, keys, value, named):
     with pytest.raises(BundleError) as caught:
         Manifest.from_json(content, "manifest")
     assert named in caught.value.message
+
+
+@pytest.mark.parametrize("text", ['"x": {}', "[], ", "1,", '"\\ud800"', '{"\\uDFFF": 1}'])
+def test_a_manifest_of_millions_or_of_halves_is_refused_before_it_is_kept(path_of_manifest, text):
+    """Values of two bytes take a hundred times as much once they are read, and half a character cannot be printed."""
+    many = text if "\\u" in text else f"[{300_000 * text}0]" if ":" not in text else "{" + ",".join([text] * 300_000) + "}"
+    with pytest.raises(BundleError, match=r"valid JSON: (more than 262144 values|.*surrogates not allowed)"):
+        Manifest.from_bytes(path_of_manifest.replace(b'"summary": "', b'"summary": %s, "x": "' % many.encode()))
+
+
+def test_a_whole_character_in_two_escapes_is_none_of_these(path_of_manifest):
+    assert Manifest.from_bytes(path_of_manifest.replace(b'"summary": "', b'"summary": "\\ud83d\\ude00')).method.summary.startswith("\U0001f600")
+
+
+def test_what_is_wrong_is_said_in_a_few_words(path_of_manifest):
+    content = json.loads(path_of_manifest)
+    for change in ({"batches": [1, *range(90_000, 1, -1)]}, {"hyper": {"x" * 10**6: {}}}, {"x" * 10**6: 1}, {"task": {"kind": "x" * 10**6}}):
+        with pytest.raises(BundleError) as caught:
+            Manifest.from_json({**content, **change})
+        assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize(
@@ -614,6 +637,19 @@ def nest(depth: int) -> Any:
     return change
 
 
+def inside(model: onnx.ModelProto, **values: Any) -> onnx.TensorProto:
+    return model.graph.initializer.add(name="inside", **{"data_type": 1, **values})
+
+
+def repeat(kind: str) -> Any:
+    """A node that runs a subgraph as often as a number in the graph says."""
+
+    def change(model: onnx.ModelProto) -> None:
+        model.graph.node.append(helper.make_node(kind, ["most", "go"], ["z"], body=helper.make_graph([], "b", [], [])))
+
+    return change
+
+
 HOSTILE = {
     "another file": (set_external("location", "/etc/passwd"), "/etc/passwd"),
     "memory": (set_external("location", "*/_ORT_MEM_ADDR_/*"), "_ORT_MEM_ADDR_"),
@@ -639,6 +675,21 @@ HOSTILE = {
     "own operator": (lambda model: setattr(model.graph.node[0], "domain", "evil.ops"), "'evil.ops'"),
     "deep": (nest(18), "nested deeper"),
     "placeholder elsewhere": (lambda model: setattr(model, "doc_string", PLACEHOLDER), "placeholder"),
+    "again and again": (repeat("Loop"), "Loop may run without end"),
+    "row by row": (repeat("Scan"), "Scan may run without end"),
+    "more than is there": (lambda model: inside(model, dims=[2**38], raw_data=bytes(4)), "more or fewer data"),
+    "less than is there": (lambda model: inside(model, dims=[1], raw_data=bytes(8)), "more or fewer data"),
+    "nothing is there": (lambda model: inside(model, dims=[3]), "more or fewer data"),
+    "numbers one by one": (lambda model: inside(model, dims=[3], float_data=[1.0, 2.0]), "more or fewer data"),
+    "half bytes": (lambda model: inside(model, dims=[7], data_type=TensorProto.INT4, int32_data=[1, 2, 3]), "more or fewer data"),
+    "texts": (lambda model: inside(model, dims=[2], data_type=TensorProto.STRING, string_data=[b"x"]), "more or fewer data"),
+    "a type that is none": (lambda model: inside(model, dims=[1], data_type=99, raw_data=bytes(4)), "unknown type (99)"),
+    "below nothing": (lambda model: inside(model, dims=[-1, -1], raw_data=bytes(4)), "cannot be, [-1, -1]"),
+    "beyond all": (lambda model: inside(model, dims=[0, 2**40]), "cannot be"),
+    "sizes one by one": (lambda model: inside(model, dims=[1] * 65, raw_data=bytes(4)), "cannot be"),
+    "a shape by the thousand": (lambda model: inside(model, dims=[513], data_type=7, raw_data=bytes(8 * 513)), "belong into weights.bin"),
+    "numbers by the thousand": (lambda model: model.graph.node[0].attribute.append(helper.make_attribute("a", [1] * 9000)), "too many numbers"),
+    "a long name": (lambda model: setattr(model.graph.node[0], "domain", "x" * 10**6), "only standard ONNX operators"),
 }
 
 
@@ -651,7 +702,33 @@ def test_hostile_graphs_are_refused(toy, path, tmp_path, name):
         with pytest.raises(BundleError, match=reason):
             Bundle.open(tmp_path / "x").graph("predict.b1")
     else:
-        assert reason in refusal(tmp_path / "x")
+        found = refusal(tmp_path / "x")
+        assert reason in found
+        assert len(found) < 1000, "people are to read it"
+
+
+def test_data_inside_a_graph_are_read_in_every_form(toy):
+    def change(model: onnx.ModelProto) -> None:
+        inside(model, dims=[2], float_data=[1.0, 2.0])
+        inside(model, dims=[2], data_type=7, int64_data=[-1, 1])
+        inside(model, dims=[2], data_type=11, double_data=[-1, 1])
+        inside(model, dims=[2], data_type=9, int32_data=[0, 1])
+        inside(model, dims=[3], data_type=TensorProto.INT4, int32_data=[1, 2])
+        inside(model, dims=[3], data_type=TensorProto.UINT4, raw_data=bytes(2))
+        inside(model, dims=[2], data_type=TensorProto.STRING, string_data=[b"x", b""])
+        inside(model, dims=[0, 5])
+        inside(model, raw_data=bytes(4))
+        inside(model, dims=[512], data_type=7, raw_data=bytes(8 * 512))
+
+    onnxwire.scan(forged(toy, change))
+
+
+def test_a_graph_is_walked_for_a_bounded_time(toy, monkeypatch):
+    data = toy.graphs["predict.b1"]
+    onnxwire.scan(data)
+    monkeypatch.setattr(onnxwire, "_MAX_FIELDS", 50)
+    with pytest.raises(BundleError, match="more than 50 fields"):
+        onnxwire.scan(data)
 
 
 def test_a_subgraph_may_use_the_weights(toy, path, tmp_path):
@@ -700,6 +777,14 @@ def test_packed_and_unpacked_sizes_mean_the_same():
     one_by_one, together = (onnxwire.scan(model(tensor(dims))) for dims in (b"\x08\x02\x08\x03", b"\x0a\x02\x02\x03"))
     assert one_by_one.external == together.external
     assert one_by_one.external[0].shape == (2, 3)
+
+
+def test_sizes_are_counted_before_they_are_kept():
+    def field(number: int, body: bytes) -> bytes:
+        return bytes([number << 3 | 2]) + onnxwire._encoded(len(body)) + body
+
+    with pytest.raises(BundleError, match="more than 64 sizes"):
+        onnxwire.scan(field(7, field(5, field(1, bytes([1]) * 10**6))))
 
 
 def test_reading_weights_in_pieces_does_not_keep_them(path, monkeypatch):

@@ -180,6 +180,16 @@ def test_a_store_with_keys_installs_and_starts_only_what_is_signed(signed: Path,
         assert files.names[store.begin_boot().installed.digest] == "a"
 
 
+def test_a_pipe_in_the_place_of_a_signature_or_a_key_is_not_waited_for(signed: Path, keys: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(InputError, match="it is not a file"):
+        signing.check(signed, [tmp_path / "pipe"])
+    signing.beside(signed).unlink()
+    os.mkfifo(signing.beside(signed))
+    with pytest.raises(BundleError, match="it is not a file"):
+        signing.check(signed, [keys / "ours.pub"])
+
+
 def test_from_the_command_line(signed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["keygen", str(tmp_path / "mine")]) == 0
     assert "mine.key" in capsys.readouterr().out

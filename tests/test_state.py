@@ -207,6 +207,67 @@ def test_other_files_and_newer_formats_are_refused(toy, tmp_path):
         checkpoint.read(tmp_path / "x", toy.manifest())
 
 
+HEADERS = [
+    ("counters", '{"frames": 1e999}'),
+    ("counters", '{"frames": -1}'),
+    ("counters", '{"frames": 9007199254740992}'),
+    ("counters", '{"frames": "3"}'),
+    ("counters", "[" * 9000),
+    ("counters", "[]"),
+    ("hyper", '{"mix": 1' + "0" * 400 + "}"),
+    ("hyper", '{"mix": NaN}'),
+    ("hyper", "3"),
+    ("hyper", "[" + "[]," * 300_000 + "0]"),
+    ("generation", "-1"),
+    ("generation", "9007199254740992"),
+    ("generation", "9" * 4000),
+    ("generation", None),
+    ("kept", "[" * 9000),
+    ("model", None),
+    ("weights_sha256", None),
+    ("compatible", None),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), HEADERS)
+def test_a_header_that_lies_is_refused_though_its_checksum_knows_of_it(toy, tmp_path, key, value):
+    checkpoint.write(tmp_path / "x", snapshot(toy, 1).at_hand, toy.manifest())
+    content, header = tensors.read(tmp_path / "x")
+    header = {name: text for name, text in {**header, key: value}.items() if name != "sha256" and text is not None}
+    (tmp_path / "x").write_bytes(tensors.encode(content, {**header, "sha256": checkpoint._checksum(header, content)}))
+    with pytest.raises(StateError) as caught:
+        checkpoint.read(tmp_path / "x", toy.manifest())
+    assert len(str(caught.value)) < 1000
+
+
+def test_the_state_of_a_model_with_an_odd_name_is_refused_in_print(toy, tmp_path):
+    manifest = toy.manifest()
+    other = dataclasses.replace(manifest, model=dataclasses.replace(manifest.model, name="x\x1b[2J" + "y" * 10**5, weights_sha256="0" * 64))
+    checkpoint.write(tmp_path / "x", snapshot(toy, 1).at_hand, other)
+    with pytest.raises(StateError, match=r"state of 'x\\x1b\[2Jyy.*other frozen weights") as caught:
+        checkpoint.read(tmp_path / "x", toy.manifest())
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_file_larger_than_a_state_can_be_is_not_read(toy, tmp_path, monkeypatch):
+    """It may be a sparse one of any size."""
+    checkpoint.write(tmp_path / "x", snapshot(toy, 1).at_hand, toy.manifest())
+    content, header = tensors.read(tmp_path / "x")
+    content = {**content, "start norm.gamma": np.zeros(4096, np.float32)}
+    (tmp_path / "x").write_bytes(tensors.encode(content, header))
+    monkeypatch.setattr(tensors.Stored, "__getitem__", lambda *given: pytest.fail("it is read"))
+    with pytest.raises(StateError, match=r"holds \d+ bytes of tensors; of this bundle's state it can be \d+ at most"):
+        checkpoint.read(tmp_path / "x", toy.manifest())
+
+
+def test_a_pipe_in_the_place_of_a_state_is_not_waited_for(toy, tmp_path):
+    os.mkfifo(tmp_path / "a.safetensors")
+    with pytest.raises(StateError, match="it is not a file"):
+        checkpoint.read(tmp_path / "a.safetensors", toy.manifest())
+    with pytest.raises(StateError, match="it is not a file"):
+        Slots(tmp_path, toy.manifest()).newest()
+
+
 FUZZ = settings(max_examples=120, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Any
 
 import hypothesis.extra.numpy as arrays
@@ -132,6 +133,10 @@ MALFORMED = {
     "bytes left over": (raw({"a": one()}, bytes(9)), "9 follow"),
     "metadata no mapping": (raw({"__metadata__": 3}), "__metadata__"),
     "metadata no strings": (raw({"__metadata__": {"a": 1}}), "__metadata__"),
+    "millions": (raw({"__metadata__": {"a": [[]] * 300_000}}), "more than 262144 values"),
+    "halves": (raw({"__metadata__": {"a": "\ud800"}}), "surrogates not allowed"),
+    "a long name": (raw({"x" * 10**6: 3}), "xxx…"),
+    "a long shape": (raw({"a": one(shape=(1,) * 9000)}), "…"),
     "neither true nor false": (raw({"a": one("BOOL", (2,), [0, 2])}, b"\x01\x02"), "neither true nor false"),
 }
 
@@ -145,6 +150,7 @@ def test_malformed_files_are_refused_with_the_reason(name):
             tensors.decode(data, "state.safetensors", error)
         assert reason in str(caught.value)
         assert "state.safetensors" in str(caught.value)
+        assert len(str(caught.value)) < 1000, "people are to read it"
 
 
 @device
@@ -174,3 +180,14 @@ def test_every_truncation_is_refused(content):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(StateError, match=r"gone\.safetensors cannot be read"):
         tensors.read(tmp_path / "gone.safetensors", StateError)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(StateError, match="pipe cannot be read: it is not a file"):
+        tensors.read(tmp_path / "pipe", StateError)
+
+
+@device
+def test_what_an_array_is_is_known_without_reading_it(tmp_path):
+    (tmp_path / "x").write_bytes(tensors.encode({"a": np.zeros((2, 3), np.int8), "b": np.zeros((), np.float32)}))
+    with open(tmp_path / "x", "rb") as file:
+        found = tensors.Stored(file, "x", StateError)
+        assert (found.form("a"), found.form("b"), found.nbytes) == ((np.int8, (2, 3)), (np.float32, ()), 10)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, TypeVar
 
 from edgeadapt.bundle.checked import UNCHECKED, unchecked_of
 from edgeadapt.bundle.reading import Node
-from edgeadapt.bundle.roles import GUARD, ROLES, SUMS, UPDATE
+from edgeadapt.bundle.roles import GUARD, ROLES, STEPS, SUMS, UPDATE
 from edgeadapt.bundle.searched import FACTORS
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def agree(manifest: Manifest, root: Node) -> None:
         BundleError: they do; the message names the place.
     """
 
-    def check(known: Callable[[T], bool], values: tuple[T, ...], node: Node, expected: str) -> None:
+    def check(known: Callable[[T], bool], values: Iterable[T], node: Node, expected: str) -> None:
         for value in values:
             if not known(value):
                 raise node.wrong(expected, repr(value))
@@ -38,10 +38,10 @@ def agree(manifest: Manifest, root: Node) -> None:
     if 1 not in manifest.batches or list(manifest.batches) != sorted(set(manifest.batches)):
         raise root.child("batches").wrong("rising batch sizes, 1 among them", str(list(manifest.batches)))
     if manifest.reference is not None:
-        follow = manifest.statistics.layers if manifest.statistics.mode == "live" else ()
+        follow = frozenset(manifest.statistics.layers if manifest.statistics.mode == "live" else ())
         node = root.child("reference").child("layers")
-        check(follow.__contains__, tuple(manifest.reference.layers), node, "layers whose statistics follow the stream")
-    graphs = root.child("graphs")
+        check(follow.__contains__, manifest.reference.layers, node, "layers whose statistics follow the stream")
+    graphs, batches = root.child("graphs"), frozenset(manifest.batches)
     for name, graph in manifest.graphs.items():
         node = graphs.child(name)
         if name != graph.name:
@@ -50,10 +50,10 @@ def agree(manifest: Manifest, root: Node) -> None:
             raise node.wrong(f"a graph {graph.role}.b{graph.batch}, which it is a variant of", "none")
         if graph.path != f"graphs/{name}.onnx":
             raise node.child("path").wrong(f"graphs/{name}.onnx", repr(graph.path))
-        if graph.role in ROLES and graph.batch not in manifest.batches:
+        if graph.role in ROLES and graph.batch not in batches:
             raise node.child("batch").wrong(f"one of {list(manifest.batches)}", str(graph.batch))
         check(manifest.hyper.__contains__, graph.hyper, node.child("hyper"), "names that stand in hyper")
-        check(graph.hyper.__contains__, tuple(graph.defaults), node.child("defaults"), "names that stand in this graph's hyper")
+        check(frozenset(graph.hyper).__contains__, graph.defaults, node.child("defaults"), "names that stand in this graph's hyper")
         check(kinds.__contains__, graph.reads, node.child("reads"), "names that stand in state")
         check(kinds.__contains__, graph.writes, node.child("writes"), "names that stand in state")
         check(lambda value: re.fullmatch("[a-z][a-z0-9_]*", value) is not None, graph.metrics, node.child("metrics"), "lower-case words")
@@ -96,6 +96,7 @@ def _agree_choice(manifest: Manifest, rows: Node) -> None:
 def _agree_pieces(manifest: Manifest, root: Node) -> None:
     """The checks of graphs for steps in pieces: what they add up is what the whole step computes."""
     graphs, known = root.child("graphs"), {spec.name for spec in manifest.sums}
+    planned = {role: manifest.planned(role) for role in STEPS}
     if len(known) != len(manifest.sums):
         raise root.child("sums").wrong("every name once", "a name twice")
     for name, graph in manifest.graphs.items():
@@ -119,18 +120,19 @@ def _agree_pieces(manifest: Manifest, root: Node) -> None:
             raise node.wrong(f"a graph {role}{UPDATE}, which ends the step", "none")
         elif graph.writes or graph.metrics:
             raise node.wrong("no new state and no metrics in a graph of sums", f"{graph.writes}, {graph.metrics}")
-        elif not any(size % graph.batch == 0 and size > graph.batch for size in manifest.planned(role)):
+        elif not any(size % graph.batch == 0 and size > graph.batch for size in planned[role]):
             raise node.child("batch").wrong(f"a part of a batch of {role}", str(graph.batch))
 
 
 def _agree_searched(manifest: Manifest, node: Node) -> None:
     """Scalars and batches that were tried are the bundle's, and scalars that were chosen are its defaults."""
     assert manifest.searched is not None
+    sizes = manifest.planned("adapt") or manifest.planned("predict")
     for row in manifest.searched.rows:
         unknown = next((name for name in row.scalars if name not in manifest.hyper), None)
         if unknown is not None:
             raise node.wrong("names that stand in hyper", repr(unknown))
-        if row.batch not in manifest.planned("adapt" if manifest.planned("adapt") else "predict"):
+        if row.batch not in sizes:
             raise node.wrong("batches that windows can have", str(row.batch))
     for name, value in manifest.searched.chosen.scalars.items():
         if name not in FACTORS and manifest.hyper[name].default != value:

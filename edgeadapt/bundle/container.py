@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from errno import EINVAL
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,7 +15,7 @@ from zlib import crc32
 
 from numpy.typing import NDArray
 
-from edgeadapt.bundle import atomic, onnxwire, storedzip, tensors
+from edgeadapt.bundle import atomic, onnxwire, plainfile, storedzip, tensors
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.graphspec import GraphSpec
 from edgeadapt.bundle.manifest import STATE, WEIGHTS, Manifest, Member
@@ -228,14 +228,15 @@ class Bundle:
         found = tensors.Stored(file, where, BundleError, place.offset, place.size)
         if set(found) != {spec.name for spec in self.manifest.state}:
             odd = sorted(set(found) ^ {spec.name for spec in self.manifest.state})
-            raise BundleError(f"{where}: its tensors are not those of the manifest (first difference: {odd[0]!r})", "export the bundle again")
+            raise BundleError(f"{where}: its tensors are not those of the manifest (first difference: {odd[0][:80]!r})", "export the bundle again")
         for spec in self.manifest.state:
-            array = found[spec.name]
-            if array.dtype != spec.dtype or array.shape != spec.shape:
+            dtype, shape = found.form(spec.name)
+            if dtype != spec.dtype or shape != spec.shape:
                 raise BundleError(
-                    f"{where}: {spec.name!r} is {array.dtype} {list(array.shape)}, but the manifest says {spec.dtype} {list(spec.shape)}",
+                    f"{where}: {spec.name!r} is {dtype} {list(shape)}, but the manifest says {spec.dtype} {list(spec.shape)}",
                     "export the bundle again",
                 )
+            array = found[spec.name]
             if not tensors.finite(array):
                 raise BundleError(f"{where}: {spec.name!r} holds NaN or infinite values", "export the bundle again")
             del array  # before the next is read
@@ -301,10 +302,10 @@ class Bundle:
 
 def _opened(path: Path) -> BufferedReader:
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # opening a pipe would wait for ever
-            raise BundleError(f"{path} is not a file", "give the path of an .edgeadapt file")
-        return path.open("rb")
+        return plainfile.opened(path)
     except OSError as reason:
+        if reason.errno == EINVAL:
+            raise BundleError(f"{path} is not a file", "give the path of an .edgeadapt file") from None
         raise BundleError(f"{path} cannot be opened: {reason.strerror}", "check the path and its permissions") from None
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ FITS = ("stretch", "cover")
 ORDERS = ("rgb", "bgr")
 MOST_SIDE = 2**14
 """Pixels of a side that images are resized to, at most."""
+MOST_ELEMENTS = 2**31
+"""Of a frame, and of a tensor of the state or of sums: more than any device has room for."""
 USUAL = {"fit": FITS[0], "crop": False, "order": ORDERS[0], "raw": False, "hop": None}
 """Keys that a manifest leaves out where they are so."""
 
@@ -59,6 +62,8 @@ def read_input(node: Node) -> InputSpec:
     shape = node.child("shape").items(lambda size: size.integer(1))
     if not 1 <= len(shape) <= 4:
         raise node.child("shape").wrong("one to four sizes, channels first", f"{len(shape)}")
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise node.child("shape").wrong(f"at most {MOST_ELEMENTS} elements", str(list(shape)))
     fit = node.child("fit").text("|".join(FITS)) if node.has("fit") else FITS[0]
     crop, raw = (node.child(key).truth() if node.has(key) else False for key in ("crop", "raw"))
     resize = node.child("resize").maybe(lambda found: found.items(lambda size: size.integer(1)))

@@ -17,7 +17,7 @@ from edgeadapt.bundle.agreement import agree
 from edgeadapt.bundle.checked import read_selfcheck
 from edgeadapt.bundle.choice import Choice, read_choice
 from edgeadapt.bundle.graphspec import NAME, OPTIONAL, GraphSpec, read_graph
-from edgeadapt.bundle.inputspec import InputSpec, plain_input, read_input
+from edgeadapt.bundle.inputspec import MOST_ELEMENTS, InputSpec, plain_input, read_input
 from edgeadapt.bundle.quantised import Quantised, read_quantised
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.bundle.reference import Reference, read_reference
@@ -316,6 +316,8 @@ def _shape(node: Node) -> tuple[int, ...]:
     shape = node.child("shape").items(lambda size: size.integer(1))
     if len(shape) > 8:
         raise node.child("shape").wrong("at most 8 sizes", f"{len(shape)}")
+    if math.prod(shape) > MOST_ELEMENTS:
+        raise node.child("shape").wrong(f"at most {MOST_ELEMENTS} elements", f"{list(shape)}")
     return shape
 
 

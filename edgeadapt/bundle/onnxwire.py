@@ -7,9 +7,10 @@ points into this bundle's own weights and that it uses standard operators only. 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
+from edgeadapt.bundle.reading import shortened
 from edgeadapt.errors import BundleError
 
 BITS = {1: 32, 2: 8, 3: 8, 4: 16, 5: 16, 6: 32, 7: 64, 9: 8, 10: 16, 11: 64, 12: 32, 13: 64, 16: 16, 17: 8, 18: 8, 19: 8, 20: 8, 21: 4, 22: 4}
@@ -20,6 +21,13 @@ KINDS = {
 """What onnxruntime calls each TensorProto.DataType of a whole number of bytes."""
 
 _MAX_DEPTH = 16  # of subgraphs
+_MAX_FIELDS = 4_000_000  # in all: three seconds of walking; exported graphs have tens of thousands
+_MAX_SIZES = 64  # of one tensor
+_MAX_WHOLE = 512  # elements of a tensor of whole numbers inside the graph, and of an attribute: onnxruntime makes shapes of them for each node behind
+_REPEATING = frozenset({"Loop", "Scan", "SequenceMap"})  # without them each node runs once at most, and a run ends
+_STRING = 8
+_WHOLE = (6, 7)  # int32 and int64
+_VALUES = {4: 4, 5: 1, 6: 1, 7: 1, 10: 8, 11: 1}  # fields with a tensor's elements one by one, and the bytes that each takes at least
 
 Data = memoryview | bytes
 Value = int | Data
@@ -77,13 +85,15 @@ def scan(data: bytes | memoryview, where: str = "the graph", domains: Collection
 
     Raises:
         BundleError: not a well-formed model; model-local functions, training sections or sparse tensors; a node of another
-            domain; external data that is incomplete, contradicts its tensor's shape, or is used outside initialisers.
+            domain, or one that runs a subgraph again and again; external data that is incomplete, contradicts its tensor's shape, or is used
+            outside initialisers; data inside that are not as many as their tensor's shape says; far more of something than any model has.
     """
     walker = _Walker(domains)
     try:
         walker.model(memoryview(data))
     except Malformed as reason:
-        raise BundleError(f"{where} cannot be used: {reason}", "export the bundle again; if it was edited, take the original") from None
+        fix = "export the bundle again; if it was edited, take the original"
+        raise BundleError(f"{where} cannot be used: {shortened(str(reason))}", fix) from None
     return Facts(tuple(walker.external), walker.nodes, frozenset(walker.operators))
 
 
@@ -183,13 +193,22 @@ def text(value: Value, what: str) -> str:
 class _Walker:
     def __init__(self, domains: Collection[str]) -> None:
         self.domains = frozenset(domains)
+        self.left = _MAX_FIELDS
         self.external: list[External] = []
         self.nodes = 0
         self.operators: set[str] = set()
 
+    def fields(self, data: Data) -> Iterator[tuple[int, Value]]:
+        """As `fields`, counted."""
+        for found in fields(data):
+            self.left -= 1
+            if self.left < 0:
+                raise Malformed(f"it has more than {_MAX_FIELDS} fields")
+            yield found
+
     def model(self, data: Data) -> None:
         graphs = 0
-        for field, value in fields(data):
+        for field, value in self.fields(data):
             if field == 7:
                 graphs += 1
                 self.graph(view(value, "the graph"), 0)
@@ -203,7 +222,7 @@ class _Walker:
     def graph(self, data: Data, depth: int) -> None:
         if depth > _MAX_DEPTH:
             raise Malformed(f"its subgraphs are nested deeper than {_MAX_DEPTH}")
-        for field, value in fields(data):
+        for field, value in self.fields(data):
             if field == 1:
                 self.node(view(value, "a node"), depth)
             elif field == 5:
@@ -214,7 +233,7 @@ class _Walker:
     def node(self, data: Data, depth: int) -> None:
         self.nodes += 1
         operator = domain = ""
-        for field, value in fields(data):
+        for field, value in self.fields(data):
             if field == 4:
                 operator = text(value, "an operator's name")
             elif field == 7:
@@ -222,12 +241,19 @@ class _Walker:
             elif field == 5:
                 self.attribute(view(value, "an attribute"), depth)
         if domain and domain not in self.domains:
-            raise Malformed(f"its operator {operator!r} is of domain {domain!r}; only standard ONNX operators are allowed")
+            raise Malformed(f"its operator {operator[:80]!r} is of domain {domain[:80]!r}; only standard ONNX operators are allowed")
+        if operator in _REPEATING:
+            raise Malformed(f"its operator {operator} may run without end")
         self.operators.add(f"{domain}.{operator}" if domain else operator)
 
     def attribute(self, data: Data, depth: int) -> None:
-        for field, value in fields(data):
-            if field in (5, 10):
+        many = 0
+        for field, value in self.fields(data):
+            if field == 8:
+                many += 1 if isinstance(value, int) else len(value)
+                if many > 10 * _MAX_WHOLE:  # a number takes ten bytes at most
+                    raise Malformed("it has an attribute of too many numbers")
+            elif field in (5, 10):
                 self.tensor(view(value, "a tensor"), None)
             elif field in (6, 11):
                 self.graph(view(value, "a subgraph"), depth + 1)
@@ -239,10 +265,13 @@ class _Walker:
         name, kind, stored = "", 0, False
         dims: list[int] = []
         entries: list[tuple[str, str]] = []
-        for field, value in fields(data):
+        inside = _Inside()
+        for field, value in self.fields(data):
             if field == 8:
                 name = text(value, "a tensor's name")
             elif field == 1:
+                if not isinstance(value, int) and len(value) > 10 * _MAX_SIZES:
+                    raise Malformed(f"it has a tensor of more than {_MAX_SIZES} sizes")
                 dims.extend(numbers(value))
             elif field == 2:
                 kind = value if isinstance(value, int) else 0
@@ -250,7 +279,14 @@ class _Walker:
                 entries.append(entry(view(value, "external data")))
             elif field == 14:
                 stored = stored or value != 0
+            elif field == 9 or field in _VALUES:
+                inside.add(field, value)
+        if impossible(dims):
+            raise Malformed(f"the tensor {name[:80]!r} has a shape that cannot be, {[size - 2**64 if size >= 2**63 else size for size in dims[:8]]}")
         if not entries and not stored:
+            inside.check(name[:80], kind, dims)
+            if kind in _WHOLE and not self.domains and math.prod(dims) > _MAX_WHOLE:
+                raise Malformed(f"the tensor {name[:80]!r} has {math.prod(dims)} whole numbers; more than {_MAX_WHOLE} belong into weights.bin")
             return
         if depth is None:
             raise Malformed("an attribute's data lies in another file")
@@ -259,12 +295,49 @@ class _Walker:
         if not stored or len(found) + len(held) != len(entries) or set(found) != {"location", "offset", "length"}:
             raise Malformed(f"the external data of {name!r} needs location, offset and length, each once and nothing else")
         offset, length = (_decimal(found[key], name) for key in ("offset", "length"))
-        if kind not in BITS or any(size < 0 or size >= 2**40 for size in dims):
-            raise Malformed(f"the external tensor {name!r} has an unknown type ({kind}) or shape {dims}")
+        if kind not in BITS:
+            raise Malformed(f"the external tensor {name!r} has an unknown type ({kind})")
         if length != (math.prod(dims) * BITS[kind] + 7) // 8:
             raise Malformed(f"the external tensor {name!r} of shape {dims} has {length} bytes")
         apart = tuple(place for places in held for place in places)
         self.external.append(External(name, kind, tuple(dims), found["location"], offset, length, depth == 0, apart))
+
+
+def impossible(sizes: Sequence[int]) -> bool:
+    """Whether no tensor has these sizes. Those below 0 come as very large ones."""
+    return len(sizes) > _MAX_SIZES or any(size >= 2**40 for size in sizes) or math.prod(sizes) >= 2**53
+
+
+class _Inside:
+    """What a tensor has of elements in the graph itself."""
+
+    def __init__(self) -> None:
+        self.raw: int | None = None
+        self.most = self.texts = 0
+
+    def add(self, field: int, value: Value) -> None:
+        """A field of it."""
+        size = 1 if isinstance(value, int) else len(value)
+        if field == 9:
+            self.raw = size
+        elif field == 6:
+            self.texts += 1
+        else:
+            self.most += size // _VALUES[field] if not isinstance(value, int) else 1
+
+    def check(self, name: str, kind: int, dims: Sequence[int]) -> None:
+        """That there are as many as the sizes say, before anybody makes room for them."""
+        count = math.prod(dims)
+        if kind == _STRING:
+            right = count == self.texts
+        elif kind not in BITS:
+            raise Malformed(f"the tensor {name!r} has an unknown type ({kind})")
+        elif self.raw is not None:
+            right = (count * BITS[kind] + 7) // 8 == self.raw
+        else:
+            right = count <= self.most * (8 // BITS[kind] if BITS[kind] < 8 else 1)
+        if not right:
+            raise Malformed(f"the tensor {name!r} of shape {list(dims[:8])} has more or fewer data than that")
 
 
 def numbers(value: Value) -> list[int]:

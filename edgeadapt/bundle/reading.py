@@ -12,12 +12,23 @@ from edgeadapt.errors import BundleError
 
 T = TypeVar("T")
 
+MOST_VALUES = 2**18
+"""Of a document, counted by commas and brackets before it is read: a value of two bytes takes up to 250 once it is."""
+_SAID = 300
 
-def parse(data: bytes, where: str) -> object:
-    """JSON text to plain values, without the repeated keys, NaN and Infinity that Python's reader lets pass.
+
+def shortened(text: str) -> str:
+    """What a file says, as long as people read it in a message."""
+    return text if len(text) <= _SAID else f"{text[:_SAID]}…"
+
+
+def strict(data: bytes, halves: bool = False) -> object:
+    """JSON text to plain values, without the repeated keys, NaN and Infinity that Python's reader lets pass, and without halves of characters.
+
+    halves: these may be there, as in names of files that are no UTF-8.
 
     Raises:
-        BundleError: not such JSON.
+        ValueError: not such JSON, nested too deeply, or of more than `MOST_VALUES`.
     """
 
     def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
@@ -29,10 +40,27 @@ def parse(data: bytes, where: str) -> object:
     def refuse(text: str) -> NoReturn:
         raise ValueError(f"{text} is not a JSON number")
 
+    if sum(map(data.count, (b",", b"[", b"{"))) > MOST_VALUES:
+        raise ValueError(f"more than {MOST_VALUES} values")
     try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
-    except (ValueError, RecursionError) as reason:
-        raise BundleError(f"{where} is not valid JSON: {reason}", "export or copy the bundle again") from None
+        found = json.loads(data.decode("utf-8"), object_pairs_hook=unique, parse_constant=refuse)
+        if not halves and (b"\\ud" in data or b"\\uD" in data):  # a half alone could not be printed
+            json.dumps(found, ensure_ascii=False).encode()
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    return found
+
+
+def parse(data: bytes, where: str, halves: bool = False) -> object:
+    """As `strict`.
+
+    Raises:
+        BundleError: not such JSON.
+    """
+    try:
+        return strict(data, halves)
+    except ValueError as reason:
+        raise BundleError(f"{where} is not valid JSON: {shortened(str(reason))}", "export or copy the bundle again") from None
 
 
 class Node:
@@ -44,7 +72,7 @@ class Node:
 
     def wrong(self, expected: str, got: str) -> BundleError:
         """The error to raise."""
-        return BundleError(f"{self.path}: expected {expected}, got {got}", "export the bundle again")
+        return BundleError(f"{self.path}: expected {shortened(expected)}, got {shortened(got)}", "export the bundle again")
 
     def _object(self) -> dict[str, Any]:
         if not isinstance(self.value, dict):
@@ -126,7 +154,7 @@ class Node:
         for key, value in self._object().items():
             if not re.fullmatch(pattern, key):
                 raise self.wrong(f"keys like {pattern}", repr(key[:80]))
-            result[key] = read(Node(value, f"{self.path}.{key}"))
+            result[key] = read(Node(value, f"{self.path}.{key[:80]}"))
         return result
 
     def free(self) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeadapt.bundle import atomic
+from edgeadapt.bundle import atomic, plainfile
 from edgeadapt.bundle.container import Bundle
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.reading import Node, parse
@@ -107,7 +107,7 @@ _FIX = "sign it with the key that belongs to one of these: edgeadapt sign model.
 def _read(path: Path, bundle: Bundle) -> tuple[str, bytes]:
     """The name of the key, and its signature."""
     try:
-        with path.open("rb") as file:
+        with plainfile.opened(path) as file:
             data = file.read(_LARGEST)
     except FileNotFoundError:
         raise BundleError(f"{bundle.path} is not signed: there is no {path.name} beside it", _FIX) from None
@@ -180,7 +180,7 @@ def _public(path: Path) -> Ed25519PublicKey:
 
 def _pem(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
+        with plainfile.opened(path) as file:
             return file.read(_LARGEST)
     except OSError as reason:
         raise InputError(f"{path} cannot be read: {reason.strerror}", "check the path and its permissions") from None

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from edgeadapt.bundle.reading import shortened
 from edgeadapt.errors import BundleError
 
 _END = struct.Struct("<4sHHHHIIH")
@@ -37,7 +38,7 @@ def places(file: BinaryIO, where: str) -> dict[str, Place]:
     """
 
     def bad(what: str) -> BundleError:
-        return BundleError(f"{where} is not a sound bundle: {what}", "copy or export it again")
+        return BundleError(f"{where} is not a sound bundle: {shortened(what)}", "copy or export it again")
 
     total = file.seek(0, 2)
     if total < _END.size:

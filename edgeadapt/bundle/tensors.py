@@ -10,18 +10,19 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeadapt.bundle import plainfile
+from edgeadapt.bundle.reading import shortened, strict
 from edgeadapt.errors import EdgeAdaptError, InputError
 
 Array = NDArray[Any]
 
 MAX_HEADER = 16 * 2**20
-MAX_TENSORS = 100_000
+MAX_TENSORS = 32_768
 MAX_DIMENSIONS = 16
 _CHECKED = 65536
 _DTYPES: dict[str, np.dtype[Any]] = {
@@ -94,7 +95,8 @@ def read(path: str | os.PathLike[str], error: type[EdgeAdaptError] = InputError)
         error: the file cannot be read or is malformed.
     """
     try:
-        data = Path(path).read_bytes()
+        with plainfile.opened(path) as file:
+            data = file.read()
     except OSError as reason:
         raise error(f"{path} cannot be read: {reason.strerror}", "check the path and its permissions") from None
     return decode(data, str(path), error)
@@ -142,6 +144,7 @@ class Stored(Mapping[str, Array]):
 
     Attributes:
         metadata: its metadata, empty where there is none.
+        nbytes: of all arrays.
 
     Raises:
         error: as `decode`, and so does reading an array; also where the file cannot be read.
@@ -151,7 +154,8 @@ class Stored(Mapping[str, Array]):
         self._file, self._where, self._error, self._bad = file, where, error, _complaint(where, error)
         size = os.fstat(file.fileno()).st_size - begin if size is None else size
         self._begin = begin + 8 + _length(self._read(begin, min(8, size)), size, self._bad)
-        self._places, self.metadata = _places(self._read(begin + 8, self._begin - begin - 8), begin + size - self._begin, self._bad)
+        self.nbytes = begin + size - self._begin
+        self._places, self.metadata = _places(self._read(begin + 8, self._begin - begin - 8), self.nbytes, self._bad)
 
     def _read(self, begin: int, size: int) -> bytes:
         try:
@@ -167,6 +171,11 @@ class Stored(Mapping[str, Array]):
         """The array of that name; KeyError where there is none."""
         place = self._places[name]
         return _array(name, self._read(self._begin + place.begin, place.end - place.begin), place, self._bad)
+
+    def form(self, name: str) -> tuple[np.dtype[Any], tuple[int, ...]]:
+        """Type and shape of an array, which is not read for that; KeyError where there is none."""
+        place = self._places[name]
+        return place.dtype, place.shape
 
     def __iter__(self) -> Iterator[str]:
         """The names, in the header's order."""
@@ -187,7 +196,7 @@ class _Place(NamedTuple):
 
 
 def _complaint(where: str, error: type[EdgeAdaptError]) -> Callable[[str], EdgeAdaptError]:
-    return lambda what: error(f"{where} is not a sound safetensors file: {what}", "copy or save it again")
+    return lambda what: error(f"{where} is not a sound safetensors file: {shortened(what)}", "copy or save it again")
 
 
 def _length(first: bytes | memoryview, size: int, bad: Callable[[str], EdgeAdaptError]) -> int:
@@ -229,17 +238,11 @@ def _array(name: str, data: bytes | memoryview, place: _Place, bad: Callable[[st
 
 
 def _header(text: bytes, bad: Callable[[str], EdgeAdaptError]) -> dict[str, Any]:
-    def unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
-        result = dict(pairs)
-        if len(result) != len(pairs):
-            raise ValueError("a name stands twice")
-        return result
-
     if text[:1] != b"{":
         raise bad("its header does not begin with a brace")
     try:
-        header = json.loads(text.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as reason:
+        header = strict(text)
+    except ValueError as reason:
         raise bad(f"its header is not JSON ({reason})") from None
     if not isinstance(header, dict):
         raise bad("its header is not a mapping")

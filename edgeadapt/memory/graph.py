@@ -270,6 +270,8 @@ def _tensor_type(data: onnxwire.Data) -> tuple[int, tuple[int, ...] | None]:
             for inner, dimension in onnxwire.fields(onnxwire.view(value, "a shape")):
                 if inner == 1:
                     sizes.append(next((v for k, v in onnxwire.fields(onnxwire.view(dimension, "a size")) if k == 1 and isinstance(v, int)), None))
+            if onnxwire.impossible([size for size in sizes if size is not None]):
+                raise onnxwire.Malformed(f"a shape of {len(sizes)} sizes that cannot be")
             if None not in sizes:
                 shape = tuple(size for size in sizes if size is not None)
     return kind, shape
