@@ -15,6 +15,7 @@ from edgeadapt.cli import doctor, main
 from edgeadapt.devices import boards
 from edgeadapt.devices.boards import examine
 from edgeadapt.devices.boards.floor import Floor
+from edgeadapt.runtime.daemon import config
 from tests import child
 from tests import fakemachine as fake
 from tests.test_boards import calibrated
@@ -24,6 +25,12 @@ pytestmark = pytest.mark.device
 GOOD = Floor(
     "3.11.2", "2.4.6", "1.31.1", bare=11 << 20, with_numpy=26 << 20, with_onnxruntime=42 << 20, floor=50 << 20, providers=("CPUExecutionProvider",)
 )
+
+
+@pytest.fixture(autouse=True)
+def no_daemon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No configuration of the machine's own; tests/test_examine.py has what is said of a daemon."""
+    monkeypatch.setattr(config, "DEFAULT_PATH", str(tmp_path / "none.toml"))
 
 
 def problems(report: examine.Report) -> dict[str, str]:

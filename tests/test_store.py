@@ -369,8 +369,8 @@ def test_a_bundle_that_changes_while_it_is_copied_is_not_installed(daemon: Daemo
     shutil.copy(files.paths["b"], tmp_path / "b")
     make = disk.make
 
-    def swapped(folder: Path) -> None:
-        make(folder)
+    def swapped(folder: Path, owner: disk.Owner) -> None:
+        make(folder, owner)
         shutil.copy(files.paths["c"], tmp_path / "b")
 
     monkeypatch.setattr(disk, "make", swapped)

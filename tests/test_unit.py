@@ -19,7 +19,7 @@ from tests.child import run_json
 
 TOP = Path(__file__).resolve().parents[1]
 PROGRAM = "/opt/edgeadapt/bin/edgeadapt"
-SCORES = {"plain": 6, "everything": 18}
+SCORES = {"plain": 6, "user": 7, "everything": 18}
 """Tenths that `systemd-analyze security` may find at most, of 100; docs/systemd.md says them."""
 
 EVERYTHING = """
@@ -75,12 +75,38 @@ def test_by_itself_it_has_no_device_and_no_network():
 
 def test_how_it_is_watched():
     text = made()
-    told = {"Type": "notify", "NotifyAccess": "main", "Restart": "on-failure", "OOMPolicy": "continue"}
+    told = {"Type": "notify", "NotifyAccess": "main", "Restart": "always", "OOMPolicy": "continue"}
     told |= {"WatchdogSec": "30", "WatchdogSignal": "SIGABRT"}
     for key, value in told.items():
         assert lines(text, key) == [value]
     for key in ("StateDirectory", "RuntimeDirectory", "ConfigurationDirectory", "CacheDirectory"):
         assert lines(text, key) == ["edgeadapt"]
+
+
+@pytest.mark.parametrize(("version", "steps"), [(None, None), (247, None), (253, None), (254, 14), (257, 14)])
+def test_there_is_no_end_to_starts(version, steps):
+    """Whatever `state.boots` is, the daemon gets through all that it can begin with, and a board that fails for ever does not wear its card."""
+    text = systemd.unit(config.load(None, {}).config, [PROGRAM], version=version)
+    assert re.search(r"(?ms)^\[Unit\]$.*^StartLimitIntervalSec=0$.*^\[Service\]$", text), "in any other section it is ignored"
+    assert not lines(text, "StartLimitBurst")
+    assert lines(text, "RestartSec") == ["15"]
+    assert lines(text, "RestartSteps") == ([] if steps is None else [str(steps)])
+    assert lines(text, "RestartMaxDelaySec") == ([] if steps is None else ["60"])
+    if steps is not None:
+        starts, boot = 86400 / 60, 32 * 2**10  # docs/state.md
+        assert starts * boot < config.load(None, {}).config.state.bytes_per_day
+        ladder = 5 * config.load(None, {}).config.state.boots
+        assert sum(min(60, 15 * 4 ** (start / steps)) for start in range(ladder)) < 600, "seconds until all was tried"
+
+
+def test_the_version_of_this_machine(monkeypatch, tmp_path):
+    program = tmp_path / "systemctl"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert systemd.version() is None
+    for told, version in (("systemd 257 (257.8-1~deb13u2)", 257), ("systemd 249", 249), ("elogind", None)):
+        program.write_text(f"#!/bin/sh\necho '{told}'\necho +PAM\n", encoding="utf-8")
+        program.chmod(0o755)
+        assert systemd.version() == version
 
 
 @pytest.mark.parametrize(("budget", "high", "most"), [("64MiB", 80, 96), ("128MiB", 144, 160), ("1GiB", 1152, 1280)])
@@ -169,6 +195,11 @@ def test_users_and_groups(everything):
     text = made(user="camera")
     assert lines(text, "User") == ["camera"]
     assert not lines(text, "DynamicUser")
+    assert not lines(text, "RemoveIPC"), "what else they run shares memory too"
+    assert lines(everything, "RemoveIPC") == ["yes"]
+    for unit in (text, everything):
+        assert lines(unit, "StateDirectoryMode") == lines(unit, "CacheDirectoryMode") == ["0750"]
+        assert not lines(unit, "RuntimeDirectoryMode"), "members of the control group go through it"
     assert lines(everything, "SupplementaryGroups") == ["video edgeadapt"]
     assert "@chown" in lines(everything, "SystemCallFilter")
     assert "@chown" not in lines(text, "SystemCallFilter")
@@ -225,7 +256,8 @@ def analyze(*arguments: str) -> str:
 
 
 def units(everything: str) -> dict[str, str]:
-    return {"plain": made(program=(sys.executable,)), "everything": everything.replace(PROGRAM, sys.executable)}
+    plain = {"plain": made(program=(sys.executable,)), "user": made(user="games", program=(sys.executable,))}
+    return {**plain, "everything": everything.replace(PROGRAM, sys.executable)}
 
 
 def test_systemd_takes_it_and_finds_it_closed(tmp_path, everything):

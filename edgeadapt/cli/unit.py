@@ -4,7 +4,8 @@
   sudo systemctl daemon-reload
   sudo systemctl enable --now edgeadapt
 
-Print it again when the configuration's source, memory budget, network or paths change. docs/systemd.md explains it.
+Print it again when the configuration's source, memory budget, network or paths change, and after an upgrade of the system: newer versions of systemd
+can do more. docs/systemd.md explains it.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise UsageError("a unit reads files, and --set would be forgotten", "write it into the configuration's file")
     loaded = config.load(arguments.config)
     command = program() if arguments.executable is None else [arguments.executable]
-    print(systemd.unit(loaded.config, command, arguments.user, arguments.config), end="")
+    print(systemd.unit(loaded.config, command, arguments.user, arguments.config, systemd.version()), end="")
     return 0
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import time
 from collections.abc import Callable, Collection, Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from edgeadapt.bundle import atomic
 from edgeadapt.errors import StateError
 from edgeadapt.units import format_bytes
+
+LOG = logging.getLogger("edgeadapt")
 
 _POLL = 0.02
 
@@ -60,8 +63,36 @@ def need_room(path: Path, size: int, spare: int) -> None:
         )
 
 
-def make(folder: Path) -> None:
+class Owner:
+    """Whose a state folder is. What root writes there is given to them, so that a daemon of theirs can change and remove it; others give nothing.
+
+    Args:
+        folder: the state folder.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._ids: tuple[int, int] | None = None
+        if os.geteuid() == 0:
+            with suppress(OSError):
+                found = os.stat(folder)
+                self._ids = (found.st_uid, found.st_gid)
+
+    def take(self, what: int | Path) -> None:
+        """Gives them what was just made: an open file or folder, or a path, of which a link is not followed. Where that is not allowed it stays."""
+        if self._ids is None:
+            return
+        try:
+            os.fchown(what, *self._ids) if isinstance(what, int) else os.chown(what, *self._ids, follow_symlinks=False)
+        except OSError as reason:  # a file system without owners, or a root that may not
+            LOG.warning("what is written cannot be given to user %d: %s", self._ids[0], reason.strerror)
+
+
+def make(folder: Path, owner: Owner | None = None) -> None:
     """Makes a folder, durably, where it is not there; its parent must be.
+
+    Args:
+        folder: it.
+        owner: whose it is to be; None: ours.
 
     Raises:
         OSError: it cannot be made.
@@ -69,7 +100,24 @@ def make(folder: Path) -> None:
     if not folder.is_dir():
         with suppress(FileExistsError):
             os.mkdir(folder)
+            if owner is not None:
+                owner.take(folder)
         atomic.sync_folder(folder.parent)
+
+
+def created(path: Path, owner: Owner | None = None) -> None:
+    """Makes an empty file where there is nothing, also no link.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if os.path.lexists(path):
+        return
+    with suppress(FileExistsError):
+        handle = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        if owner is not None:
+            owner.take(handle)
+        os.close(handle)
 
 
 def lock(path: Path, flags: int = os.O_RDONLY) -> int | None:

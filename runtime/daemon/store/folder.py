@@ -52,7 +52,8 @@ class Store:
     def __init__(self, folder: Path, limits: Limits, keys: Sequence[Path], handle: int | None, clock: Callable[[], float]) -> None:
         self.folder, self.limits = folder, limits
         self._keys, self._handle, self._clock, self._mutex = tuple(keys), handle, clock, threading.RLock()
-        self._record = Record(folder, limits.history, clock)
+        self._owner = disk.Owner(folder)
+        self._record = Record(folder, limits.history, clock, self._owner)
         self._bundle: Installed | None = None
         self._saved: Saved | None = None
         self._since: float | None = None
@@ -78,7 +79,7 @@ class Store:
         place, handle = Path(os.path.abspath(folder)), None
         try:
             disk.make(place)
-            if serving and (handle := disk.lock(place / LOCK, os.O_RDONLY | os.O_CREAT)) is None:
+            if serving and (handle := _locked(place, disk.Owner(place))) is None:
                 raise StateError(f"another daemon serves from {place}", "stop it first, or give this one a folder of its own")
         except OSError as reason:
             if not place.is_dir():
@@ -231,11 +232,11 @@ class Store:
         named = Installed(bundle.digest, checkpoint.compatible(bundle.manifest), trial=True)
         folder = self.folder / installing.FOLDER
         with self._mutex, self._record.explained(f"{path} cannot be installed"):
-            disk.make(folder)
+            disk.make(folder, self._owner)
             with disk.locked(folder, PATIENCE) as mine:
                 if not mine:
                     raise StateError(f"another process is installing into {folder}", "wait until it is done")
-                target = installing.bring(bundle, named, self.folder, self._keys, self.limits.spare)
+                target = installing.bring(bundle, named, self.folder, self._keys, self.limits.spare, self._owner)
                 with self._record.changing(lost=True):
                     before = self.now
                     if (after := moves.installed(before, named)) != before:
@@ -334,10 +335,11 @@ class Store:
 
     def _save(self, path: Path, taken: Taken, manifest: Manifest, generation: int) -> str:
         with self._record.explained("the state cannot be saved"):
-            disk.make(path.parent.parent)
-            disk.make(path.parent)
+            disk.make(path.parent.parent, self._owner)
+            disk.make(path.parent, self._owner)
             try:
                 digest = checkpoint.write(path, taken, manifest, generation)
+                self._owner.take(path)
             except StateError as fault:
                 self._record.degraded = fault.message
                 raise
@@ -366,7 +368,7 @@ class Store:
 
     def _clear_unless_served(self) -> None:
         with suppress(OSError):
-            if (handle := disk.lock(self.folder / LOCK, os.O_RDONLY | os.O_CREAT)) is not None:
+            if (handle := _locked(self.folder, self._owner)) is not None:
                 try:
                     self._clear()
                 finally:
@@ -380,3 +382,9 @@ class Store:
         disk.remove_others(self.folder / STATES, installing.is_short, kinds)
         for name in kinds:
             disk.sweep(self.folder / STATES / name, [f"{slot}.safetensors" for slot in SLOTS])
+
+
+def _locked(folder: Path, owner: disk.Owner) -> int | None:
+    """The lock that the daemon holds, for us, or None where it does."""
+    disk.created(folder / LOCK, owner)
+    return disk.lock(folder / LOCK, os.O_RDONLY | os.O_NOFOLLOW)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from edgeadapt.bundle import atomic
+from edgeadapt.runtime.daemon.store.disk import Owner, created
 
 NAME = "history.jsonl"
 _LINE = 1024  # bytes at most that are read of an entry, on average
@@ -20,10 +21,11 @@ class History:
     Args:
         path: the file.
         most: entries that are kept; 0: none are written.
+        owner: whose the file is to be; None: ours.
     """
 
-    def __init__(self, path: Path, most: int) -> None:
-        self._path, self._most = path, most
+    def __init__(self, path: Path, most: int, owner: Owner | None = None) -> None:
+        self._path, self._most, self._owner = path, most, owner
         self._count: int | None = None
 
     def entries(self) -> list[dict[str, Any]]:
@@ -53,11 +55,14 @@ class History:
             kept = [*self._lines(), *texts][-self._most :]
             data = b"".join(line + b"\n" for line in kept)
             with atomic.replacing(self._path) as (file, _):
+                if self._owner is not None:
+                    self._owner.take(file.fileno())
                 file.write(data)
             self._count = len(kept)
             return len(data)
         data = b"".join(text + b"\n" for text in texts)
-        handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        created(self._path, self._owner)
+        handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
         with os.fdopen(handle, "r+b", buffering=0) as file:
             if (size := file.seek(0, os.SEEK_END)) and file.seek(size - 1) >= 0 and file.read(1) != b"\n":
                 data = b"\n" + data  # what a power cut left of a line

@@ -46,8 +46,8 @@ def opened(folder: Path, bundle: Installed, keys: Sequence[Path]) -> Bundle:
     return found
 
 
-def bring(bundle: Bundle, installed: Installed, folder: Path, keys: Sequence[Path], spare: int) -> Path:
-    """Copies a bundle into the state folder, if it is not there yet, with its signature where there are keys.
+def bring(bundle: Bundle, installed: Installed, folder: Path, keys: Sequence[Path], spare: int, owner: disk.Owner) -> Path:
+    """Copies a bundle into the state folder, if it is not there yet, with its signature where there are keys. It is the owner's.
 
     Raises:
         BundleError: it changed meanwhile.
@@ -59,16 +59,17 @@ def bring(bundle: Bundle, installed: Installed, folder: Path, keys: Sequence[Pat
         opened(folder, installed, keys)
         return target
     disk.need_room(folder, os.stat(bundle.path).st_size, spare)
-    disk.make(target.parent)
+    disk.make(target.parent, owner)
     disk.sweep(target.parent, (NAME, signing.beside(target).name))
     if keys:
-        _copy(signing.beside(bundle.path), signing.beside(target), None)
-    _copy(bundle.path, target, installed.digest)
+        _copy(signing.beside(bundle.path), signing.beside(target), None, owner)
+    _copy(bundle.path, target, installed.digest, owner)
     return target
 
 
-def _copy(source: Path, target: Path, digest: str | None) -> None:
+def _copy(source: Path, target: Path, digest: str | None, owner: disk.Owner) -> None:
     with atomic.replacing(target) as (file, temporary):
+        owner.take(file.fileno())
         with open(source, "rb") as origin:
             while piece := origin.read(_CHUNK):
                 file.write(piece)

@@ -17,6 +17,7 @@ from edgeadapt.bundle import atomic
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.reading import Node, parse
 from edgeadapt.errors import BundleError, StateError
+from edgeadapt.runtime.daemon.store.disk import Owner
 
 FORMAT = 1
 COPIES = ("pointer.a", "pointer.b")
@@ -109,7 +110,7 @@ def decode(data: bytes, where: str) -> Pointer:
         LostError: it is damaged.
     """
     try:
-        value = parse(data, where)
+        value = parse(data, where, halves=True)
         if not isinstance(value, dict) or value.pop("sha256", None) != _checksum(value):
             raise _lost(where)
         node = Node(value, where)
@@ -163,10 +164,10 @@ def _saved(node: Node) -> Saved:
 
 
 class Pair:
-    """The two copies in a folder."""
+    """The two copies in a folder; what is written of them is its owner's, where one is given."""
 
-    def __init__(self, folder: Path) -> None:
-        self._paths = [folder / name for name in COPIES]
+    def __init__(self, folder: Path, owner: Owner | None = None) -> None:
+        self._paths, self._owner = [folder / name for name in COPIES], owner
 
     def read(self) -> Pointer:
         """The newest; one of generation 0 where there is none yet.
@@ -191,6 +192,8 @@ class Pair:
         data, paths = encode(pointer), [first] if other in found else [first, other]
         for path in paths:
             with atomic.replacing(path) as (file, _):
+                if self._owner is not None:
+                    self._owner.take(file.fileno())
                 file.write(data)
         return len(data) * len(paths)
 

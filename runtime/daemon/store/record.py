@@ -31,6 +31,7 @@ class Record:
         folder: the state folder.
         most: entries of the history.
         clock: seconds that never go back.
+        owner: whose is what is written; None: ours.
 
     Attributes:
         now: the record as it was last read or written.
@@ -38,11 +39,11 @@ class Record:
         wear: what was written. history: what happened.
     """
 
-    def __init__(self, folder: Path, most: int, clock: Callable[[], float]) -> None:
-        self._folder, self._pair, self._mutex = folder, Pair(folder), threading.RLock()
+    def __init__(self, folder: Path, most: int, clock: Callable[[], float], owner: disk.Owner | None = None) -> None:
+        self._folder, self._pair, self._mutex = folder, Pair(folder, owner), threading.RLock()
         self.now, self._restored = Pointer(), False
         self.degraded = ""
-        self.wear, self.history = Wear(clock), history.History(folder / history.NAME, most)
+        self.wear, self.history = Wear(clock), history.History(folder / history.NAME, most, owner)
 
     @contextmanager
     def changing(self, patience: float = PATIENCE, needed: bool = True, lost: bool = False) -> Iterator[bool]:

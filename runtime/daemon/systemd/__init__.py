@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+import subprocess
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -19,12 +20,17 @@ MIB = 2**20
 LEAST = 32 * MIB
 """Bytes, at least, that the service's hard bound lies above the budget: files that were read count there too, and a child that prepares graphs."""
 
+BACK_OFF = 254
+"""The first version of systemd that can wait longer from start to start."""
+
 _LINES = ("ttyUSB", "ttyACM", "ttyAMA", "ttyS", "ttyTHS")
 _CREDENTIALS = f"/run/credentials/{NAME}"  # %d would be shorter, and systemd 249 does not know it
 _HOMES = ("/home", "/root", "/run/user")
 
 
-def unit(config: Config, command: Sequence[str], user: str | None = None, file: str | os.PathLike[str] | None = None) -> str:
+def unit(
+    config: Config, command: Sequence[str], user: str | None = None, file: str | os.PathLike[str] | None = None, version: int | None = None
+) -> str:
     """The unit, as text.
 
     Args:
@@ -32,6 +38,7 @@ def unit(config: Config, command: Sequence[str], user: str | None = None, file: 
         command: what begins the program, an absolute path first.
         user: whose it is; None: one that systemd makes.
         file: the configuration's file; None: the default one.
+        version: systemd's; None: not known, so that only what every version from 247 on has is used.
 
     Raises:
         UsageError: the command or the file is no absolute path, or the user no name.
@@ -44,7 +51,7 @@ def unit(config: Config, command: Sequence[str], user: str | None = None, file: 
     text = (files(__package__) / NAME).read_text(encoding="utf-8")
     text = re.sub(r"(?m)^ExecStart=.*$", lambda _: "ExecStart=" + " ".join(_quoted(word) for word in words), text)
     if user is not None:
-        text = text.replace("DynamicUser=yes\n", "")
+        text = text.replace("DynamicUser=yes\n", "").replace("RemoveIPC=yes\n", "")  # what else that user runs would lose what it shares
     serial, camera, network = _devices(config)
     if serial or camera:
         text = text.replace("PrivateDevices=yes\n", "")
@@ -58,10 +65,11 @@ def unit(config: Config, command: Sequence[str], user: str | None = None, file: 
         text = text.replace("ProtectHome=yes\n", "ProtectHome=read-only\n")
     if config.metrics.textfile is not None:
         text = text.replace("UMask=0027\n", "UMask=0022\n")  # node_exporter reads it as another user
-    parts = {
+    parts: dict[str, Iterable[str]] = {
         "unit": _unit(serial, camera, network),
+        "restart": ["RestartSteps=14", "RestartMaxDelaySec=60"] if version is not None and version >= BACK_OFF else [],
         "environment": _secrets(config),
-        "user": _user(config, user, serial, camera),
+        "user": _user(config, user),
         "memory": _memory(config),
         "devices": _allowed(serial, camera),
         "network": ["IPAddressAllow=localhost"] if network is False else [],
@@ -71,6 +79,16 @@ def unit(config: Config, command: Sequence[str], user: str | None = None, file: 
     for name, lines in parts.items():
         text = text.replace(f"#: {name}\n", "".join(f"{line}\n" for line in lines))
     return text
+
+
+def version() -> int | None:
+    """That of this machine's systemd; None where there is none."""
+    try:
+        told = subprocess.run(["systemctl", "--version"], check=False, capture_output=True, text=True, timeout=10).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+    found = re.match(r"systemd (\d+)", told)
+    return None if found is None else int(found[1])
 
 
 def _devices(config: Config) -> tuple[bool, bool, bool | None]:
@@ -107,12 +125,18 @@ def _secrets(config: Config) -> Iterator[str]:
             yield f"Environment={variable}={_CREDENTIALS}/{name}"
 
 
-def _user(config: Config, user: str | None, serial: bool, camera: bool) -> Iterator[str]:
+def groups(config: Config) -> list[str]:
+    """Groups that the unit gives to the daemon, for its devices and its control socket."""
+    serial, camera, _ = _devices(config)
+    control = [config.control.group] if config.control.group else []
+    return [*(["dialout"] if serial else []), *(["video"] if camera else []), *control]
+
+
+def _user(config: Config, user: str | None) -> Iterator[str]:
     if user is not None:
         yield f"User={user}"
-    groups = [*(["dialout"] if serial else []), *(["video"] if camera else []), *([config.control.group] if config.control.group else [])]
-    if groups:
-        yield f"SupplementaryGroups={' '.join(groups)}"
+    if names := groups(config):
+        yield f"SupplementaryGroups={' '.join(names)}"
 
 
 def _memory(config: Config) -> Iterator[str]:
