@@ -164,12 +164,34 @@ def fitted(frame: NDArray[np.uint8], spec: InputSpec) -> NDArray[np.uint8]:
     Raises:
         InputError: Pillow is not installed, and it must be resized; or it is so narrow that an image which covers the input would be huge.
     """
-    tall, wide, top, left = placed(frame.shape[0], frame.shape[1], spec)
-    if tall * wide > max(_MOST, frame.shape[0] * frame.shape[1]):
-        raise InputError(f"an image of {frame.shape[0]} x {frame.shape[1]} is too narrow: resized it would be {tall} x {wide}", "check the camera")
+    tall, wide, top, left = _placed(frame.shape[0], frame.shape[1], spec)
     if (tall, wide) != frame.shape[:2]:
         frame = resized(frame, tall, wide)
     return frame[top : top + spec.shape[1], left : left + spec.shape[2]]
+
+
+def cut_out(image: Any, spec: InputSpec) -> NDArray[np.uint8]:
+    """The same of an image of Pillow's, of mode L or RGB, without an array of it in its own size.
+
+    Raises:
+        InputError: it is too narrow.
+    """
+    tall, wide, top, left = _placed(image.height, image.width, spec)
+    if (image.height, image.width) == spec.shape[1:]:
+        tall, wide, top, left = image.height, image.width, 0, 0
+    if (tall, wide) != (image.height, image.width):
+        from PIL.Image import Resampling
+
+        image = image.resize((wide, tall), Resampling.BILINEAR)
+    found = np.asarray(image.crop((left, top, left + spec.shape[2], top + spec.shape[1])))
+    return found[..., None] if found.ndim == 2 else found
+
+
+def _placed(height: int, width: int, spec: InputSpec) -> tuple[int, int, int, int]:
+    tall, wide, top, left = placed(height, width, spec)
+    if tall * wide > max(_MOST, height * width):
+        raise InputError(f"an image of {height} x {width} is too narrow: resized it would be {tall} x {wide}", "check the camera")
+    return tall, wide, top, left
 
 
 def resized(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:

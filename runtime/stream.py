@@ -6,7 +6,8 @@ A frame is answered with its window, or at once, while it waits for the window t
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -109,6 +110,7 @@ class Stream:
         windows: those that were whole; steps: those that a step was to be taken on; repeated: frames that joined no window.
         late, passed: with a cap, answers that took longer, and windows that were passed over, for that or because one before was not done.
         resting: may be set: no steps are taken meanwhile; windows are predicted as those that `every` leaves out.
+        working: may be set: makes what is entered while a window is worked on between two answers, with `single` and without a cap.
 
     Raises:
         UsageError: there is no graph for windows of that size, or the bundle adapts but was opened without; `every` is below 1; `alike` is below 0,
@@ -147,6 +149,7 @@ class Stream:
         self._last: Floats | None = None
         self._buffer = np.zeros((self.window, *manifest.input.shape), np.float32)
         self._cap, self.resting = cap, False
+        self.working: Callable[[], AbstractContextManager[object]] = nullcontext
         self._beside: Beside | None = None
         if cap is not None:
             adapter.publish(**self._scalars())
@@ -209,7 +212,8 @@ class Stream:
             good += 1
             if good == self.window:
                 begin, good = time.perf_counter(), 0
-                _, changed = self._step(self._buffer)
+                with self.working():
+                    _, changed = self._step(self._buffer)
                 waited = time.perf_counter() - begin
 
     def _capped(self, frames: Iterable[Frame], cap: float) -> Iterator[list[Prediction]]:

@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgeadapt.bundle import Bundle
+from edgeadapt.bundle import Bundle, tensors
 from edgeadapt.bundle.reference import Chance, Reference
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import BundleError, EdgeAdaptError, UsageError
@@ -30,6 +30,7 @@ from edgeadapt.runtime.daemon.client import Client
 from edgeadapt.runtime.daemon.config import load
 from edgeadapt.runtime.daemon.daemon import Daemon
 from edgeadapt.runtime.daemon.feed import MOST, Feed
+from edgeadapt.runtime.daemon.metrics import Registry
 from edgeadapt.runtime.daemon.notify import Notifier
 from edgeadapt.runtime.daemon.saving import Saving
 from edgeadapt.runtime.daemon.store import Limits, Store
@@ -121,6 +122,58 @@ def running(place: Path, config: str, notifier: Notifier | None = None) -> Itera
 
 
 # ---------------------------------------------------------------------------------------------------------- answering
+
+
+@pytest.mark.parametrize("by_label", [False, True])
+def test_the_manager_waits_longer_while_a_step_goes_on(place: Path, frames: Path, by_label: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Longer than its watchdog would: without a cap the loop cannot ping meanwhile, whoever has the step taken."""
+    manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+    manager.bind(str(place / "n"))
+    manager.settimeout(0.1)
+    monkeypatch.setenv("WATCHDOG_USEC", "2000000")
+    monkeypatch.delenv("WATCHDOG_PID", raising=False)
+    monkeypatch.setattr("edgeadapt.runtime.daemon.notify._SHORT", 1e9)  # as if steps took longer
+    said: list[str] = []
+    over = threading.Event()
+
+    def listen() -> None:
+        while not over.is_set():
+            with suppress(TimeoutError):
+                message = manager.recv(4096).decode()
+                said.extend([message] if "WATCHDOG_USEC" in message else [])
+
+    begun, go = threading.Event(), threading.Event()
+
+    def slow(call: Callable[..., Any]) -> Callable[..., Any]:
+        def later(*given: Any, **named: Any) -> Any:
+            begun.set()
+            assert go.wait(120)
+            return call(*given, **named)
+
+        return later
+
+    notifier = Notifier({"NOTIFY_SOCKET": str(place / "n")})
+    listener = threading.Thread(target=listen)
+    listener.start()
+    with running(place, text(place, written(place / "toy.edgeadapt"), replay(frames, "fps = 50\nloop = true")), notifier) as (_, client):
+        until(lambda: client.call("status")["predictions"]["count"] > WINDOW)
+        monkeypatch.setattr(Guard, *(("learn", slow(Guard.learn)) if by_label else ("_served", slow(Guard._served))))
+        heard = [client.call("label", label=1) for _ in range((WINDOW - 1) * by_label)]
+        asks = [threading.Thread(target=lambda: client.call("label", label=1)) for _ in range(by_label)]
+        try:
+            for ask in asks:
+                ask.start()
+            assert begun.wait(30), heard
+            until(lambda: said[-1] == "WATCHDOG_USEC=120000000", 30)
+            before = len(said)
+        finally:
+            go.set()
+        assert until(lambda: said[before:], 60)[0] == "WATCHDOG=1\nWATCHDOG_USEC=2000000"
+        for ask in asks:
+            ask.join(60)
+    over.set()
+    listener.join(60)
+    manager.close()
 
 
 def test_frames_are_answered_as_by_the_lines_of_the_readme(place: Path, bundle: Path, frames: Path) -> None:
@@ -221,6 +274,78 @@ def test_labels_are_counted_and_learned_from(place: Path, frames: Path) -> None:
         assert daemon.model.adapter.stats["steps"] > steps
         assert any("learned from" in told for told in texts)
         assert (daemon.seen.labelled, daemon.seen.right >= 1) == (1 + 2 * least, True)
+
+
+@pytest.mark.parametrize("guarded", [True, False])
+def test_no_answer_waits_for_a_slow_disk(place: Path, frames: Path, guarded: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a budget too: neither for what is written and synced of the state nor for the metrics."""
+    slow, blocked = threading.Event(), {"write": threading.Event(), "sync": threading.Event(), "metrics": threading.Event()}
+    write, sync, metrics = tensors.write, os.fsync, Registry.write_textfile
+
+    def held(what: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def late(*given: Any) -> Any:
+            if threading.current_thread() is not threading.main_thread():
+                blocked[what].set()
+                assert slow.wait(120)
+            return call(*given)
+
+        return late
+
+    config = text(place, written(place / "toy.edgeadapt"), replay(frames, "fps = 200\nloop = true"))
+    config += f"""
+[adapt]
+guard = {str(guarded).lower()}
+[memory]
+budget = "4GiB"
+[predict]
+compare = "10ms"
+[metrics]
+textfile = "{place}/e.prom"
+"""
+    monkeypatch.setattr("edgeadapt.runtime.daemon.reports._WRITE", 0.0)
+    with running(place, config) as (daemon, client):
+        assert daemon.saving is not None
+        assert daemon.model is not None
+        until(lambda: client.call("status")["predictions"]["count"] > WINDOW)
+        monkeypatch.setattr("edgeadapt.bundle.tensors.write", held("write", write))
+        monkeypatch.setattr(Registry, "write_textfile", held("metrics", metrics))
+        try:
+            daemon.wants_save(always=True)
+            assert blocked["write"].wait(60)
+            assert blocked["metrics"].wait(60)
+            before = client.call("status")
+            until(lambda: client.call("status")["adaptation"]["windows"] > before["adaptation"]["windows"] + 3, 60)
+            until(lambda: client.call("status")["compare"]["frames"] > before["compare"]["frames"] + 3, 60)
+            assert daemon.saving.saved is None
+            monkeypatch.setattr("edgeadapt.bundle.tensors.write", write)
+        finally:
+            slow.set()
+        assert until(lambda: daemon.saving is not None and daemon.saving.saved, 60)
+        slow.clear()
+        monkeypatch.setattr(os, "fsync", held("sync", sync))
+        try:
+            before = client.call("status")
+            daemon.wants_save(always=True)
+            assert blocked["sync"].wait(60)
+            until(lambda: client.call("status")["adaptation"]["windows"] > before["adaptation"]["windows"] + 3, 60)
+        finally:
+            slow.set()
+
+
+def test_what_is_written_apart_is_what_was_there_when_it_was_copied(tmp_path: Path) -> None:
+    bundle = written(tmp_path / "toy.edgeadapt")
+    with Adapter.open(bundle, "4GiB", slack="1MiB") as adapter:
+        guard = Guard(adapter)
+        with guard.taken() as now:
+            assert any(np.shares_memory(array, adapter._state.buffer) for array in now.tensors.values()), "without, no copy is made"
+        before = adapter.state
+        with guard.taken(apart=True) as now:
+            thread = threading.Thread(target=lambda: [guard(x) for x in np.random.default_rng(3).random((4, WINDOW, 3, SIDE, SIDE), np.float32)])
+            thread.start()
+            thread.join(60)
+            assert not thread.is_alive()
+            assert all(np.array_equal(now.tensors[name], before[name]) for name in before)
+            assert any(not np.array_equal(adapter.state[name], before[name]) for name in before)
 
 
 def test_frames_and_events_are_told(place: Path, bundle: Path, frames: Path) -> None:

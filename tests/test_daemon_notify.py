@@ -234,3 +234,53 @@ def test_without_a_watchdog_late_workers_are_told_all_the_same(manager, caplog):
     assert watchdog.turn() == {"predict": 11.0}
     assert "predict shows no sign of life" in caplog.text
     assert manager.nothing()
+
+
+def test_for_a_step_the_manager_waits_longer_until_the_loop_turns_again(manager):
+    clock = Clock()
+    hearts = Heartbeats({"predict": 30.0}, clock=clock)
+    dog = Watchdog(Notifier(manager.environ), hearts, 30.0, clock)
+    dog.turn()
+    assert manager.heard() == "WATCHDOG=1"
+    with dog.step():
+        assert manager.heard() == "WATCHDOG_USEC=120000000"
+        with dog.step():  # of another thread
+            assert manager.nothing()
+        clock.now += 8
+        hearts.beat("predict")
+        dog.turn()
+        assert manager.heard() == "WATCHDOG=1", "one still goes on"
+        clock.now += 90
+    assert manager.nothing(), "or what the loop is late by would count"
+    dog.turn()
+    assert manager.nothing(), "it is late"
+    hearts.beat("predict")
+    dog.turn()
+    assert manager.heard() == "WATCHDOG=1\nWATCHDOG_USEC=30000000"
+    dog.turn()
+    assert manager.nothing()
+
+
+def test_for_steps_that_are_known_to_be_short_the_manager_is_not_asked(manager):
+    clock = Clock()
+    dog = Watchdog(Notifier(manager.environ), Heartbeats({}), 30.0, clock)
+
+    def asked(seconds: float) -> bool:
+        with dog.step():
+            found = not manager.nothing()
+            clock.now += seconds
+        dog.turn()
+        while not manager.nothing():
+            pass
+        return found
+
+    assert [asked(2.0) for _ in range(5)] == [True, True, True, False, False]
+    assert [asked(4.0) for _ in range(2)] == [False, True]
+    assert [asked(2.0) for _ in range(4)] == [True, True, True, False]
+
+
+@pytest.mark.parametrize("seconds", [None, 300.0])
+def test_a_manager_that_waits_for_no_ping_or_long_enough_is_not_asked(manager, seconds):
+    dog = Watchdog(Notifier(manager.environ), Heartbeats({}), seconds)
+    with dog.step():
+        assert manager.nothing()

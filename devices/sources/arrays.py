@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import InputSpec
-from edgeadapt.devices.sources.base import PIXELS, Frame, Source, Wanted
+from edgeadapt.devices.sources import fitting
+from edgeadapt.devices.sources.base import PIXELS, Frame, PictureTooLarge, Source, Wanted
 from edgeadapt.errors import InputError, SourceError
 from edgeadapt.preprocess import Windows, batch_of
 from edgeadapt.units import format_shape
@@ -92,6 +93,20 @@ def frames_shape(shape: tuple[int, ...], dtype: np.dtype[Any], spec: InputSpec) 
     return view.shape, single
 
 
+def frames_of(reader: Reader, shape: tuple[int, ...], wanted: Wanted) -> Iterator[NDArray[Any]]:
+    """The frames of an array that is [N,...] as `frames_shape` says, one after another, as a source gives them; see `Wanted.picture`.
+
+    Raises:
+        PictureTooLarge: at once.
+        SourceError: the file ends before.
+    """
+    rows = reader.rows(shape[1:], shape[0])
+    if wanted.picture is None:
+        return rows
+    fitting.check_array(shape[1:], reader.dtype, wanted.input, wanted.picture)
+    return (fitting.array(row, wanted.input) for row in rows)
+
+
 class Archive(Source):
     """An .npz file with `x`, uint8 [N,H,W,C] or float32 [N,*input.shape], and perhaps labels `y` [N] or [N,H,W]; or an .npy file with x alone.
 
@@ -126,7 +141,7 @@ class Archive(Source):
                 x = archive.open("x.npy")
                 y = archive.open("y.npy") if "y" in names else None
                 self._open += [member for member in (x, y) if member is not None]  # the file stays open as long as one of them is
-            self._x, self._spec = Reader(x, f"x in {path}"), wanted.input
+            self._x, self._spec, self._wanted = Reader(x, f"x in {path}"), wanted.input, wanted
             self._recorded = wanted.input.hop is not None and len(self._x.shape) == 2 and self._x.shape[1] == wanted.input.shape[0]
             self._shape, single = self._frames(wanted.input)
             if single:
@@ -151,7 +166,13 @@ class Archive(Source):
             if self._x.dtype != np.float32:
                 raise InputError(f"samples in {self.name} are {self._x.dtype}, not float32", "convert them with .astype(numpy.float32)")
             return self._x.shape, False
-        return frames_shape(self._x.shape, self._x.dtype, spec)
+        shape, single = frames_shape(self._x.shape, self._x.dtype, spec)
+        if self._wanted.picture is not None:
+            try:
+                fitting.check_array(shape[1:], self._x.dtype, spec, self._wanted.picture)
+            except PictureTooLarge as reason:
+                raise InputError(f"a frame of {self.name} {reason.message}", reason.hint) from None
+        return shape, single
 
     def _labels(self, y: Reader) -> Reader:
         if y.dtype.kind not in "iu" or y.shape[:1] != self._shape[:1] or (self._recorded and len(y.shape) > 1):
@@ -177,7 +198,7 @@ class Archive(Source):
             yield from self._windows()
             return
         labels = None if self._y is None else self._y.rows(self._y.shape[1:], self._shape[0])
-        for index, pixels in enumerate(self._x.rows(self._shape[1:], self._shape[0])):
+        for index, pixels in enumerate(frames_of(self._x, self._shape, self._wanted)):
             truth = None if labels is None else next(labels)
             yield Frame(index, pixels, int(truth) if truth is not None and truth.ndim == 0 else truth)
 

@@ -11,9 +11,14 @@ from typing import Any
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import InputSpec, Task
+from edgeadapt.errors import InputError
 
 PIXELS = 2**25
-"""Larger pictures are refused frame by frame: one of this size takes 96 MiB when it is decoded."""
+"""Larger pictures are refused frame by frame: one of this size takes 96 MiB as an array, and while it is decoded up to 450."""
+
+
+class PictureTooLarge(InputError):
+    """A picture has more pixels, or would take more memory while it is read, than may be."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,10 +83,16 @@ class Source(ABC):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a bundle takes; a source reads no further than that asks."""
+    """What a bundle takes; a source reads no further than that asks.
+
+    Attributes:
+        picture: the most bytes that reading one picture may take, all threads together. One that would take more is a frame with a fault, and others
+            come in the input's own size, as `preprocess.fitted` makes them. None: they come as they are, up to `PIXELS`.
+    """
 
     input: InputSpec
     task: Task
+    picture: int | None = None
 
     def label(self, value: object) -> int | None:
         """A class by number or name; None where it is neither."""

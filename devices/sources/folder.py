@@ -27,7 +27,7 @@ class Folder(Source):
 
     def __init__(self, path: str | os.PathLike[str], wanted: Wanted) -> None:
         pictures.check(wanted.input)
-        self.name, self._root, self._channels = str(path), Path(path), wanted.input.shape[0]
+        self.name, self._root, self._wanted = str(path), Path(path), wanted
         try:
             entries = _entries(self.name)
         except OSError as reason:
@@ -44,7 +44,7 @@ class Folder(Source):
                 yield Frame(name, None, truth, fault)
                 continue
             try:
-                pixels = pictures.read(file, self._channels)
+                pixels = pictures.taken(file, self._wanted)
             except InputError as reason:
                 yield Frame(name, None, truth, reason.message)
             else:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections import deque
 
 import numpy as np
@@ -12,17 +10,15 @@ from numpy.typing import NDArray
 
 from edgeadapt.bundle import InputSpec
 from edgeadapt.devices.framing import Pieces
+from edgeadapt.devices.sources import numbers
 from edgeadapt.devices.sources.base import Frame, Wanted
 from edgeadapt.preprocess import Windows
 
 FORMATS = ("csv", "jsonl")
 COUNTED = ("bytes", "lines", "numbers", "sizes", "long")
 
-_WIDEST = 32  # characters that a number takes, with what parts it from the next
+_WIDEST = 32  # characters that a number takes, 24 of them digits, with brackets and what parts it from the next
 _BESIDE = 1024  # characters of a line that are no numbers
-_LARGEST = float(np.finfo(np.float32).max)
-_CSV = re.compile(rb"[-+0-9.eE,; \t]*")
-_PARTED = re.compile(rb"\s*[,;]\s*|\s+")
 
 
 class Lines:
@@ -89,9 +85,10 @@ class Lines:
         """What a line gives, or what it is counted as; nothing for a heading."""
         truth: int | None = None
         if self._json:
-            values, truth = self._object(line)
+            values, label = numbers.parsed(line)
+            truth = self._wanted.label(label)
         else:
-            values = _numbers(line)
+            values = numbers.separated(line)
         if values is None:
             headed, self._headed = self._headed, True
             return "numbers" if headed else ""
@@ -100,15 +97,6 @@ class Lines:
         if self._samples is not None and values.ndim <= 2 and values.shape[-1] == self._shape[0]:
             return [self._frame(*window) for window in self._samples.push(values.reshape(-1, self._shape[0]), truth)]
         return "sizes"
-
-    def _object(self, line: bytes) -> tuple[NDArray[np.float32] | None, int | None]:
-        try:
-            found = json.loads(line)
-        except (ValueError, RecursionError):
-            return None, None
-        if isinstance(found, dict):
-            return _nested(found.get("x")), self._wanted.label(found.get("label"))
-        return _nested(found), None
 
     def _frame(self, pixels: NDArray[np.float32], truth: int | None) -> Frame:
         self._given += 1
@@ -134,37 +122,3 @@ class _Samples:
 
     def clear(self) -> None:
         self._windows.clear()  # labels of before go as those of whole windows come
-
-
-def _numbers(line: bytes) -> NDArray[np.float32] | None:
-    """Those of a line of csv; None where there is anything else."""
-    if not _CSV.fullmatch(line):
-        return None
-    try:
-        return _finite([float(part) for part in _PARTED.split(line.rstrip(b",; \t"))])
-    except ValueError:
-        return None
-
-
-def _nested(value: object) -> NDArray[np.float32] | None:
-    """Numbers in lists of equal lengths in one another; None for anything else."""
-    level: list[object] = [value]
-    shape: list[int] = []
-    while level and isinstance(level[0], list) and len(shape) < 4:
-        size = len(level[0])
-        if any(not isinstance(part, list) or len(part) != size for part in level):
-            return None
-        shape.append(size)
-        level = [item for part in level for item in part]  # type: ignore[attr-defined]
-    if not shape or any(type(item) not in (int, float) for item in level):
-        return None
-    found = _finite(level)
-    return None if found is None else found.reshape(shape)
-
-
-def _finite(values: list[float] | list[object]) -> NDArray[np.float32] | None:
-    try:
-        found = np.array(values, np.float64)
-    except OverflowError:  # a whole number beyond any float
-        return None
-    return found.astype(np.float32) if (np.abs(found) <= _LARGEST).all() else None

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import BinaryIO
 
 from edgeadapt.devices.sources import pictures
-from edgeadapt.devices.sources.arrays import Reader, frames_shape
+from edgeadapt.devices.sources.arrays import Reader, frames_of, frames_shape
 from edgeadapt.devices.sources.base import Frame, Source, Wanted
 from edgeadapt.devices.sources.lines import Lines
 from edgeadapt.errors import InputError, SourceError
@@ -57,7 +57,7 @@ class Paths(Source):
                 return Frame(text[:200], None, None, 'is neither a path nor JSON like {"path": "a.png"}')
         shown = path.encode("utf-8", "replace").decode()
         try:
-            return Frame(shown, pictures.read(path, self._wanted.input.shape[0]), truth)
+            return Frame(shown, pictures.taken(path, self._wanted), truth)
         except InputError as reason:
             return Frame(shown, None, truth, reason.message)
 
@@ -81,6 +81,7 @@ class Arrays(Source):
             reader = Reader(_Again(first, self._file), f"stdin (array {index})")  # type: ignore[arg-type]
             try:
                 shape, _ = frames_shape(reader.shape, reader.dtype, self._wanted.input)
+                rows = frames_of(reader, shape, self._wanted)
             except InputError as reason:
                 left = reader.dtype.itemsize * math.prod(reader.shape)
                 while left:
@@ -88,7 +89,7 @@ class Arrays(Source):
                 yield Frame(index, None, None, reason.message)
                 index += 1
                 continue
-            for pixels in reader.rows(shape[1:], shape[0]):
+            for pixels in rows:
                 yield Frame(index, pixels)
                 index += 1
 

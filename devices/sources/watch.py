@@ -13,7 +13,7 @@ from typing import IO
 
 from edgeadapt.bundle import InputSpec
 from edgeadapt.devices.sources import pictures
-from edgeadapt.devices.sources.arrays import Reader, frames_shape
+from edgeadapt.devices.sources.arrays import Reader, frames_of, frames_shape
 from edgeadapt.devices.sources.base import Frame, Source, Wanted
 from edgeadapt.errors import InputError, SourceError, UsageError
 
@@ -52,7 +52,7 @@ class Watch(Source):
     def __init__(self, path: str | os.PathLike[str], wanted: Wanted, existing: bool = False, poll: float = 0.5, remove: bool = False) -> None:
         if not (poll > 0 and math.isfinite(poll)):
             raise UsageError(f"a folder cannot be looked at every {poll} seconds", "give a number above 0")
-        self.name, self._spec, self._suffixes = str(path), wanted.input, _suffixes(wanted.input)
+        self.name, self._wanted, self._suffixes = str(path), wanted, _suffixes(wanted.input)
         self._existing, self._poll, self._remove = existing, poll, remove
         self._stopped, self._kept = threading.Event(), 0
 
@@ -114,7 +114,7 @@ class Watch(Source):
             if name.lower().endswith(".npy"):
                 yield from self._rows(shown, path)
             else:
-                yield Frame(shown, pictures.read(path, self._spec.shape[0]))
+                yield Frame(shown, pictures.taken(path, self._wanted))
         except (InputError, SourceError) as reason:
             yield Frame(shown, None, None, reason.message)
             return
@@ -139,8 +139,8 @@ class Watch(Source):
     def _rows(self, name: str, path: str) -> Generator[Frame, None, None]:
         with closing(_opened(path)) as file:
             reader = Reader(file, name)
-            shape, single = frames_shape(reader.shape, reader.dtype, self._spec)
-            for row, pixels in enumerate(reader.rows(shape[1:], shape[0])):
+            shape, single = frames_shape(reader.shape, reader.dtype, self._wanted.input)
+            for row, pixels in enumerate(frames_of(reader, shape, self._wanted)):
                 yield Frame(name if single else f"{name}#{row}", pixels)
 
     def stop(self) -> None:

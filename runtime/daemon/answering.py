@@ -25,7 +25,8 @@ def gives(daemon: Daemon) -> Gives:
     spec: InputSpec | None = None if daemon.model is None else daemon.model.adapter.manifest.input
     post = daemon.post if daemon.config.source.type == "http" else None
     render = daemon.measures.registry.render
-    return Gives(daemon.asked.verbs, lambda: ready(daemon), render, lambda x: predict(daemon, x), post, daemon.events, spec)
+    picture = daemon.config.memory.picture
+    return Gives(daemon.asked.verbs, lambda: ready(daemon), render, lambda x: predict(daemon, x), post, daemon.events, spec, picture)
 
 
 def ready(daemon: Daemon) -> list[str]:

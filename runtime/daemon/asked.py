@@ -146,7 +146,8 @@ class Asked:
                 return f"; {size - len(self._labelled)} more labels are learned from together"
             taken, self._labelled = self._labelled[:size], self._labelled[size:]
         x, y = np.stack([pixels for pixels, _ in taken]), np.array([known for _, known in taken])
-        steps = model.guard.learn(x, y)
+        with self._daemon.stepping():
+            steps = model.guard.learn(x, y)
         return f"; learned from {size} labels" if steps else f"; {size} labels could not be learned from now"
 
     def tail(self, given: Mapping[str, object]) -> Iterator[object]:

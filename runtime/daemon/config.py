@@ -68,6 +68,7 @@ class MemoryConfig:
         Size(), None, "with a budget: adaptation gives way when the system has less than this left; none: a twentieth of its memory", 64 * MIB
     )
     slack: int = setting(Size(0), 4 * MIB, "with a budget: what of it is kept free for all that runs beside the model")
+    picture: int = setting(Size(MIB, 1024 * MIB), 24 * MIB, "what reading one picture of a file or a request may take; larger ones are refused")
 
 
 @dataclass(frozen=True, kw_only=True)

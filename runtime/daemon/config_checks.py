@@ -51,6 +51,9 @@ def _memory(config: Config, given: Callable[[str], bool]) -> Iterator[Finding]:
     elif memory.slack >= memory.budget:
         message = f"expected less than the budget of {size_text(memory.budget)}, got {size_text(memory.slack)}"
         yield Finding(("memory.slack", "memory.budget"), message, "give less, or a larger budget")
+    elif given("memory.picture") and memory.picture >= memory.budget:
+        message = f"expected less than the budget of {size_text(memory.budget)}, got {size_text(memory.picture)}"
+        yield Finding(("memory.picture", "memory.budget"), message, "give less, or a larger budget")
     elif memory.budget - memory.slack < FLOOR:
         message = f"leaves less than the {size_text(FLOOR)} that Python, numpy and onnxruntime take before a model is loaded"
         yield Finding(("memory.budget", "memory.slack"), message, "edgeadapt simulate says what a bundle needs", fatal=False)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import grp
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeadapt.config import Finding, in_order, placed
 from edgeadapt.errors import EdgeAdaptError, Fault
 from edgeadapt.runtime.daemon.config import CameraSource, Config, FolderSource, Loaded, ReplaySource, SerialSource, StdinSource
+
+if TYPE_CHECKING:
+    from edgeadapt.bundle import Manifest
 
 
 def look(loaded: Loaded, place: str) -> tuple[list[Fault], list[Fault]]:
@@ -21,18 +25,21 @@ def look(loaded: Loaded, place: str) -> tuple[list[Fault], list[Fault]]:
         loaded: the configuration.
         place: told where a finding is of no key that was given.
     """
+    return told((found for part in (_bundle, files, _folders, _source, machine) for found in part(loaded.config)), loaded, place)
+
+
+def told(found: Iterable[Finding], loaded: Loaded, place: str) -> tuple[list[Fault], list[Fault]]:
+    """Findings as faults and warnings, each where its key was given, else at `place`."""
     faults: list[Fault] = []
     warnings: list[Fault] = []
-    for part in (_bundle, _files, _folders, _source, _machine):
-        for found in part(loaded.config):
-            (faults if found.fatal else warnings).append(placed(found, loaded.origins, place))
+    for one in found:
+        (faults if one.fatal else warnings).append(placed(one, loaded.origins, place))
     return in_order(faults, loaded.files), in_order(warnings, loaded.files)
 
 
 def _bundle(config: Config) -> Iterator[Finding]:
     """Of a bundle that is named; the one that is installed was looked at when it was."""
     from edgeadapt.bundle import Bundle
-    from edgeadapt.runtime.hyper import Hyper
 
     if config.bundle.path is None:
         return
@@ -41,6 +48,13 @@ def _bundle(config: Config) -> Iterator[Finding]:
     except EdgeAdaptError as reason:
         yield Finding(("bundle.path",), reason.message, reason.hint)
         return
+    yield from fitting(config, manifest)
+
+
+def fitting(config: Config, manifest: Manifest) -> Iterator[Finding]:
+    """What of a configuration does not go with the bundle that is served."""
+    from edgeadapt.runtime.hyper import Hyper
+
     for name, value in config.adapt.set.items():
         try:
             Hyper(manifest.hyper).checked(name, value)
@@ -74,7 +88,12 @@ def _frames(config: Config, shape: tuple[int, ...]) -> Iterator[Finding]:
         yield Finding(("source.type",), "reading image files needs Pillow", "pip install edgeadapt[images]")
 
 
-def _files(config: Config) -> Iterator[Finding]:
+SECRETS = ("http.token_file", "mqtt.password_file")
+"""Keys of files that systemd reads for the daemon."""
+
+
+def files(config: Config, reads: Callable[[str, Path], bool] = lambda key, path: os.access(path, os.R_OK)) -> Iterator[Finding]:
+    """Keys and secrets: whether they are there, and `reads`, of a key of the configuration and its path, says that they can be read."""
     plain = {f"bundle.keys[{number}]": path for number, path in enumerate(config.bundle.keys)}
     secrets = {"http.token_file": config.http.token_file, "mqtt.password_file": config.mqtt.password_file}
     for key, path in {**plain, "mqtt.ca": config.mqtt.ca, **secrets}.items():
@@ -86,11 +105,11 @@ def _files(config: Config) -> Iterator[Finding]:
         except OSError as reason:
             yield Finding(keys, f"{path}: {(reason.strerror or str(reason)).lower()}", "make the file, or name another")
             continue
-        if not stat.S_ISREG(status.st_mode) or not os.access(path, os.R_OK):
+        if not stat.S_ISREG(status.st_mode) or not reads(key.partition("[")[0], path):
             yield Finding(keys, f"{path} is no file that this user can read", "run this as the daemon's user; chown and chmod let that one read it")
         elif not status.st_size:
             yield Finding(keys, f"{path} is empty", "write what it is for into it")
-        elif key in secrets and status.st_mode & stat.S_IROTH:
+        elif key in SECRETS and status.st_mode & stat.S_IROTH:
             yield Finding(keys, f"{path} holds a secret and can be read by everybody", f"chmod o= {path}", fatal=False)
 
 
@@ -130,7 +149,8 @@ def _source(config: Config) -> Iterator[Finding]:
         yield Finding(("source.path",), f"{source.path} is not there", "give an .npz or .npy file, or a folder of images")
 
 
-def _machine(config: Config) -> Iterator[Finding]:
+def machine(config: Config) -> Iterator[Finding]:
+    """Processors, and the group of the control socket."""
     cores = len(os.sched_getaffinity(0))
     if config.predict.threads > cores:
         message = f"{config.predict.threads} threads are more than the {cores} processors here"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing
+from contextlib import AbstractContextManager, ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -104,6 +104,10 @@ class Daemon:
         """One line for the service manager."""
         self._notifier.status(sentence)
 
+    def stepping(self) -> AbstractContextManager[None]:
+        """To be entered while a step is taken that the loop may have to wait for."""
+        return self._watchdog.step()
+
     def wants_save(self, always: bool = False) -> None:
         """What is learned has changed for good, and is to be on the disk."""
         if self.saving is not None:
@@ -180,11 +184,13 @@ class Daemon:
             self._wrong("bundle", fault)
             return
         stack.callback(found.close)
+        found.stream.working = self.stepping
         self.model = found
         if found.reason:
             self.events.tell("safe", f"it only predicts: {found.reason}")
         if self.store is not None and self.boot is not None:
-            taken = None if not found.adapts else found.adapter.taken if found.guard is None else found.guard.taken
+            learns = None if not found.adapts else found.guard or found.adapter
+            taken = None if learns is None else lambda: learns.taken(apart=True)  # no frame waits for the disk
             self.saving = Saving(self.store, taken, found.adapter.manifest, lambda: self._hearts.working("store"), self.events.tell)
 
     def _chosen(self) -> tuple[Path, Path | None]:
@@ -216,7 +222,7 @@ class Daemon:
         if self.model is None:
             return
         manifest = self.model.adapter.manifest
-        kind, given, wanted = self.config.source.type, options(self.config.source), Wanted(manifest.input, manifest.task)
+        kind, given, wanted = self.config.source.type, options(self.config.source), Wanted(manifest.input, manifest.task, self.config.memory.picture)
         try:
             source: Source = KINDS[kind](given, wanted)
             if source.live and kind not in ("http", "none"):

@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeadapt.bundle import Bundle, Manifest
+from edgeadapt.bundle import Bundle, InputSpec, Manifest
+from edgeadapt.devices.sources import fitting
 from edgeadapt.errors import BundleError, EdgeAdaptError, StateError
 from edgeadapt.progress import Progress
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.daemon import feed, seen
 from edgeadapt.runtime.guard import Guard
-from edgeadapt.runtime.guarded import guarding_bytes
+from edgeadapt.runtime.guarded import guarding_bytes, saving_bytes
 from edgeadapt.runtime.phases import Verdict
 from edgeadapt.runtime.stream import Stream
 
@@ -24,8 +25,9 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("edgeadapt")
 
-HTTP, MQTT, CAMERA, PICTURES = 5 * 2**20, 6 * 2**20, 34 * 2**20, 4 * 2**20
-"""Bytes that HTTP, MQTT, OpenCV with a camera of 1280 x 720, and Pillow add to the process, as measured (docs/http.md, mqtt.md, sources.md)."""
+HTTP, MQTT, CAMERA, PICTURES = 5 * 2**20, 6 * 2**20, 36 * 2**20, 5 * 2**20
+"""Bytes that HTTP, MQTT, OpenCV with 1280 x 720, and Pillow add to the process; measured (`./dev bench interfaces`, MiB): 1.5, 1.8, 35.8 at most, but
+for the frames that are held, which are counted apart, and 4.8."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,14 +118,30 @@ def _predicting(path: Path, manifest: Manifest, config: Config, progress: Progre
 def beside(config: Config, manifest: Manifest) -> int:
     """Bytes that the daemon takes beside the model, and that a budget must leave.
 
-    They are for frames that wait and are remembered, and for libraries that are only loaded where they are used.
+    They are for frames that wait and are remembered, for what is being saved, and for libraries that are only loaded where they are used.
     """
     spec = manifest.input
     frame = 4 * math.prod(spec.shape) if spec.resize is None and not spec.crop else seen.MOST
     waiting = min(feed.MOST, config.predict.queue * frame) + min(seen.MOST, seen.LATEST * frame)
-    pictures = PICTURES if spec.resize is not None or config.source.type in ("folder", "http") else 0
     camera = CAMERA if config.source.type == "camera" else 0
-    return config.memory.slack + waiting + pictures + camera + HTTP * config.http.enabled + MQTT * config.mqtt.enabled
+    waiting += saving_bytes(manifest) * config.adapt.enabled
+    return config.memory.slack + waiting + _pictures(config, spec) + camera + HTTP * config.http.enabled + MQTT * config.mqtt.enabled
+
+
+def _pictures(config: Config, spec: InputSpec) -> int:
+    """Bytes of Pillow, and of one picture that is read, where these are used."""
+    if len(spec.shape) != 3 or spec.raw:
+        return 0
+    source, fits = config.source, spec.resize is not None or spec.crop
+    files = {
+        "folder": spec.shape[0] in (1, 3) or fits,
+        "http": True,
+        "replay": fits or not str(getattr(source, "path", "")).endswith((".npz", ".npy")),
+        "stdin": getattr(source, "format", "") == "paths" or (fits and getattr(source, "format", "") == "npy"),
+    }
+    if files.get(source.type, False) or config.http.enabled:
+        return PICTURES + fitting.largest(spec, config.memory.picture)
+    return PICTURES if spec.resize is not None else 0
 
 
 def _adapter(path: Path, config: Config, progress: Progress, slack: int, **how: Any) -> Adapter:

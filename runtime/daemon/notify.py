@@ -10,7 +10,9 @@ import logging
 import os
 import re
 import socket
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -24,6 +26,10 @@ LONGEST = 200
 SILENCES = {"source": 60.0, "predict": 30.0, "adapt": 120.0, "store": 120.0}
 """Seconds without a beat after which a worker counts as hung. One that waits for a device beats while it waits."""
 
+STEP = SILENCES["adapt"]
+"""Seconds that the loop may wait for a step without a ping."""
+
+_KNOWN, _SHORT = 3, 10.0  # steps after which is known how long they take, and how often such a one must fit the manager's time not to be told of
 _PATIENCE = 0.2  # seconds that a message may wait for a manager that does not read
 
 
@@ -60,9 +66,9 @@ class Notifier:
         """It reads its configuration again; `ready` follows."""
         self._send("RELOADING=1", f"MONOTONIC_USEC={time.clock_gettime_ns(time.CLOCK_MONOTONIC) // 1000}")
 
-    def patience(self, seconds: float) -> None:
-        """From now on the watchdog waits so long for a ping, whatever the unit says."""
-        self._send(f"WATCHDOG_USEC={max(1, round(seconds * 1e6))}")
+    def patience(self, seconds: float, well: bool = False) -> None:
+        """From now on the watchdog waits so long for a ping, whatever the unit says. well: this is one, and is counted from."""
+        self._send(*(["WATCHDOG=1"] if well else []), f"WATCHDOG_USEC={max(1, round(seconds * 1e6))}")
 
     def extend(self, seconds: float) -> None:
         """What goes on (start, reload, stop) will take so many seconds more, counted from now, whatever its time-out says."""
@@ -149,7 +155,7 @@ class Heartbeats:
 
 
 class Watchdog:
-    """Pings the manager for the loop that does the work, while no worker is late.
+    """Pings the manager for the loop that does the work, while no worker is late; and has it wait longer for a step, during which nobody pings.
 
     Args:
         notifier: sends the pings.
@@ -160,9 +166,31 @@ class Watchdog:
 
     def __init__(self, notifier: Notifier, heartbeats: Heartbeats, seconds: float | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._notifier, self._heartbeats, self._clock = notifier, heartbeats, clock
-        self._every = None if seconds is None else seconds / 4
+        self._seconds, self._every = seconds, None if seconds is None else seconds / 4
+        self._steps, self._patient, self._lock = 0, False, threading.Lock()
+        self._took: deque[float] = deque(maxlen=_KNOWN)
         self._pinged = -float("inf")
         self._late: set[str] = set()
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """A step is taken within that the loop takes or may have to wait for; from any thread.
+
+        The manager is asked to wait `STEP` seconds, where it would not wait as long and the latest steps were not much shorter than it would.
+        """
+        begun = self._clock()
+        with self._lock:
+            self._steps += 1
+            short = len(self._took) == _KNOWN and self._seconds is not None and _SHORT * max(self._took) < self._seconds
+            if not self._patient and not short and self._seconds is not None and self._seconds < STEP:
+                self._patient = True  # until the loop turns again after the last step: sooner, what it was late by would count
+                self._notifier.patience(STEP)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._steps -= 1
+                self._took.append(self._clock() - begun)
 
     def turn(self) -> dict[str, float]:
         """To be called in every turn of the loop, at least four times as often as the manager waits: pings when it is time and nobody is late.
@@ -176,6 +204,10 @@ class Watchdog:
         for worker in self._late - late.keys():
             LOG.info("%s shows signs of life again", worker)
         self._late = set(late)
+        with self._lock:
+            if self._patient and not self._steps and not late and self._seconds is not None:
+                self._patient, self._pinged = False, self._clock()
+                self._notifier.patience(self._seconds, well=True)
         if not late and self._every is not None and self._clock() - self._pinged >= self._every:
             self._pinged = self._clock()
             self._notifier.watchdog()

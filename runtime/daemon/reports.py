@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 import time
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeadapt._version import __version__
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 LOG = logging.getLogger("edgeadapt")
 
 _LOOK, _WRITE = 5.0, 15.0  # seconds between two looks at the board, and between two writes of the textfile
+_PATIENCE = 2.0  # seconds that a write is waited for at the end
 _EVENTS = 20
 
 
@@ -34,6 +37,7 @@ class Reports:
         self._looked = self._written = -math.inf
         self._steps = 0
         self._failed = False
+        self._writing: threading.Thread | None = None
 
     def start(self, stack: ExitStack) -> None:
         """Has metrics ask, and begins to serve HTTP and MQTT where they are enabled; they end with the stack."""
@@ -49,6 +53,7 @@ class Reports:
         measures.checkpoint.read(lambda: None if daemon.saving is None else daemon.saving.saved)
         measures.frame_errors.read_all(self._errors)
         measures.used.read_all(self._used)
+        stack.callback(self._written_out)
         for name, begin in (("http", self._web), ("mqtt", self._mqtt)):
             try:
                 begin(stack)
@@ -86,15 +91,23 @@ class Reports:
             self._vitals = vitals.look()
             daemon.tell_manager(self.sentence())
         path = daemon.config.metrics.textfile
-        if path is not None and now - self._written >= _WRITE:
-            self._written = now
-            try:
-                daemon.measures.registry.write_textfile(path)
-                self._failed = False
-            except (EdgeAdaptError, OSError) as fault:
-                if not self._failed:
-                    LOG.warning("metrics cannot be written to %s: %s", path, fault)
-                self._failed = True
+        if path is not None and now - self._written >= _WRITE and (self._writing is None or not self._writing.is_alive()):
+            self._written = now  # by a thread of its own: the disk may take its time
+            self._writing = threading.Thread(target=self._write, args=(path,), name="metrics", daemon=True)
+            self._writing.start()
+
+    def _write(self, path: Path) -> None:
+        try:
+            self._daemon.measures.registry.write_textfile(path)
+            self._failed = False
+        except (EdgeAdaptError, OSError) as fault:
+            if not self._failed:
+                LOG.warning("metrics cannot be written to %s: %s", path, fault)
+            self._failed = True
+
+    def _written_out(self) -> None:
+        if self._writing is not None:
+            self._writing.join(_PATIENCE)
 
     def count(self) -> None:
         """Counts the steps since it was last called."""

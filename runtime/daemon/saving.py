@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from typing import Any
 
 from edgeadapt.bundle import Manifest
 from edgeadapt.errors import StateError
@@ -46,7 +47,7 @@ class Saving:
     ) -> None:
         self._store, self._taken, self._manifest, self._working, self._tell, self._clock = store, taken, manifest, working, tell, clock
         self._pool = ThreadPoolExecutor(1, "edgeadapt-store")
-        self._going: Future[None] | None = None
+        self._going: Future[Any] | None = None
         self._lock = threading.Lock()
         self.pending, self._always, self._not_before, self._proving_from = False, False, 0.0, 0.0
         self.saved: float | None = None
@@ -74,9 +75,8 @@ class Saving:
             self._going = self._pool.submit(self._save)
 
     def at_once(self) -> bool:
-        """Saves what is pending, and waits for it; whether it is on the disk."""
-        self._pool.submit(self._save).result()
-        return not self.pending
+        """Saves what is pending, and waits for it; whether it is on the disk. More may have been learned meanwhile, and be pending again."""
+        return self._pool.submit(self._save).result()
 
     def finish(self) -> None:
         """At the end: waits for what goes on, and saves what is not yet on the disk."""
@@ -85,10 +85,10 @@ class Saving:
             self.wanted(always=True)
             self._save()
 
-    def _save(self) -> None:
+    def _save(self) -> bool:
         with self._lock:
             if not self.pending:  # somebody was quicker
-                return
+                return True
             self.pending, always, self._always = False, self._always, False
         assert self._taken is not None
         try:
@@ -96,17 +96,18 @@ class Saving:
                 wait = self._store.commit(self._taken, self._manifest, always)
         except StateError as fault:
             self._failed(fault, always)
-            return
+            return False
         except Exception:  # a defect must not end the thread that saves
             LOG.exception("what was learned could not be saved")
             self._failed(StateError("what was learned could not be saved"), always)
-            return
+            return False
         if wait:
             with self._lock:
                 self.pending, self._not_before = True, 0.0 if self._always else self._clock() + wait
-            return
+            return False
         self.saved, self._complaint = time.time(), ""
         self._tell("saved", "what was learned is on the disk")
+        return True
 
     def _prove(self) -> None:
         self._proving_from = self._clock() + _SOON

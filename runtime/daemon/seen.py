@@ -18,6 +18,7 @@ from edgeadapt.runtime.daemon.status import CompareStatus, Latency, PredictionsS
 LATEST, MOST = 64, 8 * 2**20
 """Frames that are remembered with their pixels, and bytes that these take, at most."""
 
+_SHOWN = 2
 _TIMES, _SPAN = 1024, 10.0  # answers that latencies are of, and seconds that frames a second are of
 
 
@@ -51,6 +52,7 @@ class Seen:
         self._ends: deque[float] = deque(maxlen=_TIMES)
         self._latest: OrderedDict[str | int, Answered] = OrderedDict()
         self._bytes = 0
+        self._shown: deque[str | int] = deque(maxlen=_SHOWN)
 
     def answered(self, frame: Answered, milliseconds: float) -> None:
         """One more frame, and how long it took from when it was taken up until it was answered."""
@@ -62,7 +64,8 @@ class Seen:
             self._bytes += frame.pixels.nbytes - (0 if before is None else before.pixels.nbytes)
             self._latest[frame.id] = frame
             while len(self._latest) > 1 and (len(self._latest) > LATEST or self._bytes > MOST):
-                self._bytes -= self._latest.popitem(last=False)[1].pixels.nbytes
+                oldest = next((name for name in self._latest if name not in self._shown), next(iter(self._latest)))
+                self._bytes -= self._latest.pop(oldest).pixels.nbytes
 
     def faulty(self) -> None:
         """One more frame that could not be answered."""
@@ -80,10 +83,16 @@ class Seen:
             self.labelled, self.right = self.labelled + 1, self.right + right
 
     def frame(self, name: str | int | None = None) -> Answered | None:
-        """The frame of that id, or of that number written out; the latest where none is named. None where it is not remembered."""
+        """The frame of that id, or of that number written out; the latest where none is named. None where it is not remembered.
+
+        The last two that were given as the latest are remembered before others: somebody who looks at one may say what it shows.
+        """
         with self._lock:
             if name is None:
-                return next(reversed(self._latest.values()), None)
+                latest = next(reversed(self._latest.values()), None)
+                if latest is not None and latest.id not in self._shown:
+                    self._shown.append(latest.id)
+                return latest
             found = self._latest.get(name)
             if found is None and isinstance(name, str) and re.fullmatch(r"-?[0-9]{1,19}", name):
                 found = self._latest.get(int(name))

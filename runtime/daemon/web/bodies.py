@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeadapt.bundle import InputSpec
-from edgeadapt.devices.sources import pictures
+from edgeadapt.devices.sources import fitting, pictures
 from edgeadapt.devices.sources.arrays import Reader, frames_shape
-from edgeadapt.devices.sources.base import PIXELS
+from edgeadapt.devices.sources.base import PictureTooLarge
 from edgeadapt.errors import InputError
 from edgeadapt.preprocess import batch_of
 from edgeadapt.runtime.daemon.plain import one_line
@@ -29,33 +29,34 @@ _NUMPY = b"\x93NUMPY"
 _KINDS = 'send an image file, an array as numpy.save writes it, or JSON {"x": numbers}'
 
 
-def frames_in(body: bytes, kind: str, spec: InputSpec) -> tuple[NDArray[Any], object]:
+def frames_in(body: bytes, kind: str, spec: InputSpec, most: int) -> tuple[NDArray[Any], object]:
     """The frames in a body: an image file, a numpy array, or JSON {"x": …, "label": …}.
 
     Args:
         body: as it came; what it is shows in its first bytes.
         kind: its Content-Type; "application/json" is believed.
         spec: what the bundle takes.
+        most: bytes that reading one picture may take; see `Wanted.picture`.
 
     Returns:
-        uint8 [N,H,W,C] or float32 [N,*shape], N from 1 to `FRAMES`; and the label given with JSON, None without.
+        uint8 [N,H,W,C], H x W being the input's own, or float32 [N,*shape], N from 1 to `FRAMES`; and the label given with JSON, None without.
 
     Raises:
-        Refusal: it is empty, or JSON that is too long.
+        Refusal: it is empty, or JSON that is too long, or a picture that is too large.
         InputError, SourceError: it cannot be read, or is not what the model takes.
     """
     if not body:
         raise Refusal(HTTPStatus.BAD_REQUEST, "the request has no body", _KINDS)
     label = None
     if body.startswith(_NUMPY):
-        frames = _array(body, spec)
+        frames = _array(body, spec, most)
     elif kind == "application/json" or body.lstrip()[:1] in (b"{", b"["):
         frames, label = _numbers(body, spec)
     else:
-        frames = _picture(body, spec)
+        frames = _picture(body, spec, most)
     frames = batch_of(frames, spec)[0]
     if len(frames) > FRAMES:
-        raise InputError(f"{len(frames)} frames are more than one request may bring", f"send at most {FRAMES} at once")
+        raise _too_many(len(frames))
     return frames, label
 
 
@@ -100,17 +101,32 @@ def _numbers(body: bytes, spec: InputSpec) -> tuple[NDArray[np.float32], object]
     return x, given.get("label")
 
 
-def _array(body: bytes, spec: InputSpec) -> NDArray[Any]:
+def _array(body: bytes, spec: InputSpec, most: int) -> NDArray[Any]:
     file = io.BytesIO(body)
     reader = Reader(file, "the body")
     shape, _ = frames_shape(reader.shape, reader.dtype, spec)
     held, wanted = len(body) - file.tell(), reader.dtype.itemsize * math.prod(shape)
     if held != wanted:
         raise InputError(f"the array in the body has {held} bytes, and says that it has {wanted}", "send the whole file that numpy.save wrote")
-    return np.frombuffer(reader.take(wanted, "the array"), reader.dtype).reshape(shape).astype(reader.dtype.newbyteorder("="), copy=False)
+    if shape[0] > FRAMES:
+        raise _too_many(shape[0])
+    try:
+        fitting.check_array(shape[1:], reader.dtype, spec, most)
+    except PictureTooLarge as reason:
+        raise _too_large("a frame of the array", reason) from None
+    found = np.frombuffer(reader.take(wanted, "the array"), reader.dtype).reshape(shape).astype(reader.dtype.newbyteorder("="), copy=False)
+    return found if found.dtype != np.uint8 or shape[1:3] == spec.shape[1:] else np.stack([fitting.array(frame, spec) for frame in found])
 
 
-def _picture(body: bytes, spec: InputSpec) -> NDArray[np.uint8]:
+def _too_large(what: str, reason: PictureTooLarge) -> Refusal:
+    return Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{what} {reason.message}", reason.hint)
+
+
+def _too_many(frames: int) -> InputError:
+    return InputError(f"{frames} frames are more than one request may bring", f"send at most {FRAMES} at once")
+
+
+def _picture(body: bytes, spec: InputSpec, most: int) -> NDArray[np.uint8]:
     if len(spec.shape) != 3 or spec.shape[0] not in (1, 3):
         raise InputError(f"the body is neither JSON nor a numpy array, and a frame {format_shape(spec.shape)} is no image", _KINDS)
     try:
@@ -118,6 +134,8 @@ def _picture(body: bytes, spec: InputSpec) -> NDArray[np.uint8]:
     except ImportError:
         raise InputError("reading image files needs Pillow, which is not on this device", "pip install edgeadapt[images]; or send an array") from None
     try:
-        return pictures.decoded(io.BytesIO(body), spec.shape[0], pictures.PLAIN)
+        return pictures.bounded(io.BytesIO(body), spec, most)
+    except PictureTooLarge as reason:
+        raise _too_large("the body", reason) from None
     except InputError as reason:
-        raise InputError(f"the body {reason.message}", f"{_KINDS}; an image has at most {PIXELS} pixels") from None
+        raise InputError(f"the body {reason.message}", reason.hint or _KINDS) from None

@@ -13,6 +13,9 @@ from edgeadapt.devices.sources.base import Frame
 from edgeadapt.runtime.daemon.events import Events
 from edgeadapt.runtime.daemon.verbs import Function
 
+PICTURE = 24 * 2**20
+"""Bytes; see there."""
+
 
 @dataclass(frozen=True)
 class Gives:
@@ -28,6 +31,7 @@ class Gives:
         events: what happens. Predictions have the kind "prediction" and as `facts` what `edgeadapt run` prints; perhaps "without", the same of the
             model as it was exported: {"label", "name", "confidence"}.
         input: of the bundle; None: none is served.
+        picture: the most bytes that reading one picture may take.
     """
 
     verbs: Mapping[str, Function]
@@ -37,3 +41,4 @@ class Gives:
     post: Callable[[Frame], None] | None
     events: Events
     input: InputSpec | None
+    picture: int = PICTURE

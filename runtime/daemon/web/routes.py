@@ -124,6 +124,8 @@ class Routes:
         with self._showing:  # copies of a large frame, made one after the other
             frame = self._latest()
             headers = {"X-Frame-Id": as_json(frame.get("id")), "X-Frame-Index": as_json(frame.get("index"))}
+            if (prediction := frame.get("prediction")) is not None:
+                headers["X-Frame-Prediction"] = as_json(prediction)
             return Reply(kind="image/png", body=png(frame), headers=headers)
 
     def _frame(self, request: Request) -> Reply:
@@ -150,8 +152,8 @@ class Routes:
 
     def _predict(self, request: Request) -> Reply:
         spec, body = self._input(), request.body()
-        with self._one_at_a_time():  # a picture may take 100 MB while it is decoded
-            frames, _ = frames_in(body, request.kind, spec)
+        with self._one_at_a_time():
+            frames, _ = frames_in(body, request.kind, spec, self._gives.picture)
             return json_reply({"predictions": self._gives.predict(frames)})
 
     def _frames(self, request: Request) -> Reply:
@@ -161,7 +163,7 @@ class Routes:
             raise Refusal(HTTPStatus.CONFLICT, message, 'write type = "http" under [source], or send them to /predict')
         spec, body = self._input(), request.body()
         with self._one_at_a_time():
-            frames, label = frames_in(body, request.kind, spec)
+            frames, label = frames_in(body, request.kind, spec, self._gives.picture)
         if label is not None and (type(label) is not int or not 0 <= label < 2**31):
             raise UsageError("label is no class", "send a class's number, or send the frame and then name its class with /api/label")
         ids = [f"http-{next(self._numbers)}" for _ in frames]

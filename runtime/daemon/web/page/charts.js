@@ -4,19 +4,30 @@
 const SVG = "http://www.w3.org/2000/svg";
 const KEPT = 180, LEAST = 60;
 
-// A line of the latest values, from 0 to 1 from bottom to top; null is a gap. It is drawn closer as there are more of them.
+// A line of the latest values, from 0 at the bottom to the least of `tops` that holds all; null is a gap. It is drawn closer as there are more of them.
 class TimeLine {
-  constructor(svg) {
-    this.svg = svg;
+  constructor(svg, tops, top, span) {
+    this.tops = tops;
+    this.top = top;
+    this.span = span;
     this.values = [];
+    this.times = [];
     this.under = svg.appendChild(document.createElementNS(SVG, "path"));
     this.under.setAttribute("class", "under");
     this.path = svg.appendChild(document.createElementNS(SVG, "path"));
   }
 
   add(value) {
-    this.values.push(known(value) ? Math.min(1, Math.max(0, value)) : null);
-    if (this.values.length > KEPT) this.values.shift();
+    this.values.push(known(value) ? Math.max(0, value) : null);
+    this.times.push(performance.now());
+    if (this.values.length > KEPT) {
+      this.values.shift();
+      this.times.shift();
+    }
+    const most = Math.max(...this.values), top = this.tops.find((each) => most <= each) || this.tops[this.tops.length - 1];
+    this.top.textContent = number(top, top % 1 ? 2 : 0);
+    const seconds = Math.max(1, Math.round((performance.now() - this.times[0]) / 1000));
+    this.span.textContent = `last ${seconds < 120 ? `${seconds} s` : `${Math.round(seconds / 60)} min`}`;
     const span = Math.max(LEAST, this.values.length), step = 300 / (span - 1), begin = span - this.values.length;
     let line = "", area = "", open = false, last = 0;
     this.values.forEach((each, index) => {
@@ -26,7 +37,7 @@ class TimeLine {
         open = false;
         return;
       }
-      const y = (52 - 48 * each).toFixed(1);
+      const y = (54 - 50 * Math.min(1, each / top)).toFixed(1);
       line += `${open ? "L" : "M"}${x} ${y}`;
       area += open ? `L${x} ${y}` : `M${x} 56L${x} ${y}`;
       open = true;
@@ -38,28 +49,27 @@ class TimeLine {
   }
 }
 
-// Bars side by side, one a line of the plan, and a mark where memory is now. The page's policy allows no style in markup, but this.
+// What is in use, with a mark at the most that was; below it, bars side by side, one a line of the plan. The page's policy allows no style in markup, but this.
 function drawStack(box, legend, memory) {
   const lines = Object.entries(memory.lines).filter(([, size]) => size > 0).sort((a, b) => b[1] - a[1]);
   const planned = lines.reduce((sum, [, size]) => sum + size, 0);
-  const whole = Math.max(memory.budget || 0, planned, memory.resident || 0, 1);
+  const whole = memory.budget || Math.max(planned, memory.peak || 0, memory.resident || 0, 1), share = (size) => `${Math.min(100, (100 * size) / whole)}%`;
   box.replaceChildren();
   legend.replaceChildren();
-  const shown = lines.slice(0, 7), rest = lines.slice(7).reduce((sum, [, size]) => sum + size, 0);
-  if (rest) shown.push(["all else", rest]);
+  const shown = lines.length > 8 ? lines.slice(0, 7) : lines;
+  if (lines.length > 8) shown.push(["all else", lines.slice(7).reduce((sum, [, size]) => sum + size, 0)]);
   shown.forEach(([name, size], index) => {
-    const bar = box.appendChild(document.createElement("i"));
+    const bar = box.appendChild(document.createElement("i")), told = lineOf(name);
     bar.className = `fill${index}`;
-    bar.style.width = `${(100 * size) / whole}%`;
-    entry(legend, `fill${index}`, name, bytes(size));
+    bar.style.width = share(size);
+    entry(legend, `fill${index}`, told, bytes(size));
   });
-  if (known(memory.resident)) {
-    const mark = box.appendChild(document.createElement("b"));
-    mark.style.left = `calc(${(100 * memory.resident) / whole}% - 1px)`;
-    entry(legend, "mark", "in use now", bytes(memory.resident));
-  }
-  const told = shown.map(([name, size]) => `${name} ${bytes(size)}`).join(", ");
-  box.setAttribute("aria-label", `planned: ${told}; in use ${bytes(memory.resident)}; budget ${bytes(memory.budget)}`);
+  at("used-bar").style.width = share(memory.resident || 0);
+  at("used-peak").style.left = `calc(${share(memory.peak || 0)} - 2px)`;
+  at("used").setAttribute("aria-label", `in use ${bytes(memory.resident)}, at most ${bytes(memory.peak)} so far, of ${memory.budget ? bytes(memory.budget) : "no budget"}`);
+  box.hidden = legend.hidden = !lines.length;
+  box.setAttribute("aria-label", `planned: ${shown.map(([name, size]) => `${lineOf(name)} ${bytes(size)}`).join(", ")}`);
+  return planned;
 }
 
 function entry(legend, kind, name, size) {

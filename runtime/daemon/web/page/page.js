@@ -3,13 +3,14 @@
 
 const at = (id) => document.getElementById(id);
 const say = (id, text) => { if (at(id).textContent !== text) at(id).textContent = text; };
-const ASK_MS = 2000, SLOWEST_MS = 30000, SILENT_MS = 12000, FRAME_MS = 700, COMPARED_MS = 30000;
+const ASK_MS = 2000, SLOWEST_MS = 30000, SILENT_MS = 12000, FRAME_MS = 500, COMPARED_MS = 30000;
 const KEY = "edgeadapt-token";
 
-const shiftLine = new TimeLine(at("shift-line")), spreadLine = new TimeLine(at("spread-line"));
+const shiftLine = new TimeLine(at("shift-line"), [0.1, 0.25, 0.5, 1], at("shift-top"), at("shift-span"));
+const spreadLine = new TimeLine(at("spread-line"), [1.25], at("spread-top"), at("spread-span"));
 let stream = null, heard = 0, wait = 1000, timer = 0, polls = false;
 let access = { writes: false, allowed: false }, busy = false, paused = false, live = false, uptime = -1;
-let frameId, frameBusy = false, frameAt = -FRAME_MS, frameTimer = 0, signal = false, comparedAt = -COMPARED_MS - 1, names = "";
+let frameId, held = false, foretold = false, frameBusy = false, frameAt = -FRAME_MS, frameTimer = 0, pictures = false, answered = 0, comparedAt = -COMPARED_MS - 1, names = "";
 
 // ---------------------------------------------------------------- what is shown
 
@@ -25,9 +26,10 @@ function showStatus(status) {
   say("state-told", told);
   at("state").dataset.tone = tone;
   const guard = status.guard;
-  say("state-last", guard && status.mode === "serving" ? [`for ${lasting(guard.since_s)}`, guard.last].filter(Boolean).join(" · ") : "");
+  say("state-last", guard && status.mode === "serving" ? [`for ${lasting(guard.since_s)}`, parted(guard.last)[0].replace(/^[a-z -]+: /, "")].filter(Boolean).join(" · ") : "");
   at("safe").hidden = status.mode !== "safe";
   say("safe-why", status.reason ? `Why: ${status.reason}` : "");
+  answered = status.predictions.count;
   showFigures(status);
   showScores(guard);
   showMemory(status.memory);
@@ -45,11 +47,11 @@ function showFigures({ predictions, memory, board }) {
   const { p50, p95, p99 } = predictions.latency_ms;
   say("rate", number(predictions.per_second, 1));
   say("latency", known(p50) ? `${number(p50, p50 < 10 ? 1 : 0)} ms` : "–");
-  say("latency-more", known(p95) ? `95 of 100 within ${number(p95)} ms, 99 within ${number(p99)}` : "");
+  say("latency-more", known(p95) ? `95 % within ${number(p95)} ms\n99 % within ${number(p99)} ms` : "");
   say("memory-now", bytes(memory.resident));
   say("memory-of", memory.budget ? `of ${bytes(memory.budget)} allowed` : "no budget set");
   say("heat", known(board.temperature_c) ? `${number(board.temperature_c)} °C` : "–");
-  say("heat-more", board.throttled === null ? "" : board.throttled ? "slowed down by heat or power" : "runs at full speed");
+  say("heat-more", board.throttled === null ? (known(board.temperature_c) ? "" : "not measured here") : board.throttled ? "slowed down by heat or power" : "runs at full speed");
   at("heat-more").classList.toggle("warn", board.throttled === true);
 }
 
@@ -63,9 +65,9 @@ function showScores(guard) {
   at("shift-line").setAttribute("aria-label", `shift over time, now ${number(shift, 2)}`);
   at("spread-line").setAttribute("aria-label", `variety of predictions over time, now ${number(collapse.spread, 2)}`);
   pairs("collapse", [
-    ["Agreement with the model as delivered", known(collapse.agreement) ? percent(collapse.agreement) : null],
-    ["Variety kept, compared with it", known(collapse.kept) ? percent(collapse.kept) : null],
-    ["Parameters moved by", known(collapse.moved) ? `${number(100 * collapse.moved, 1)} %` : null],
+    ["Agreement with the model as delivered", percent(collapse.agreement)],
+    ["Variety kept, compared with it", percent(collapse.kept)],
+    ["Parameters moved by", known(collapse.moved) ? `${number(100 * collapse.moved, 1)} %` : "–"],
   ]);
 }
 
@@ -74,14 +76,16 @@ function showMemory(memory) {
   const room = memory.budget && known(memory.resident) ? `${bytes(Math.max(0, memory.budget - memory.resident))} free of the budget of ${bytes(memory.budget)}` : "No budget is set";
   const why = memory.level ? ` ${levels[memory.level] || ""} ${memory.reason}` : "";
   say("memory-told", `${room}; at most ${bytes(memory.peak)} so far.${why}`);
-  drawStack(at("stack"), at("legend"), memory);
+  const planned = drawStack(at("stack"), at("legend"), memory);
+  say("plan-told", planned ? `Planned for the model: ${bytes(planned)}. The rest of what is in use is the program itself: Python and libraries.` : "");
 }
 
 function showSource({ source, queue, predictions }) {
-  say("source", source.type === "none" ? "No source is configured." : `${source.type}: ${source.name}`);
+  const kind = SOURCES[source.type] || source.type;
+  say("source", source.type === "none" ? "No source is configured." : source.name && source.name !== source.type ? `${kind}: ${source.name}` : kind);
   at("complaint").hidden = !source.complaint;
   say("complaint", source.complaint);
-  const counts = Object.entries(source.counts).map(([kind, count]) => [kind, number(count)]);
+  const counts = Object.entries(source.counts).filter(([, count]) => count).map(([kind, count]) => [COUNTS[kind] || kind, number(count)]);
   pairs("source-facts", [
     ["Last frame", known(source.last_frame_s) ? (source.last_frame_s < 1 ? "just now" : `${lasting(source.last_frame_s)} ago`) : null],
     ["Frames answered", number(predictions.count)],
@@ -119,10 +123,12 @@ function showEvents(events) {
   list.dataset.marks = marks;
   list.replaceChildren(...newest.map((event) => {
     const item = document.createElement("li"), time = document.createElement("time"), text = document.createElement("span");
+    const [told, by] = parted(event.text || event.kind);
     time.dateTime = new Date(1000 * event.time).toISOString();
     time.title = new Date(1000 * event.time).toLocaleString("en-GB");
     time.textContent = clock(event.time);
-    text.textContent = event.text || event.kind;
+    text.textContent = told;
+    if (by) text.appendChild(document.createElement("small")).textContent = by;
     item.append(time, text);
     return item;
   }));
@@ -136,6 +142,7 @@ function showNames(classes) {
   at("names").replaceChildren(...classes.slice(0, 1000).map((name) => Object.assign(document.createElement("option"), { value: name })));
 }
 
+// What a frame was predicted as.
 function showPrediction(facts) {
   if (facts.error && facts.label === undefined && !facts.shares) {
     say("guess", "cannot be used");
@@ -146,19 +153,15 @@ function showPrediction(facts) {
   const [name, share, sure] = guessOf(facts);
   say("guess", name);
   say("guess-sure", sure);
-  say("guess-head", facts.adapted === false ? "Prediction" : "Prediction, with adaptation");
   at("guess-bar").style.width = `${100 * (share || 0)}%`;
-  showWithout(facts);
-  frameSoon();
 }
 
 // Only some frames are also answered without adaptation: the latest of those is shown until there is another.
 function showWithout({ without, ...facts }) {
   const now = performance.now();
   if (without) {
-    const same = without.label === facts.label && !without.shares;
-    at("without").dataset.same = same;
-    say("without", same ? "Without adaptation: the same" : `Without adaptation: ${guessOf(without)[0]}, ${guessOf(without)[2]}; with it: ${guessOf(facts)[0]}`);
+    at("without").dataset.same = without.label === facts.label && !without.shares;
+    for (const [id, found] of [["with-guess", facts], ["without-guess", without]]) say(id, guessOf(found).filter((part) => typeof part === "string").join(", "));
     comparedAt = now;
   }
   at("without").hidden = now - comparedAt > COMPARED_MS;
@@ -176,10 +179,25 @@ function pairs(id, rows) {
 
 // ---------------------------------------------------------------- the frame
 
+// Predictions come more often than frames are drawn: where a frame brings its own, that one is shown, so that both belong together.
+function predicted(facts) {
+  answered += 1;
+  if (!held && !(foretold && !facts.error)) showPrediction(facts);
+  showWithout(facts);
+  frameSoon();
+}
+
+// The picture stands still while somebody says what it shows.
+function hold(now) {
+  held = now && frameId !== undefined;
+  at("held").hidden = !held;
+  if (!held) frameSoon();
+}
+
 async function frameSoon() {
   const now = performance.now();
   clearTimeout(frameTimer);
-  if (document.hidden) return;
+  if (document.hidden || held || !answered) return;
   if (frameBusy || now - frameAt < FRAME_MS) {
     frameTimer = setTimeout(frameSoon, FRAME_MS);
     return;
@@ -187,23 +205,23 @@ async function frameSoon() {
   frameBusy = true;
   frameAt = now;
   try {
-    if (!signal) {
-      const reply = await fetch("/frame.png");
-      signal = reply.status === 409;
-      if (reply.ok) {
-        frameId = JSON.parse(reply.headers.get("X-Frame-Id"));
-        await drawPicture(at("frame"), await reply.blob());
-        framed("picture");
+    if (!pictures) {
+      const reply = await fetch("/frame.json"); // which also says whether it is a picture; of those only the first is asked for so
+      const frame = reply.ok ? await reply.json() : {};
+      pictures = frame.pixels !== undefined;
+      if (frame.values && !held) {
+        frameId = frame.id;
+        drawSignal(at("frame"), frame.values);
+        framed("signal", frame.prediction);
       }
     }
-    if (signal) {
-      const reply = await fetch("/frame.json");
-      if (reply.ok) {
-        const frame = await reply.json();
-        frameId = frame.id;
-        signal = Array.isArray(frame.values);
-        if (signal) drawSignal(at("frame"), frame.values);
-        framed("signal");
+    if (pictures) {
+      const reply = await fetch("/frame.png");
+      pictures = reply.ok; // another bundle may be served now
+      if (reply.ok && !held) {
+        frameId = JSON.parse(reply.headers.get("X-Frame-Id"));
+        await drawPicture(at("frame"), await reply.blob());
+        framed("picture", JSON.parse(reply.headers.get("X-Frame-Prediction") || "null"));
       }
     }
   } catch {
@@ -213,8 +231,10 @@ async function frameSoon() {
   }
 }
 
-function framed(kind) {
+function framed(kind, prediction) {
   at("no-frame").hidden = true;
+  if (prediction) showPrediction(prediction);
+  foretold = Boolean(prediction);
   at("frame").setAttribute("aria-label", `the latest ${kind}, ${frameId}`);
   showButtons();
 }
@@ -260,7 +280,7 @@ function listen() {
     arrived();
     showStatus(JSON.parse(message.data));
   });
-  mine.addEventListener("prediction", (message) => showPrediction(JSON.parse(message.data).facts));
+  mine.addEventListener("prediction", (message) => predicted(JSON.parse(message.data).facts));
   mine.onerror = () => {
     mine.close();
     if (stream !== mine) return;
@@ -307,7 +327,7 @@ async function askAccess() {
 }
 
 function showButtons() {
-  const may = access.allowed && live && !busy;
+  const may = access.allowed && live;
   let why = "";
   if (!live) why = "Nothing can be changed while the daemon does not answer.";
   else if (!access.writes) why = "Looking only: this daemon has no token, so nothing can be changed over HTTP. Use the command on the device, such as edgeadapt pause.";
@@ -317,11 +337,13 @@ function showButtons() {
   at("forget").hidden = !access.allowed;
   for (const button of document.querySelectorAll("[data-verb]")) button.disabled = !may;
   at("label").disabled = at("label-send").disabled = !(may && frameId !== undefined);
+  for (const button of document.querySelectorAll("[data-verb], #label-send")) button.setAttribute("aria-disabled", busy); // and keeps the focus
   at("pause").dataset.verb = paused ? "resume" : "pause";
   say("pause", paused ? "Resume learning" : "Pause learning");
 }
 
 async function change(verb, params) {
+  if (busy) return;
   busy = true;
   showButtons();
   at("done").dataset.tone = "plain";
@@ -342,6 +364,7 @@ async function change(verb, params) {
 
 for (const button of document.querySelectorAll("[data-verb]"))
   button.addEventListener("click", () => {
+    if (busy) return;
     if (button.id === "rollback") at("sure").showModal();
     else change(button.dataset.verb, { reason: "from the page" });
   });
@@ -351,10 +374,23 @@ at("sure").addEventListener("close", () => {
   at("sure").returnValue = "";
 });
 
-at("label-form").addEventListener("submit", (event) => {
+at("label").addEventListener("focus", () => hold(true));
+at("label").addEventListener("input", () => hold(true));
+at("label").addEventListener("blur", () => { if (!at("label").value) hold(false); });
+at("label").addEventListener("keydown", (event) => {
+  if (event.key !== "Escape") return;
+  at("label").value = "";
+  at("label").blur();
+});
+
+at("label-form").addEventListener("submit", async (event) => {
   event.preventDefault();
+  if (busy) return;
   const given = at("label").value.trim();
-  change("label", { frame: frameId, label: /^\d+$/.test(given) ? Number(given) : given });
+  await change("label", { frame: frameId, label: /^\d+$/.test(given) ? Number(given) : given });
+  if (at("done").dataset.tone !== "good") return; // the name can be mended, of the same frame
+  at("label").value = "";
+  hold(false);
 });
 
 at("token-form").addEventListener("submit", async (event) => {

@@ -3,7 +3,7 @@
 
 const STATES = {
   "warm-up": ["Getting used to the place", "It follows the light and the colours, and does not judge yet.", "busy"],
-  observing: ["Watching", "What it sees is close enough to what it was trained on; nothing is learned.", "good"],
+  observing: ["Watching", "It looks whether there is something to learn; nothing is learned now.", "good"],
   adapting: ["Learning", "The world has moved, and the model follows it.", "busy"],
   probation: ["Being tested", "What was learned is compared with the model as it was delivered.", "busy"],
   committed: ["Proven", "What was learned passed its test and is kept.", "good"],
@@ -25,6 +25,29 @@ function stateOf(status) {
   if (status.memory.level > 0) return ["Learning waits for memory", status.memory.reason || "Memory is short.", "warn"];
   if (!status.guard) return ["Learning", "Without a guard: every window is learned from.", "busy"];
   return STATES[status.guard.state] || [status.guard.state, "", "plain"];
+}
+
+// Lines of the plan that a stranger would not understand by their names
+const LINES = {
+  region: "tensors", "region's table": "where these lie", "graph structures": "the graphs themselves", code: "code of onnxruntime",
+  "prepacked weights": "weights, laid out for speed", adapter: "Python's side of it", state: "what is learned", restoring: "putting a state back",
+  allowance: "allowance for the uncounted", slack: "kept free for all else",
+};
+const lineOf = (name) => LINES[name] || name;
+
+const SOURCES = {
+  http: "Frames that are posted over HTTP", serial: "Serial line", camera: "Camera", folder: "Folder", replay: "Recording", stdin: "Standard input",
+};
+const COUNTS = {
+  dropped: "Dropped before they were read", lost: "Lost on the way", crc: "Damaged on the way", cobs: "Broken off on the way", header: "Not understood",
+  oversize: "Too long", duplicates: "Came twice", reordered: "Came out of order", restarts: "Restarts of the sender", breaks: "Times it broke off",
+  stalls: "Times it stood still", late: "Late",
+};
+
+// [what it says, the numbers it says it by] of a decision of the guard, or any other event
+function parted(text) {
+  const found = /^(?:(window \d+): )?(.*?)(?: \(([a-z ]+ -?[\d.]+(?:, [a-z ]+ -?[\d.]+)*)\))?$/s.exec(text);
+  return found ? [found[2], [found[1], found[3]].filter(Boolean).join(" · ")] : [text, ""];
 }
 
 const known = (value) => value !== null && value !== undefined && Number.isFinite(value);
@@ -64,7 +87,7 @@ function guessOf(facts) {
 
 function shiftTold(shift) {
   if (!known(shift)) return "not known";
-  if (shift < 0.15) return "as in training";
-  if (shift < 0.4) return "a little different from training";
-  return shift < 0.7 ? "clearly different from training" : "very different from training";
+  if (shift < 0.02) return "as in training"; // what the guard takes for it
+  if (shift < 0.15) return "a little different from training";
+  return shift < 0.5 ? "clearly different from training" : "very different from training";
 }
