@@ -21,7 +21,7 @@ from tests.shapedtoy import ShapedToy
 FLOOR = Floor(
     "3.11.2", "2.4.6", "1.31.1", bare=11 << 20, with_numpy=26 << 20, with_onnxruntime=42 << 20, floor=50 << 20, providers=("CPUExecutionProvider",)
 )
-PROGRAM = os.path.join(os.path.dirname(sys.executable), "edgeadapt")
+PROGRAM = sys.executable
 WORKING = {
     "LoadState": "loaded",
     "ActiveState": "inactive",
