@@ -122,11 +122,11 @@ class Guard:
         else:
             held, mix = adapter.tensors(self._shift.names), self._ways.mixing(len(x)) if whole else {}
             given, rate = {**self._ways.scalars, **mix}, self._ways.rate(len(x)) if whole else {}
-            look = self._as_source.look(x, given, self._trains) if whole else None
+            look = self._as_source.look(x, given, self._trains) if whole and self._ways.prompt else None
             self._as_source.now &= not step
             try:
                 if look is not None and look.source:
-                    logits, mix = self._as_source.answer(look), {}
+                    logits, mix, self._ways.renewed, self._trial = self._as_source.answer(look), {}, -1, Trial()
                 else:
                     logits = adapter.adapt(x, **given, **rate) if step else self._as_source.predict(x, given, whole, not self.ahead)
             finally:
@@ -236,7 +236,7 @@ class Guard:
         if phase is Phase.WARM_UP:
             if self._since >= limits.warm_up:
                 self._go(Phase.OBSERVING, f"after {limits.warm_up} windows", scores)
-        elif phase is Phase.PROBATION and self._quiet < limits.back:
+        elif phase is Phase.PROBATION and (self._quiet < limits.back or math.isnan(scores.shift)):
             if self._trial.windows >= limits.probation and self._trial.frames >= self._reference.window:
                 self._try(scores)
         elif (self._learned.unproven or self._learned.good is not None) and (why := self._of_no_use(scores)):

@@ -229,6 +229,10 @@ def test_statistics_that_follow_wholly_do_so_only_on_shifted_windows(bundles: di
         assert wrong(guard, 4, 14) < 0.2
 
 
+def dimmed(x: np.ndarray) -> np.ndarray:
+    return (0.6 * x).astype(np.float32)
+
+
 def test_a_model_whose_statistics_stay_is_judged_by_its_entropy(bundles: dict[str, Path]) -> None:
     with Adapter.open(bundles["still"], prepared=False) as adapter:
         guard = Guard(adapter, OFTEN)
@@ -236,7 +240,7 @@ def test_a_model_whose_statistics_stay_is_judged_by_its_entropy(bundles: dict[st
         assert adapter.stats["steps"] == 0
         assert guard.scores is not None
         assert math.isnan(guard.scores.shift)
-        wrong(guard, 8, 16, lambda x: (0.6 * x).astype(np.float32))
+        wrong(guard, 8, 16, dimmed)
         assert "adapting" in phases(guard)
 
 
@@ -594,6 +598,19 @@ def test_what_learned_under_a_shift_answers_while_there_is_one(bundles: dict[str
             assert [name for name, value in adapter.state.items() if (value != plain.state[name]).any()] == []
 
 
+def test_a_probation_by_entropy_ends_though_predictions_are_sure(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of models whose statistics stay no window says that the stream is the source: what they learned makes them surer."""
+    with Adapter.open(bundles["still"], prepared=False) as adapter:
+        guard = Guard(adapter, OFTEN)
+        while guard.phase is not Phase.PROBATION:
+            wrong(guard, 1, 900 + guard.windows, dimmed)
+            assert guard.windows < 60
+        monkeypatch.setattr(guard, "_shifted", lambda scores: False)
+        wrong(guard, 8, 950, dimmed)
+        assert [verdict for verdict in guard.verdicts if verdict.before is verdict.after is Phase.PROBATION] == []
+        assert any(verdict.before is Phase.PROBATION for verdict in guard.verdicts)
+
+
 def test_what_was_learned_is_laid_by_at_the_source_and_proven_anew_when_the_shift_is_back(bundles: dict[str, Path]) -> None:
     with Adapter.open(bundles["tent"], prepared=False) as adapter:
         guard = committed(adapter)
@@ -904,17 +921,17 @@ def test_the_bytes_that_a_guard_holds_are_what_is_said_of_them(tmp_path: Path, s
     path = tmp_path / "wide.edgeadapt"
     random = np.random.default_rng(0)
     x, y = random.standard_normal((128, 12), np.float32), random.integers(0, CLASSES, 128)
-    export(Wide().eval(), path, shape=(12,), data=(x, y), method="tent", statistics=statistics, batches=(16,), search=False)
+    export(Wide().eval(), path, shape=(12,), data=(x, y), method="tent", statistics=statistics, batches=(32,), search=False)
     everything = Limits(trial=1, probation=2, agreement=0.0, kept=0.0, varied=0.0, mixed=0.0, most=math.inf, unsure=-math.inf)
     with Adapter.open(path, prepared=False) as adapter:
         said, one = guarding_bytes(adapter.manifest), 2 * 4 * 2**18  # what passes change, the least of its copies
         tracemalloc.start()
         guard = Guard(adapter, everything)
         for index in range(14):
-            guard(3.0 + 0.2 * random.standard_normal((16, 12), np.float32) if index != 9 else x[:16])
+            guard(3.0 + 0.2 * random.standard_normal((32, 12), np.float32) if index != 9 else x[:32])
         guard.mark_good()
         for _ in range(12):
-            guard(3.0 + 0.2 * random.standard_normal((16, 12), np.float32))
+            guard(3.0 + 0.2 * random.standard_normal((32, 12), np.float32))
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         assert phases(guard).count("committed") >= 2
