@@ -15,7 +15,6 @@ import http.client
 import io
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,14 +29,13 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks._networks import data_pack
+from benchmarks._served import TOKEN, Served, free_port, web
 from edgeadapt.corruptions import CORRUPTIONS, corrupt
 from edgeadapt.devices.framing import encode
-from edgeadapt.runtime.daemon.client import Client
 from tests.zoo.data import Pack
 
 BLOCK, REST = 1024, 10  # frames in a block, which the daemon's percentiles are of; each of so many blocks is one without steps
 STAGE = 2000  # frames of one shift
-TOKEN = "a-token-of-the-benchmark"
 
 
 def drifting(count: int, seed: int) -> Iterator[tuple[np.ndarray, int]]:
@@ -75,44 +73,25 @@ class Pace:
         self.rate *= 0.8 if dropped else 1.05
 
 
-class Run:
-    """A daemon as a process of its own, and what is seen of it."""
+class Run(Served):
+    """A daemon as a process of its own, and what is seen of it. port: where it is posted to, with HTTP."""
 
     def __init__(self, folder: Path, bundle: Path, over: str, budget: str, cap: str) -> None:
         (folder / "state").mkdir()
-        (folder / "token").write_text(TOKEN)
-        (folder / "token").chmod(0o600)
-        source = f'type = "serial"\nurl = "{folder}/tty"\nbaud = 4000000' if over == "serial" else 'type = "http"'
-        web = f'[http]\nenabled = true\nport = {_port()}\ntoken_file = "{folder}/token"\n' if over == "http" else ""
+        self.port = free_port()
+        source = f'type = "serial"\nurl = "{folder}/tty"\nbaud = 4000000\n' if over == "serial" else f'type = "http"\n{web(folder, self.port)}'
         cap = f'cap = "{cap}"\n' if cap else ""
-        (folder / "e.toml").write_text(
+        config = (
             f'name = "day"\n[bundle]\npath = "{bundle}"\n[memory]\nbudget = "{budget}"\nslack = "12MiB"\n'
-            f'[predict]\nqueue = 64\n{cap}[source]\n{source}\n'
-            f'[state]\nfolder = "{folder}/state"\nprobation = "1min"\n[control]\nsocket = "{folder}/c.sock"\n{web}'
+            f'[predict]\nqueue = 64\n{cap}[state]\nfolder = "{folder}/state"\nprobation = "1min"\n[source]\n{source}'
         )
-        self.client = Client(folder / "c.sock")
-        command = [sys.executable, "-m", "edgeadapt", "serve", "--config", str(folder / "e.toml")]
-        self.log = open(folder / "log", "w", encoding="utf-8")
-        self.process = subprocess.Popen(command, stderr=self.log, cwd=Path(__file__).resolve().parents[1])
+        super().__init__(folder, config)
         self.held: list[int] = []
         self.times: dict[str, list[dict[str, float]]] = {"adapting": [], "paused": []}
 
-    def ready(self) -> None:
-        until = time.monotonic() + 900
-        while time.monotonic() < until and self.process.poll() is None:
-            try:
-                if (mode := self.client.call("status"))["mode"] != "starting":
-                    if mode["mode"] != "serving":
-                        raise SystemExit(f"the daemon does not serve: {mode['reason']}")
-                    return
-            except Exception as reason:
-                if isinstance(reason, SystemExit):
-                    raise
-            time.sleep(0.2)
-        raise SystemExit("the daemon did not start; its log is in the folder")
-
-    def status(self) -> dict[str, Any]:
-        found: dict[str, Any] = self.client.call("status")
+    def noted(self) -> dict[str, Any]:
+        """Its status, of which the memory is kept."""
+        found = self.status()
         self.held.append(found["memory"]["resident"])
         return found
 
@@ -121,23 +100,6 @@ class Run:
         counts = status["source"]["counts"]
         lost = sum(counts.get(name, 0) for name in ("dropped", "lost", "crc", "cobs", "header", "oversize"))
         return int(status["predictions"]["count"] + status["predictions"]["bad"] + status["queue"]["dropped"] + lost)
-
-    def end(self) -> None:
-        self.process.terminate()
-        try:
-            self.process.wait(120)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-        self.log.close()
-
-
-def _port() -> int:
-    import socket
-
-    with socket.socket() as wire:
-        wire.bind(("127.0.0.1", 0))
-        port: int = wire.getsockname()[1]
-        return port
 
 
 def serial(folder: Path) -> Callable[[int, np.ndarray, int], None]:
@@ -155,9 +117,8 @@ def serial(folder: Path) -> Callable[[int, np.ndarray, int], None]:
     return send
 
 
-def posting(folder: Path) -> Callable[[int, np.ndarray, int], None]:
+def posting(port: int) -> Callable[[int, np.ndarray, int], None]:
     """What posts a frame."""
-    port = int(next(line for line in (folder / "e.toml").read_text().splitlines() if line.startswith("port")).split("=")[1])
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
 
     def send(number: int, image: np.ndarray, label: int) -> None:
@@ -178,15 +139,16 @@ def day(choices: argparse.Namespace, folder: Path) -> dict[str, Any]:
     send = serial(folder) if choices.over == "serial" else None
     run = Run(folder, Path(choices.bundle).resolve(), choices.over, choices.budget, choices.cap)
     try:
-        run.ready()
-        send = send or posting(folder)
+        if (status := run.ready(900))["mode"] != "serving":
+            raise SystemExit(f"the daemon does not serve: {status['reason']}")
+        send = send or posting(run.port)
         pace, lost, sent, begun, looked = Pace(), 0, 0, time.monotonic(), time.monotonic()
         for image, label in drifting(choices.frames, choices.seed):
             pace.wait()
             send(sent, image, label)
             sent += 1
             if time.monotonic() - looked > 1.0:
-                status, looked = run.status(), time.monotonic()
+                status, looked = run.noted(), time.monotonic()
                 now = run.through(status) - status["predictions"]["count"]
                 pace.told(now > lost)
                 lost = now
@@ -194,16 +156,17 @@ def day(choices: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 _turn_block(run, sent // BLOCK)
         status = _settled(run, sent)
         seconds = time.monotonic() - begun
-        peak = next(int(line.split()[1]) for line in Path(f"/proc/{run.process.pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
+        peak = next(int(line.split()[1]) for line in Path(f"/proc/{run.run.pid}/status").read_text().splitlines() if line.startswith("VmHWM"))
         return _told(choices, run, status, sent, seconds, pace, 1024 * peak)
     finally:
-        run.end()
+        with run:
+            run.end()
 
 
 def _turn_block(run: Run, number: int) -> None:
     """Notes how long the answers of a block took, and has the next one with or without steps."""
     kind = "paused" if number % REST == 0 else "adapting"
-    found = run.status()["predictions"]["latency_ms"]
+    found = run.noted()["predictions"]["latency_ms"]
     if found["p50"] is not None:
         run.times[kind].append(found)
     if number % REST == REST - 1:
@@ -215,7 +178,7 @@ def _turn_block(run: Run, number: int) -> None:
 def _settled(run: Run, sent: int) -> dict[str, Any]:
     """The status once nothing more comes."""
     until = time.monotonic() + 60
-    while (status := run.status()) and run.through(status) < sent and time.monotonic() < until:
+    while (status := run.noted()) and run.through(status) < sent and time.monotonic() < until:
         time.sleep(0.1)
     return status
 

@@ -180,9 +180,7 @@ def cut_out(image: Any, spec: InputSpec) -> NDArray[np.uint8]:
     if (image.height, image.width) == spec.shape[1:]:
         tall, wide, top, left = image.height, image.width, 0, 0
     if (tall, wide) != (image.height, image.width):
-        from PIL.Image import Resampling
-
-        image = image.resize((wide, tall), Resampling.BILINEAR)
+        image = _resampled(image, tall, wide)
     found = np.asarray(image.crop((left, top, left + spec.shape[2], top + spec.shape[1])))
     return found[..., None] if found.ndim == 2 else found
 
@@ -209,9 +207,15 @@ def resized(frame: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uin
         ) from None
     frame = np.ascontiguousarray(frame)
     if frame.shape[2] == 3:
-        return np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
+        return np.asarray(_resampled(Image.fromarray(frame), height, width))
     bands = [Image.fromarray(np.ascontiguousarray(frame[:, :, band])) for band in range(frame.shape[2])]
-    return np.stack([np.asarray(band.resize((width, height), Image.Resampling.BILINEAR)) for band in bands], axis=2)
+    return np.stack([np.asarray(_resampled(band, height, width)) for band in bands], axis=2)
+
+
+def _resampled(image: Any, height: int, width: int) -> Any:
+    from PIL.Image import Resampling
+
+    return image.resize((width, height), Resampling.BILINEAR)
 
 
 # ------------------------------------------------------------------------------------------------------------ samples

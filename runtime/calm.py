@@ -14,7 +14,6 @@ from edgeadapt.runtime.state import Floats
 
 _HALF = 0.5  # of `own`: what frames' own statistics gain under a shift they may cost where there is none
 _BEGINS, _LASTS = 0.1, 0.5  # of `Limits.shifted`: mixed shifts look like little of one, window by window
-_MIXED, _ALIKE = 0.25, 1.0  # how much of what windows of few classes have by themselves is no shift: where they are of many, and else
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,7 +42,7 @@ class Calm:
         source: the tensors that passes change, as they were at the source.
         learned: what steps have changed.
         recent: what the latest predictions look like.
-        shift: `Scores.shift` of channel means, by the frames of the window and how much of what windows of few classes have is no shift.
+        shift: `Scores.shift` of channel means, by the frames of the window and whether these are of many classes.
 
     Attributes:
         now: whether the last window was as the source.
@@ -56,7 +55,7 @@ class Calm:
         source: Mapping[str, Floats],
         learned: Learned,
         recent: Recent,
-        shift: Callable[[Mapping[str, Floats], int, float], float],
+        shift: Callable[[Mapping[str, Floats], int, bool], float],
     ) -> None:
         self._adapter, self._limits, self._source, self._learned, self._recent, self._shift = adapter, limits, source, learned, recent, shift
         self.now = False
@@ -91,7 +90,7 @@ class Calm:
             return self._adapter.predict(x, True, **given)
         held = self._adapter.tensors(self._source)
         logits = self._adapter.predict(x, True, **given, **self.scalars)
-        before, score = self.scalars, self._shift(self._adapter.tensors(self._source), len(x), _MIXED if self._recent.mixed else _ALIKE)
+        before, score = self.scalars, self._shift(self._adapter.tensors(self._source), len(x), self._recent.mixed)
         self.now = score < self._limits.shifted * (_LASTS if self.now else _BEGINS)
         if again and self.scalars != before:
             self._adapter.put(held)
@@ -103,8 +102,7 @@ class Calm:
 
         given: the scalars that it would be predicted with. trains: whether steps are taken at all.
         """
-        learned = trains and (self._learned.unproven or self._learned.good is not None)
-        if not learned or not self._recent.mixed or not self.possible:
+        if not (trains and self._learned.in_use) or not self._recent.mixed or not self.possible:
             return None
         adapter, reference = self._adapter, self._adapter.manifest.reference
         with unchanged(adapter, [*self._learned.names, *self._source]):
@@ -115,7 +113,7 @@ class Calm:
         predicted = Predicted.of(logits)
         if reference is None or predicted.spread < self._limits.mixed * reference.classes:
             return None
-        shift = self._shift(statistics, len(x), _MIXED)
+        shift = self._shift(statistics, len(x), True)
         source = shift < _LASTS * self._limits.shifted
         if source and predicted.entropy - reference.entropy >= self._limits.unsure:
             with unchanged(adapter, self._source):

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeadapt.bundle import Manifest, atomic, plainfile, tensors
+from edgeadapt import plainfile
+from edgeadapt.bundle import Manifest, atomic, tensors
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.reading import strict
 from edgeadapt.errors import StateError

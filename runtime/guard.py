@@ -85,8 +85,7 @@ class Guard:
         self._following, self._apart = False, ""
         self._since, self._steps, self._idle, self._calm, self._failures, self._quiet, self._partly = 0, 0, 0, 0, 0, 0, 0
         self._recent = Recent(manifest.reference, manifest.task.classes, self.limits)
-        score = lambda means, frames, few: self._shift(means, self._frames(frames), few)  # noqa: E731
-        self._as_source = Calm(adapter, self.limits, self._source, self._learned, self._recent, score)
+        self._as_source = Calm(adapter, self.limits, self._source, self._learned, self._recent, self._score)
         self._trial = Trial()
 
     @property
@@ -126,7 +125,7 @@ class Guard:
             self._as_source.now &= not step
             try:
                 if look is not None and look.source:
-                    logits, mix, self._ways.renewed, self._trial = self._as_source.answer(look), {}, -1, Trial()
+                    logits, self._trial = self._as_source.answer(look), Trial()
                 else:
                     logits = adapter.adapt(x, **given, **rate) if step else self._as_source.predict(x, given, whole, not self.ahead)
             finally:
@@ -136,7 +135,7 @@ class Guard:
             if self._ways.live:
                 natural = looks.natural(adapter, self._source, x)
             self._ways.renewed += 1
-            if mix and self._shift.apart(held, means, mix["mix"], len(x)) > self.limits.jump:
+            if (look and look.source) or (mix and self._shift.apart(held, means, mix["mix"], len(x)) > self.limits.jump):
                 self._ways.renewed = 0
         self.windows += 1
         self._idle = 0 if adapter.stats["steps"] > before["steps"] else self._idle + 1
@@ -161,13 +160,13 @@ class Guard:
         spread = self._recent.add(predicted, predicted if natural is None else Predicted.of(natural))
         runs, known = self._recent.runs, self._recent.known
         mixed = self._recent.mixed or (self._learned.wholly and not known)
-        shift = self._shift(means, self._frames(len(x)), 0.25 if mixed else 1.0) if look is None else look.shift
+        shift = self._score(means, len(x), mixed) if look is None else look.shift
         scores = Scores(shift, spread, predicted.entropy - self._reference.entropy, runs)
         if self.phase is Phase.PROBATION and (look is None or not look.source):
             scores = self._compared(x, predicted, scores, whole)
         self.scores, shifted = scores, self._shifted(scores) if look is None else not look.source
         self._since += 1
-        self._quiet = 0 if shifted else self._quiet + 1
+        self._quiet = 0 if shifted or math.isnan(scores.shift) else self._quiet + 1  # what was learned makes surer, whatever the stream is
         self._apart = self._ways.apart(spread, runs) if known else ""
         self._partly = self._partly + 1 if self._apart else 0
         if self._ways.live:
@@ -190,9 +189,10 @@ class Guard:
         """Whether the model is normalised by the source's statistics now."""
         return not self._shift.names or (self._ways.live and not self._following)
 
-    def _frames(self, frames: int) -> int:
-        """Frames that the statistics stand for, where they follow windows of so many: those of a moving average vary as the mean of so many does."""
-        return frames if self._stays else self._ways.stand_for(frames)
+    def _score(self, means: Mapping[str, Floats], frames: int, mixed: bool) -> float:
+        """`Scores.shift` of means that follow windows of so many frames: those of a moving average vary as the mean of more does."""
+        stands = frames if self._stays else self._ways.stand_for(frames)
+        return self._shift(means, stands, 0.25 if mixed else 1.0)
 
     def _shifted(self, scores: Scores) -> bool:
         if math.isnan(scores.shift):
@@ -236,10 +236,10 @@ class Guard:
         if phase is Phase.WARM_UP:
             if self._since >= limits.warm_up:
                 self._go(Phase.OBSERVING, f"after {limits.warm_up} windows", scores)
-        elif phase is Phase.PROBATION and (self._quiet < limits.back or math.isnan(scores.shift)):
+        elif phase is Phase.PROBATION and self._quiet < limits.back:
             if self._trial.windows >= limits.probation and self._trial.frames >= self._reference.window:
                 self._try(scores)
-        elif (self._learned.unproven or self._learned.good is not None) and (why := self._of_no_use(scores)):
+        elif self._learned.in_use and (why := self._of_no_use(scores)):
             self._put_aside(f"{why}; what was learned is put aside", scores)
         elif phase is Phase.PAUSED:
             return
@@ -253,7 +253,7 @@ class Guard:
             self._go(Phase.PROBATION, why, scores)
         elif phase is Phase.COMMITTED:
             self._go(Phase.ADAPTING, "the stream is still shifted", scores)
-        elif self._quiet >= limits.back and not math.isnan(scores.shift):
+        elif self._quiet >= limits.back:
             self._go(Phase.OBSERVING, "the stream is as the source again", scores)
 
     def _begin(self, reason: str, scores: Scores) -> None:
@@ -268,7 +268,7 @@ class Guard:
 
     def _of_no_use(self, scores: Scores) -> str:
         """Why what was learned is of no use any more, or ""."""
-        if self._quiet >= self.limits.back and not math.isnan(scores.shift):
+        if self._quiet >= self.limits.back:
             return "the stream is as the source again"
         if not self._learned.wholly or self._partly < self.limits.recent:
             return ""

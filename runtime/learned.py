@@ -50,8 +50,12 @@ class Learned:
         self.unproven, self.wholly, self.taken_up = False, False, False
         self._adapter = adapter
         self._base: Copy | None = None
-        if self.away() != 0:
-            self._base = self._copy()
+        self._start_here()
+
+    def _start_here(self) -> None:
+        """What there is is what the model started as; nothing is held of it where that is what the bundle began with."""
+        self._base = None  # before there is another
+        self._base = self._copy() if self.away() != 0 else None
 
     def _copy(self) -> Copy:
         return Copy(self._adapter.tensors(self.names), self.wholly)
@@ -85,9 +89,14 @@ class Learned:
                 self._adapter.put({name: start[name] + (now - start[name]) * np.float32(share)})
 
     @property
+    def in_use(self) -> bool:
+        """Whether what is in the adapter may be other than what the model started as."""
+        return self.unproven or self.good is not None
+
+    @property
     def any(self) -> bool:
-        """Whether what is in the adapter may be other than what the bundle began with."""
-        return self.unproven or self.good is not None or self._base is not None
+        """Whether it may be other than what the bundle began with."""
+        return self.in_use or self._base is not None
 
     def stepped(self, wholly: bool) -> None:
         """There was a step, while statistics followed wholly or not."""
@@ -100,8 +109,9 @@ class Learned:
 
     def keep_as_start(self) -> None:
         """What there is is what the model started as from now on."""
-        self.good = self.laid_by = self._base = None  # before there is another
-        self._base, self.unproven, self.taken_up = self._copy() if self.away() != 0 else None, False, False
+        self.good = self.laid_by = None
+        self._start_here()
+        self.unproven, self.taken_up = False, False
 
     def put_back(self) -> None:
         """Puts the last good back, or what the model started as."""
@@ -161,7 +171,7 @@ class Learned:
         self.reset()
         if kept is None or not kept.proven:
             self.wholly = kept is not None and kept.wholly
-            self._base = self._copy() if self.away() != 0 else None
+            self._start_here()
             self.laid_by = None if kept is None else kept.laid_by
         else:
             self._base, self.wholly = kept.start, kept.wholly

@@ -11,6 +11,7 @@ from collections.abc import Generator, Mapping
 from contextlib import closing
 from typing import IO
 
+from edgeadapt import plainfile
 from edgeadapt.bundle import InputSpec
 from edgeadapt.devices.sources import pictures
 from edgeadapt.devices.sources.arrays import Reader, frames_of, frames_shape
@@ -168,11 +169,8 @@ def _identity(path: str, folder: int | None = None) -> _Identity | None:
 
 def _opened(path: str) -> IO[bytes]:
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # opening a pipe would wait for ever
+        return plainfile.opened(path)
+    except plainfile.NotAFileError:
+        raise InputError("is not a file") from None
     except OSError as reason:
         raise InputError(f"cannot be opened: {reason.strerror}") from None
-    file = os.fdopen(descriptor, "rb")
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        file.close()
-        raise InputError("is not a file")
-    return file

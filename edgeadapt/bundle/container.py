@@ -7,7 +7,6 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from errno import EINVAL
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,7 +14,8 @@ from zlib import crc32
 
 from numpy.typing import NDArray
 
-from edgeadapt.bundle import atomic, onnxwire, plainfile, storedzip, tensors
+from edgeadapt import plainfile
+from edgeadapt.bundle import atomic, onnxwire, storedzip, tensors
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.graphspec import GraphSpec
 from edgeadapt.bundle.manifest import STATE, WEIGHTS, Manifest, Member
@@ -303,9 +303,9 @@ class Bundle:
 def _opened(path: Path) -> BufferedReader:
     try:
         return plainfile.opened(path)
+    except plainfile.NotAFileError:
+        raise BundleError(f"{path} is not a file", "give the path of an .edgeadapt file") from None
     except OSError as reason:
-        if reason.errno == EINVAL:
-            raise BundleError(f"{path} is not a file", "give the path of an .edgeadapt file") from None
         raise BundleError(f"{path} cannot be opened: {reason.strerror}", "check the path and its permissions") from None
 
 

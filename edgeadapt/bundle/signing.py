@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgeadapt.bundle import atomic, plainfile
+from edgeadapt import plainfile
+from edgeadapt.bundle import atomic
 from edgeadapt.bundle.container import Bundle
 from edgeadapt.bundle.digest import sha256
 from edgeadapt.bundle.reading import Node, parse

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeadapt.bundle import plainfile
+from edgeadapt import plainfile
 from edgeadapt.bundle.reading import shortened, strict
 from edgeadapt.errors import EdgeAdaptError, InputError
 

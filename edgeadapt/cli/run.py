@@ -31,6 +31,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgeadapt import plainfile
 from edgeadapt.errors import InputError, SourceError, StateError, UsageError
 
 if TYPE_CHECKING:
@@ -292,8 +293,7 @@ def _check_report(given: str | None) -> None:
     """
     if given is None:
         return
-    path = Path(given)
-    present = next(place for place in (path, *path.absolute().parents) if os.path.lexists(place))
+    present = plainfile.present(Path(given))
     if not present.is_dir() or not os.access(present, os.W_OK | os.X_OK):
         why = "is read-only" if present.is_dir() else "is not a folder"
         raise UsageError(f"the report cannot be written to {given}: {present} {why}", "give --report a folder that can be made or written")

@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeadapt import plainfile
 from edgeadapt.config import Finding, in_order, placed
 from edgeadapt.errors import EdgeAdaptError, Fault
 from edgeadapt.runtime.daemon.config import CameraSource, Config, FolderSource, Loaded, ReplaySource, SerialSource, StdinSource
@@ -123,7 +124,7 @@ def _folders(config: Config) -> Iterator[Finding]:
 
 
 def _writable(key: str, folder: Path) -> Iterator[Finding]:
-    present = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    present = plainfile.present(folder)
     if not present.is_dir():
         yield Finding((key,), f"{folder} cannot be made: {present} is no folder", "name another")
     elif not os.access(present, os.W_OK | os.X_OK):

@@ -84,7 +84,7 @@ def _same(found: Model, digest: str | None) -> Model:
 def _adapting(
     path: Path, manifest: Manifest, state: Path | None, config: Config, tell: Callable[[Verdict], None], progress: Progress
 ) -> Model:
-    slack = beside(config, manifest) + (guarding_bytes(manifest) if config.adapt.guard else 0)
+    slack = beside(config, manifest, adapts=True)
     window = config.adapt.window or (None if manifest.searched is None else manifest.searched.window)
     batches = None if window is None or config.memory.budget is None else [size for size in manifest.batches if size <= window]
     adapter = _adapter(path, config, progress, slack, batches=batches, answering=config.predict.cap is not None)
@@ -115,17 +115,19 @@ def _predicting(path: Path, manifest: Manifest, config: Config, progress: Progre
         raise
 
 
-def beside(config: Config, manifest: Manifest) -> int:
+def beside(config: Config, manifest: Manifest, adapts: bool = False) -> int:
     """Bytes that the daemon takes beside the model, and that a budget must leave.
 
-    They are for frames that wait and are remembered, for what is being saved, and for libraries that are only loaded where they are used.
+    They are for frames that wait and are remembered, for what is being saved, for the guard where it adapts, and for libraries that are only loaded
+    where they are used.
     """
     spec = manifest.input
     frame = 4 * math.prod(spec.shape) if spec.resize is None and not spec.crop else seen.MOST
     waiting = min(feed.MOST, config.predict.queue * frame) + min(seen.MOST, seen.LATEST * frame)
     camera = CAMERA if config.source.type == "camera" else 0
     waiting += saving_bytes(manifest) * config.adapt.enabled
-    return config.memory.slack + waiting + _pictures(config, spec) + camera + HTTP * config.http.enabled + MQTT * config.mqtt.enabled
+    guarding = guarding_bytes(manifest) if adapts and config.adapt.guard else 0
+    return config.memory.slack + waiting + guarding + _pictures(config, spec) + camera + HTTP * config.http.enabled + MQTT * config.mqtt.enabled
 
 
 def _pictures(config: Config, spec: InputSpec) -> int:

@@ -24,6 +24,8 @@ def look(site: Site, bundle: Bundle, runs: bool) -> Findings:
         bundle: the one that is served.
         runs: a daemon does already, so that what is free now is not what it may have.
     """
+    from edgeadapt.runtime.daemon.model import beside
+
     config, budget = site.config, site.config.memory.budget
     adapts = config.adapt.enabled and bool(bundle.manifest.planned("adapt")) and not (config.adapt.guard and bundle.manifest.reference is None)
     try:
@@ -43,7 +45,8 @@ def look(site: Site, bundle: Bundle, runs: bool) -> Findings:
         yield _does_not_fit(site, bundle, plans[0], None)
         return
     what = fitting.choice.words
-    takes = f"{what} takes {format_bytes(fitting.ledger.total)} by the plan, {format_bytes(_beside(site, bundle, adapts))} of it beside the model"
+    more = beside(config, bundle.manifest, adapts)
+    takes = f"{what} takes {format_bytes(fitting.ledger.total)} by the plan, {format_bytes(more)} of it beside the model"
     machine = site.report.machine
     free = machine.usable if site.who is not None and site.who.ours else machine.memory_available  # a unit is in no group of ours
     if budget is None:
@@ -66,6 +69,7 @@ def look(site: Site, bundle: Bundle, runs: bool) -> Findings:
 def _plans(site: Site, bundle: Bundle, adapts: bool) -> list[Simulation]:
     """In the order in which the daemon would take them; all that it may choose of."""
     from edgeadapt.memory.simulation import simulate
+    from edgeadapt.runtime.daemon.model import beside
 
     config, manifest = site.config, bundle.manifest
     sizes = [1]
@@ -73,23 +77,17 @@ def _plans(site: Site, bundle: Bundle, adapts: bool) -> list[Simulation]:
         asked, found = config.adapt.window, None if manifest.searched is None else manifest.searched.window
         sizes = [size for size in manifest.planned("adapt") if (size == asked if asked else size <= (found or size))]
     role, answering = ("adapt" if adapts else "predict"), adapts and config.predict.cap is not None
-    slack = _beside(site, bundle, adapts)
+    slack = beside(site.config, bundle.manifest, adapts)
     asked_of = (config.memory.budget, config.predict.threads)
     return [simulate(bundle, site.report.board, role, size, *asked_of, slack=slack, answering=answering) for size in sizes]
 
 
-def _beside(site: Site, bundle: Bundle, adapts: bool) -> int:
-    """Bytes that HTTP, MQTT, cameras, pictures, frames that wait and the guard take."""
-    from edgeadapt.runtime.daemon.model import beside
-    from edgeadapt.runtime.guarded import guarding_bytes
-
-    return beside(site.config, bundle.manifest) + (guarding_bytes(bundle.manifest) if adapts and site.config.adapt.guard else 0)
-
-
 def _does_not_fit(site: Site, bundle: Bundle, nearest: Simulation, only: Simulation | None) -> Found:
+    from edgeadapt.runtime.daemon.model import beside
+
     budget = site.config.memory.budget or 0
-    beside = format_bytes(_beside(site, bundle, only is not None))
-    text = f"{nearest.choice.words} takes {format_bytes(nearest.ledger.total)} by the plan, {beside} of it beside the model: "
+    more = format_bytes(beside(site.config, bundle.manifest, only is not None))
+    text = f"{nearest.choice.words} takes {format_bytes(nearest.ledger.total)} by the plan, {more} of it beside the model: "
     text += f"{format_bytes(nearest.ledger.total - budget)} more than memory.budget ({format_bytes(budget)})"
     fix = _FIX.format(path=bundle.path)
     if only is not None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgeadapt import plainfile
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.runtime.daemon.examine.terms import Found, Site
 from edgeadapt.runtime.daemon.examine.who import belongs
@@ -105,7 +106,7 @@ def _unseen(site: Site, paths: Sequence[Path]) -> Found | None:
     if site.who is not None and site.who.ours:
         return None  # what we may not read the daemon may not
     for path in paths:
-        seen = next(place for place in (path, *path.parents) if os.path.lexists(place))  # what is in a closed folder seems not to be there
+        seen = plainfile.present(path)  # what is in a closed folder seems not to be there
         if not os.access(seen, os.R_OK if seen == path else os.X_OK):
             return Found(SUBJECT, "warning", f"you may not read {path}, so that it is not looked at", "sudo edgeadapt doctor")
     return None

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgeadapt import plainfile
 from edgeadapt.devices.boards.probe import storage
 from edgeadapt.runtime.daemon.examine import mounts
 from edgeadapt.runtime.daemon.examine.terms import Findings, Found, Site
@@ -115,9 +116,8 @@ def room(site: Site, state: int, bundle: int, spare: int) -> Findings:
     """
     folder = site.config.state.folder
     found = storage(folder)
-    present = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
     try:
-        inodes = os.statvfs(present)
+        inodes = os.statvfs(plainfile.present(folder))
     except OSError:
         return
     saving, another = 3 * state + SMALL, bundle + spare

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from edgeadapt import plainfile
 from edgeadapt.errors import EdgeAdaptError
 from edgeadapt.runtime.daemon.client import Client
 from edgeadapt.runtime.daemon.examine.terms import Findings, Found, Site
@@ -36,7 +37,7 @@ def _absent(site: Site, active: bool) -> Findings:
         yield Found(SUBJECT, "warning", text, "journalctl -u edgeadapt says what it does")
         return
     folder, who = path.parent, site.who
-    present = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    present = plainfile.present(folder)
     if who is not None and not site.made(str(folder), "runtime") and who.may(present, os.W_OK | os.X_OK) is False:
         text = f"none runs, and {who.name} may not make {path}, since {present} is {belongs(present)}: it ends as soon as it starts"
         yield Found(SUBJECT, "fault", text, "install the unit, for which systemd makes /run/edgeadapt; or name another path (control.socket)")

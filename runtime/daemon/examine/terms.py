@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from edgeadapt.devices.boards.files import Files
+from edgeadapt.runtime.daemon import systemd
 from edgeadapt.runtime.daemon.config import Config
 from edgeadapt.runtime.daemon.examine.service import Service
 from edgeadapt.runtime.daemon.examine.who import Who
@@ -73,8 +74,7 @@ class Site:
 
     def made(self, path: str, kind: str) -> bool:
         """Whether systemd makes the folder at `path` for the daemon; `kind` is "state", "runtime" or "cache"."""
-        top = {"state": "/var/lib/edgeadapt", "runtime": "/run/edgeadapt", "cache": "/var/cache/edgeadapt"}[kind]
-        if path != top:
+        if path != systemd.FOLDERS[kind]:
             return False
         return self.presumed if self.unit is None else "edgeadapt" in self.unit.folders[kind]
 

@@ -19,13 +19,12 @@ SUBJECT = "unit"
 PRIVATE = ("/tmp", "/var/tmp")
 """Folders of which a service has its own."""
 
-_STATE = "/var/lib/edgeadapt"
 _SHOWN = 3
 
 
 def presumed(service: Service | None, config: Config) -> bool:
     """Whether it is looked at as if there were a unit: systemd runs this machine and has none yet, and the state is to be where units have it."""
-    return service is not None and service.told.get("LoadState") == "not-found" and str(config.state.folder) == _STATE
+    return service is not None and service.told.get("LoadState") == "not-found" and str(config.state.folder) == systemd.FOLDERS["state"]
 
 
 def user(service: Service | None, config: Config) -> who.Who | None:

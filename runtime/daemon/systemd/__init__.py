@@ -20,6 +20,9 @@ MIB = 2**20
 LEAST = 32 * MIB
 """Bytes, at least, that the service's hard bound lies above the budget: files that were read count there too, and a child that prepares graphs."""
 
+FOLDERS = {"state": "/var/lib/edgeadapt", "runtime": "/run/edgeadapt", "cache": "/var/cache/edgeadapt"}
+"""That systemd makes for the unit, by kind."""
+
 BACK_OFF = 254
 """The first version of systemd that can wait longer from start to start."""
 
@@ -173,8 +176,7 @@ def _places(config: Config) -> list[Path]:
         found.append(config.frames.folder)
     if isinstance(source, FolderSource) and source.remove:
         found.append(source.path)
-    ours = ("/var/lib/edgeadapt", "/run/edgeadapt", "/var/cache/edgeadapt")
-    return list(dict.fromkeys(path for path in found if not any(_inside(path, one) for one in ours)))
+    return list(dict.fromkeys(path for path in found if not any(_inside(path, one) for one in FOLDERS.values())))
 
 
 def _written(config: Config) -> list[str]:
