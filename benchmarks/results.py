@@ -1,19 +1,21 @@
 """All methods on all streams, by `edgeadapt bench`, as a page: docs/results.md and docs/results.json.
 
-Needs the data pack (EDGEADAPT_DATA). For each model some benches, each in a process of its own, `--jobs` at a time: the shipped default with and
-without a guard on every stream; the same on longer streams where one frame in two hundred would be half a point; every other method on every
-stream; CoTTA on one; frames answered one by one; the default within a quarter of the memory of fine-tuning everything in PyTorch; for models that
-did not see them, the JPEG images as a shift that nobody made here. What was interrupted goes on where it was. The page is written anew from all
-models that are there.
+Needs the data pack (EDGEADAPT_DATA). For each model some benches: the shipped default with and without a guard on every stream; with a guard and
+more seeds; on longer streams where one frame in two hundred would be half a point; every other method on every stream; CoTTA on one; frames answered
+one by one; the default within a quarter of the memory of fine-tuning everything in PyTorch; for models that did not see them, the JPEG images as a
+shift that nobody made here. The page is written after every stream: what is on it, made with the same arguments, is not made again (`--again` makes
+it), and what was interrupted goes on where it was. So it may be made in several goes. Of one model the bundles are exported once, in `--output`.
 """
 
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
+import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import full_step
 from benchmarks._networks import NETWORKS, SHAPE, data_pack
-from edgeadapt.bench.report import GUARDED, text
+from edgeadapt.bench.report import GUARDED, STILL, text
+from edgeadapt.bench.streams import NAMES
 from edgeadapt.units import format_bytes
 from tests.zoo.data import Pack
 
@@ -37,31 +40,36 @@ ALLOWED, SHARE = 0.5, 0.8
 """Points that a guarded row may be worse than not adapting, and the share of the gain that it has to keep where streams are of all classes."""
 KEPT = ("continual", "gradual", "recurring", "mixed")
 LONGER = ("clean", "single", "repeated", "noise")
-"""Streams of one part or two, where a frame is half a point: run with five times as many besides."""
+"""Streams of one part or two, where a frame is half a point: with five times as many frames where the claim is judged."""
+DEFAULT = ("eata", "side")
+"""Methods that the default is of, by the kind of model: its rows are called so."""
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One run of `edgeadapt bench`: its folder's name, its methods and its other arguments."""
+    """What is measured: its name, its methods, its streams, and other arguments of `edgeadapt bench`."""
 
     name: str
     methods: str
+    streams: Sequence[str]
     arguments: tuple[str, ...]
 
 
 def benches(choices: argparse.Namespace, full: int, jpeg: Path | None) -> list[Bench]:
     """Those of a model that fine-tuning takes so many bytes of."""
-    frames, few = str(choices.frames), str(max(64, choices.frames // 4))
+    frames, few = ("--frames", str(choices.frames)), ("--frames", str(max(64, choices.frames // 4)))
+    seeds = ("--seeds", str(choices.seeds))
     found = [
-        Bench("default", "default", ("--streams", "all", "--guard", "--seeds", str(choices.seeds), "--frames", frames)),
-        Bench("longer", "default", ("--streams", ",".join(LONGER), "--guard", "--seeds", str(choices.seeds), "--frames", str(5 * choices.frames))),
-        Bench("methods", OTHERS, ("--streams", "all", "--frames", frames)),
-        Bench("single", "default", ("--streams", "continual,mixed,sorted", "--guard", "--single", "--batch", "16", "--frames", frames)),
-        Bench("quarter", "default", ("--streams", ",".join(KEPT), "--guard", "--budget", str(full // 4), "--frames", frames)),
-        Bench("cotta", "cotta", ("--streams", "continual", "--frames", few)),
+        Bench("guarded", "default", [name for name in NAMES if name not in LONGER], ("--guarded-only", *seeds, *frames)),
+        Bench("longer", "default", LONGER, ("--guarded-only", *seeds, "--frames", str(5 * choices.frames))),
+        Bench("default", "default", NAMES, ("--guard", *frames)),
+        Bench("methods", OTHERS, NAMES, frames),
+        Bench("single", "default", ("continual", "mixed", "sorted"), ("--guarded-only", "--single", *frames)),
+        Bench("quarter", "default", KEPT, ("--guarded-only", "--budget", str(full // 4), *frames)),
+        Bench("cotta", "cotta", ("continual",), few),
     ]
     if jpeg is not None:
-        found.append(Bench("jpeg", f"default,{OTHERS}", ("--own", str(jpeg), "--streams", "own", "--guard")))
+        found.append(Bench("jpeg", f"default,{OTHERS}", ("own",), ("--own", str(jpeg), "--guard")))
     return found
 
 
@@ -80,14 +88,6 @@ def prepared(choices: argparse.Namespace, model: str) -> tuple[Path, Path, Path 
     return scored, source, _saved(folder / f"jpeg-{choices.jpeg}.npz", x[: choices.jpeg], y[: choices.jpeg])
 
 
-def _full(choices: argparse.Namespace, model: str) -> dict[str, Any]:
-    path = Path(choices.output) / model / f"full-b{choices.batch}.json"
-    if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(full_step.measured(model, choices.batch)), encoding="utf-8")
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
 def _saved(path: Path, x: np.ndarray, y: np.ndarray) -> Path:
     if not path.is_file():
         unfinished = path.with_suffix(".part.npz")
@@ -96,30 +96,61 @@ def _saved(path: Path, x: np.ndarray, y: np.ndarray) -> Path:
     return path
 
 
-def run(choices: argparse.Namespace, model: str, bench: Bench, scored: Path, source: Path) -> Path:
-    """Its folder; what it prints is in a file there."""
-    network, folder = NETWORKS[model], Path(choices.output).resolve() / model / bench.name
+def run(choices: argparse.Namespace, model: str, bench: Bench, stream: str, scored: Path, source: Path) -> dict[str, Any]:
+    """What a page shows of one stream of a bench; what the bench prints is in a file in the folder of the model."""
+    network, folder = NETWORKS[model], Path(choices.output).resolve() / model
     folder.mkdir(parents=True, exist_ok=True)
     shape = "x".join(map(str, SHAPE))
     given = ["--model", f"benchmarks._networks:{FACTORIES[model]}", "--weights", str(data_pack() / "weights" / f"{network.weights}.safetensors")]
     given += ["--input", shape, "--source", str(source.resolve()), "--epochs", str(choices.epochs), "--methods", bench.methods]
     given += [f"--mean={','.join(map(str, network.mean))}", f"--std={','.join(map(str, network.std))}"]
     given += [] if "--own" in bench.arguments else ["--data", str(scored.resolve())]
-    command = [sys.executable, "-m", "edgeadapt", "bench", *given, "--batch", str(choices.batch), *bench.arguments, "--output", str(folder)]
-    with open(folder / "log.txt", "w", encoding="utf-8") as log:
-        done = subprocess.run(command, cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
+    command = [sys.executable, "-m", "edgeadapt", "bench", *given, "--batch", str(choices.batch), "--streams", stream, *bench.arguments]
+    with open(folder / f"{bench.name}.{stream}.txt", "w", encoding="utf-8") as log:
+        done = subprocess.run([*command, "--output", str(folder)], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
     if done.returncode:
-        raise SystemExit(f"{model} {bench.name} ended with {done.returncode}: see {folder / 'log.txt'}")
-    print(f"{model} {bench.name}: done", flush=True)
-    return folder
-
-
-def gathered(folder: Path) -> dict[str, Any]:
-    """What a page shows of one bench."""
+        raise SystemExit(f"{model} {bench.name} {stream} ended with {done.returncode}: see {log.name}")
+    print(f"{model} {bench.name} {stream}: done", flush=True)
     found = json.loads((folder / "bench.json").read_text(encoding="utf-8"))
-    names = ("row", "stream", "peak_bytes", "batch", "seeds", "frames", "scored", "error", "difference", "worse", "kept", "slope", "ece")
+    names = ("row", "peak_bytes", "batch", "seeds", "frames", "scored", "error", "difference", "worse", "kept", "slope", "forgetting", "ece")
     cells = [{name: cell[name] for name in names if cell.get(name) is not None} for cell in found["cells"]]
-    return {"settings": found["settings"], "cells": cells, "costs": found["costs"]}
+    costs = {cost["row"]: {name: cost[name] for name in ("ms_p50", "ms_p95")} for cost in found["costs"]}
+    return {"settings": found["settings"], "digests": found["digests"], "cells": [cell | costs[cell["row"]] for cell in cells]}
+
+
+class Page:
+    """The page's two files, which several models, and several processes, write to."""
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self._folder, self._file = folder, folder / "results.json"
+
+    def known(self) -> dict[str, Any]:
+        """What is there: by model the facts `full`, and by bench and stream what `run` found."""
+        found: dict[str, Any] = json.loads(self._file.read_text(encoding="utf-8")) if self._file.is_file() else {}
+        return found
+
+    def has(self, model: str, bench: Bench, stream: str, asked: Sequence[str]) -> bool:
+        """Whether a stream is there, made with these arguments."""
+        return self.known().get(model, {}).get(bench.name, {}).get(stream, {}).get("arguments") == list(asked)
+
+    def put(self, model: str, name: str, found: Any, stream: str | None = None) -> None:
+        """Adds one stream of a bench, or another fact of a model."""
+        lock = os.open(self._folder, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            known = self.known()
+            facts = known.setdefault(model, {})
+            if stream is None:
+                facts[name] = found
+            else:
+                facts.setdefault(name, {})[stream] = found
+            for path, content in ((self._file, json.dumps(known, indent=1) + "\n"), (self._folder / "results.md", page(known))):
+                unfinished = path.with_suffix(".part")
+                unfinished.write_text(content, encoding="utf-8")
+                unfinished.replace(path)
+        finally:
+            os.close(lock)
 
 
 def page(known: Mapping[str, Any]) -> str:
@@ -127,29 +158,33 @@ def page(known: Mapping[str, Any]) -> str:
     lines = ["# Results", "", __doc__.split("\n\n")[0].replace("\n", " "), ""]
     lines += [
         "Made by `./dev bench results`. Error in percent, ± half its 95 % interval over images (paired where rows are compared);",
-        "`docs/results.json` has every figure and setting. Streams and rows are those of [the bench](bench.md); `default` is what an export without",
-        "`--method` is. Never compare figures of two batch sizes, and none of these with those of CIFAR-10-C: corruptions are made here.",
+        "[results.json](results.json) has every figure and setting. Streams and rows are those of [the bench](bench.md); `default` is what an export",
+        "without `--method` is. Never compare figures of two batch sizes, and none of these with those of CIFAR-10-C: corruptions are made here.",
         "",
     ]
     for model, groups in known.items():
-        lines += [f"## {model}", "", *_sizes(groups), "", *_table(_rows(groups)), "", *_claims(groups), *_costs(groups), *_apart(groups)]
+        lines += [f"## {model}", "", *_claims(groups), *_all(groups), *_best(groups), *_apart(groups), *_costs(groups)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _sizes(groups: Mapping[str, Any]) -> Iterator[str]:
-    settings = next(groups[name]["settings"] for name in ("default", *groups) if "settings" in groups.get(name, {}))
-    yield "; ".join(f"{name}: {settings[name]}" for name in ("data", "batch", "streams", "severity", "seeds") if name in settings) + "."
+def _settings(group: Mapping[str, Any]) -> str:
+    """Of one bench, in words: what is the same for all its streams."""
+    settings = next(iter(group.values()))["settings"]
+    told = [f"{name}: {settings[name]}" for name in ("data", "batch", "severity", "seeds", "budget") if settings.get(name, "none") != "none"]
+    digests = {tuple(sorted(made["digests"].items())) for made in group.values()}
+    return "; ".join(told) + ("." if len(digests) == 1 else f"; bundles of {len(digests)} exports.")
 
 
-def _cells(group: Mapping[str, Any]) -> dict[tuple[str, str], Mapping[str, Any]]:
-    return {(cell["row"], cell["stream"]): cell for cell in group["cells"]}
+def _cells(groups: Mapping[str, Any], name: str) -> dict[tuple[str, str], Mapping[str, Any]]:
+    """Of one bench, by row and stream."""
+    return {(cell["row"], stream): cell for stream, made in groups.get(name, {}).items() for cell in made["cells"]}
 
 
-def _rows(groups: Mapping[str, Any]) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
-    """Rows of the large table: their names, and cells by stream; methods without those rows that the default has too."""
+def _rows(groups: Mapping[str, Any], names: Sequence[str]) -> list[tuple[str, dict[str, Mapping[str, Any]]]]:
+    """Rows of a table: their names, and cells by stream; methods without those rows that the default has too."""
     found: dict[str, dict[str, Mapping[str, Any]]] = {}
-    for name in ("default", "methods", "cotta"):
-        for (row, stream), cell in _cells(groups[name]).items() if name in groups else ():
+    for name in names:
+        for (row, stream), cell in _cells(groups, name).items():
             shown = _shown(name, row)
             if shown is not None:
                 found.setdefault(shown, {})[stream] = cell
@@ -158,10 +193,10 @@ def _rows(groups: Mapping[str, Any]) -> list[tuple[str, dict[str, Mapping[str, A
 
 def _shown(group: str, row: str) -> str | None:
     """What a row is called, None where it is left out: frozen models and first states are the default's."""
-    if group == "default":
-        names = {"eata": "**default**", f"eata{GUARDED}": "**default, guarded**", "side": "**default**", f"side{GUARDED}": "**default, guarded**"}
-        return names.get(row, row)
-    return None if row.startswith("source") or row.endswith("step 0") else row
+    if group not in ("methods", "cotta"):
+        base, comma, rest = row.partition(",")
+        return f"**default**{comma}{rest}" if base in DEFAULT and not row.endswith(STILL) else row
+    return None if row.startswith("source") or row.endswith(STILL) else row
 
 
 def _table(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> list[str]:
@@ -175,24 +210,46 @@ def _table(rows: Sequence[tuple[str, Mapping[str, Mapping[str, Any]]]]) -> list[
 
 def _claims(groups: Mapping[str, Any]) -> list[str]:
     """Of the guarded default, stream by stream: points worse than not adapting, what it keeps of the gain, and whether that is what is promised."""
-    cells = {
-        cell["stream"] + (f", {cell['scored'] // len(cell['seeds'])} frames" if name == "longer" else ""): cell
-        for name in ("default", "longer")
-        for cell in (groups[name]["cells"] if name in groups else ())
-        if "worse" in cell
-    }
-    if not cells:
+    judged = {stream: cell for name in ("guarded", "longer") for (_, stream), cell in _cells(groups, name).items() if "worse" in cell}
+    if not judged:
         return []
-    lines = ["### The default with a guard, against not adapting", ""]
-    lines += ["| stream | points worse | kept of the gain, % | |", "|---|---:|---:|---|"]
-    for stream, cell in cells.items():
-        worse, kept = cell["worse"], cell.get("kept")
-        share = {name: 100 * end for name, end in kept.items()} if kept and None not in kept.values() else None  # else nothing is gained for certain
-        wrong = worse["value"] > ALLOWED or (stream in KEPT and kept is not None and kept["value"] < SHARE)
-        lines.append(f"| {stream} | {text(worse, sign=True)} | {text(share, 0)} | {'**not as promised**' if wrong else 'as promised'} |")
-    slope = next((cell["slope"] for cell in cells.values() if cell.get("slope")), None)
-    lines += ["", f"Its error changes by {text(slope, 2, sign=True)} points from one round of the recurring stream to the next."] if slope else []
+    kept = {stream: cell["kept"] for (_, stream), cell in _cells(groups, "default").items() if cell.get("kept")}
+    errors = {key: cell["error"] for name in ("guarded", "longer") for key, cell in _cells(groups, name).items()}
+    lines = ["### With a guard, against not adapting", "", *(_settings(groups[name]) for name in ("guarded", "longer") if name in groups), ""]
+    lines += ["| stream | frames scored | source | step 0 | guarded | points worse than the better | kept of the gain, % | |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|---|"]
+    for stream, cell in judged.items():
+        share = kept.get(stream)
+        sure = {name: 100 * end for name, end in share.items()} if share and None not in share.values() else None  # else chance
+        wrong = cell["worse"]["value"] > ALLOWED or (stream in KEPT and sure is not None and sure["value"] < 100 * SHARE)
+        still = [text(errors.get((row, stream))) for row in ("source", STILL)]
+        line = [stream, str(cell["scored"]), *still, text(cell["error"]), text(cell["worse"], sign=True), text(sure, 0)]
+        lines.append("| " + " | ".join([*line, "**not as promised**" if wrong else "as promised"]) + " |")
+    slope = next((cell["slope"] for cell in judged.values() if cell.get("slope")), None)
+    lines += ["", "What is kept is of the default without a guard, on the frames of one seed; – where it gains nothing for certain."]
+    lines += [f"The error changes by {text(slope, 2, sign=True)} points from one round of the recurring stream to the next."] if slope else []
     return [*lines, ""]
+
+
+def _all(groups: Mapping[str, Any]) -> list[str]:
+    """Every method on every stream, one seed."""
+    rows = _rows(groups, ("default", "methods", "cotta"))
+    if not rows:
+        return []
+    return ["### All methods", "", *(_settings(groups[name]) for name in ("default",) if name in groups), "", *_table(rows), ""]
+
+
+def _best(groups: Mapping[str, Any]) -> list[str]:
+    """The default beside the best of the others on streams of all classes."""
+    ours = {stream: cell["error"] for (row, stream), cell in _cells(groups, "default").items() if GUARDED in row and stream in KEPT}
+    lines = ["| stream | default, guarded | the best other method | |", "|---|---:|---:|---|"]
+    for stream, mine in ours.items():
+        others = {row: cell["error"] for (row, where), cell in _cells(groups, "methods").items() if where == stream and _shown("methods", row)}
+        if others:
+            best = min(others, key=lambda row: float(others[row]["value"]))
+            within = mine["value"] <= others[best]["value"] + 0.3
+            lines.append(f"| {stream} | {text(mine)} | {text(others[best])} ({best}) | {'best, or within 0.3' if within else '**not the best**'} |")
+    return [*lines, ""] if len(lines) > 2 else []
 
 
 def _costs(groups: Mapping[str, Any]) -> list[str]:
@@ -201,12 +258,10 @@ def _costs(groups: Mapping[str, Any]) -> list[str]:
     lines = ["### What it takes", "", f"Fine-tuning everything in PyTorch at batch {full['batch']} takes {format_bytes(full['bytes'])}."]
     lines += ["Peak resident memory of the whole process with its quickest step, and milliseconds a frame on a machine that was not idle.", ""]
     lines += ["| | memory | of fine-tuning, % | p50 | p95 |", "|---|---:|---:|---:|---:|"]
-    for name in ("default", "methods", "cotta"):
-        for cost in groups[name]["costs"] if name in groups else ():
-            shown = _shown(name, cost["row"])
-            if shown is not None:
-                peak = cost["peak_bytes"]
-                lines.append(f"| {shown} | {format_bytes(peak)} | {100 * peak / full['bytes']:.0f} | {cost['ms_p50']:.1f} | {cost['ms_p95']:.1f} |")
+    for shown, cells in _rows(groups, ("default", "methods", "cotta")):
+        peak = max(cell["peak_bytes"] for cell in cells.values())
+        times = [float(np.median([cell[name] for cell in cells.values()])) for name in ("ms_p50", "ms_p95")]
+        lines.append(f"| {shown} | {format_bytes(peak)} | {100 * peak / full['bytes']:.0f} | {times[0]:.1f} | {times[1]:.1f} |")
     return [*lines, ""]
 
 
@@ -215,13 +270,11 @@ def _apart(groups: Mapping[str, Any]) -> list[str]:
     lines: list[str] = []
     titles = (("single", "One frame at a time"), ("quarter", "Within a quarter of the memory of fine-tuning"), ("jpeg", "JPEG images, quality 75"))
     for name, title in titles:
-        found: dict[str, dict[str, Mapping[str, Any]]] = {}
-        for (row, stream), cell in _cells(groups[name]).items() if name in groups else ():
-            found.setdefault(row, {})[stream] = cell
-        lines += [f"### {title}", "", *_table(list(found.items())), ""] if found else []
-        if name == "quarter" and found:
-            held = max(cell["peak_bytes"] for cell in groups[name]["cells"] if GUARDED in cell["row"])
-            lines += [f"Given {groups[name]['settings']['budget']}; the guarded default held {format_bytes(held)} at most.", ""]
+        rows = _rows(groups, (name,))
+        lines += [f"### {title}", "", _settings(groups[name]), "", *_table(rows), ""] if rows else []
+        if name == "quarter" and rows:
+            held = max(cell["peak_bytes"] for row, cells in rows if GUARDED in row for cell in cells.values())
+            lines += [f"The guarded default held {format_bytes(held)} at most.", ""]
     return lines
 
 
@@ -236,26 +289,34 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--source", type=int, default=8000, help="source samples")
     parser.add_argument("--epochs", type=int, default=5, help="of warm-ups")
     parser.add_argument("--batch", type=int, default=64)
-    parser.add_argument("--seeds", type=int, default=5, help="of the default")
-    parser.add_argument("--jobs", type=int, default=2, help="benches at a time; times are only worth something with one")
+    parser.add_argument("--seeds", type=int, default=5, help="of the guarded default")
+    parser.add_argument("--jobs", type=int, default=2, help="models at a time; times are only worth something with one")
     parser.add_argument("--only", nargs="+", help="names of benches, such as default methods")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page goes")
+    parser.add_argument("--streams", nargs="+", help="names of streams: several processes, each with an --output of its own, may share out the work")
+    parser.add_argument("--again", action="store_true", help="also what is on the page already")
+    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where the page is")
     choices = parser.parse_args(words)
-    path = choices.docs / "results.json"
-    known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    work = []
-    for model in choices.models:
-        scored, source, jpeg = prepared(choices, model)
-        known.setdefault(model, {})["full"] = full = _full(choices, model)
-        found = benches(choices, full["bytes"], jpeg)
-        work += [(model, bench, scored, source) for bench in found if not choices.only or bench.name in choices.only]
+    written = Page(choices.docs)
     with ThreadPoolExecutor(choices.jobs) as pool:
-        folders = list(pool.map(lambda item: run(choices, *item), work))
-    for (model, bench, *_), folder in zip(work, folders, strict=True):
-        known[model][bench.name] = gathered(folder)
-    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
-    (choices.docs / "results.md").write_text(page(known), encoding="utf-8")
+        for done in [pool.submit(_model, choices, model, written) for model in choices.models]:
+            done.result()
     print(f"wrote {choices.docs / 'results.md'}")
+
+
+def _model(choices: argparse.Namespace, model: str, written: Page) -> None:
+    """All of one model that is not on the page."""
+    scored, source, jpeg = prepared(choices, model)
+    full = written.known().get(model, {}).get("full")
+    if full is None or full["batch"] != choices.batch:
+        full = full_step.measured(model, choices.batch)
+        written.put(model, "full", full)
+    for bench in benches(choices, full["bytes"], jpeg):
+        asked = [bench.methods, *(Path(one).name for one in bench.arguments)]
+        for stream in bench.streams if not choices.only or bench.name in choices.only else ():
+            if choices.streams and stream not in choices.streams:
+                continue
+            if choices.again or not written.has(model, bench, stream, asked):
+                written.put(model, bench.name, {"arguments": asked, **run(choices, model, bench, stream, scored, source)}, stream)
 
 
 if __name__ == "__main__":

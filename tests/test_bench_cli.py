@@ -178,6 +178,11 @@ def test_rows_that_a_guard_watches(bench, toys, tmp_path):
     assert ["worse" in cell for cell in found["cells"]] == [False] * 4 + [True] * 2
     assert "toy, guarded: points worse" in printed
     assert "% of the gain kept" in printed
+    code, found, printed, _ = bench(path, "--data", toys / "test.npz", "--streams", "clean", "--guarded-only", "--single")
+    assert code == 0
+    assert found["rows"] == ["source", "step 0", "toy, guarded", "toy, one by one, guarded"]
+    assert [(cell["worse"] is not None, cell["kept"]) for cell in found["cells"][2:]] == [(True, None)] * 2
+    assert "toy, guarded: points worse" in printed
     code, _, _, said = bench(toys / "toy.edgeadapt", "--data", toys / "test.npz", "--streams", "clean", "--guard")
     assert code == 2
     assert "does not say what that looks like" in said

@@ -58,6 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--streams", type=listed, metavar="A,B,...|all", help=f"(default: {','.join(USUAL)}, and own with --own)")
     parser.add_argument("--batch", type=_numbers, metavar="N[,N...]", help="frames in a window (default: the largest that all bundles adapt on)")
     parser.add_argument("--guard", action="store_true", help="also rows that a guard watches, for bundles that say what their source looks like")
+    parser.add_argument("--guarded-only", action="store_true", help="rows that adapt have a guard, all of them: half the time of --guard")
     parser.add_argument("--single", action="store_true", help="also rows that answer each frame at once, and adapt when a window is full")
     parser.add_argument("--seeds", type=_seeds, default=[0], metavar="COUNT|A,B,...", help="how many, or which ones (default: 1, the seed 0)")
     parser.add_argument("--frames", type=int, metavar="N", help="frames of each corruption and each clean stretch (default: every image once)")
@@ -87,7 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     bundles = _bundles(bench_export.bundles(arguments))
     batches = _batches(bundles, arguments.batch)
-    lines = rows(bundles, arguments.single, arguments.guard)
+    lines = rows(bundles, arguments.single, arguments.guard or arguments.guarded_only, not arguments.guarded_only)
     data, own = _data(arguments, bundles[0])
     streams = _streams(arguments, data, own)
     told = _settings(arguments, bundles, batches, [*([data] if data else []), *own], streams)

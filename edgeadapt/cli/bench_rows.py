@@ -22,13 +22,14 @@ class Line:
     guard: bool = False
 
 
-def rows(bundles: Sequence[Bundle], single: bool = False, guard: bool = False) -> list[Line]:
+def rows(bundles: Sequence[Bundle], single: bool = False, guard: bool = False, free: bool = True) -> list[Line]:
     """The rows of a bench: frozen models, each once, then every bundle before and while it adapts.
 
     Args:
         bundles: of one model, or of several.
         single: also rows that answer frame by frame.
         guard: also rows that a guard watches.
+        free: also rows that adapt and that no guard watches.
 
     Raises:
         UsageError: with `guard`, a bundle does not say what its source looks like.
@@ -43,6 +44,7 @@ def rows(bundles: Sequence[Bundle], single: bool = False, guard: bool = False) -
     numbers = {path: f"{number}: {name}" for number, (path, name) in enumerate(files.items(), 1)}
     for sources, names in ((files, usual), (paths, paths), (numbers, numbers)):
         found = _named(frozen, [sources[bundle.path] for bundle in frozen], adapting, [names[bundle.path] for bundle in adapting], single, guard)
+        found = [line for line in found if free or line.guard or line.mode not in (ADAPT, SINGLE)]
         if len({line.name for line in found}) == len(found):
             break
     return found
