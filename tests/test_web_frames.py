@@ -7,6 +7,7 @@ import json
 import struct
 import zlib
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from hypothesis import strategies as some
 
 from edgeadapt.devices.sources.posted import Posted
 from edgeadapt.runtime.daemon.config import HttpConfig
+from edgeadapt.runtime.daemon.web import BODIES
+from edgeadapt.runtime.daemon.web.handler import SMALL
 from edgeadapt.runtime.daemon.web.server import Web
 from tests.asking import RIGHT, ask, error, image, npy, raw
 from tests.toyweb import SENSOR, Toy, serving, token_file
@@ -177,6 +180,21 @@ def test_bodies_are_bounded(toy, tmp_path):
         head = b"POST /predict HTTP/1.1\r\nHost: 127.0.0.1:%d\r\nContent-Length: 999999999\r\n\r\n" % web.address[1]
         assert b" 413 " in raw(web, head)  # before any of it is read
         assert ask(web, "POST", "/predict", b"x" * 2000)[0] == 400
+
+
+def test_large_bodies_hold_their_room_until_they_are_answered(toy):
+    """Else as many could wait for their turn as there are connections; small ones go on."""
+    large = npy(np.zeros((30, 32, 32, 3), np.uint8))
+    assert len(large) > SMALL
+    with Web(HttpConfig(port=0), toy.gives(), patience=0.3) as web, ThreadPoolExecutor(BODIES + 1) as pool:
+        toy.go.clear()
+        asked = [pool.submit(ask, web, "POST", "/predict", large) for _ in range(BODIES + 1)]
+        first = next(as_completed(asked)).result()
+        toy.go.set()
+        assert first[0] == 503
+        assert "large bodies" in error(first[2])["message"]
+        assert sorted(one.result()[0] for one in asked) == [200] * BODIES + [503]
+        assert ask(web, "POST", "/predict", large)[0] == 200
 
 
 def test_json_is_bounded_more_narrowly(web):

@@ -208,7 +208,7 @@ class HttpConfig:
     token_file: Path | None = setting(
         FilePath(), None, "a file with the token that changes are allowed with; none: nothing can be changed over HTTP", "/etc/edgeadapt/token"
     )
-    body: int = setting(Size(1024, 256 * MIB), 8 * MIB, "the largest body of a request")
+    body: int = setting(Size(1024, 256 * MIB), 4 * MIB, "the largest body of a request; a budget leaves three times that free")
 
 
 @dataclass(frozen=True, kw_only=True)

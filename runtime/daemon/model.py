@@ -14,7 +14,7 @@ from edgeadapt.devices.sources import fitting
 from edgeadapt.errors import BundleError, EdgeAdaptError, StateError
 from edgeadapt.progress import Progress
 from edgeadapt.runtime.adapter import Adapter
-from edgeadapt.runtime.daemon import feed, seen
+from edgeadapt.runtime.daemon import feed, seen, web
 from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.guarded import guarding_bytes, saving_bytes
 from edgeadapt.runtime.phases import Verdict
@@ -127,7 +127,13 @@ def beside(config: Config, manifest: Manifest, adapts: bool = False) -> int:
     camera = CAMERA if config.source.type == "camera" else 0
     waiting += saving_bytes(manifest) * config.adapt.enabled
     guarding = guarding_bytes(manifest) if adapts and config.adapt.guard else 0
-    return config.memory.slack + waiting + guarding + _pictures(config, spec) + camera + HTTP * config.http.enabled + MQTT * config.mqtt.enabled
+    interfaces = _http(config) + MQTT * config.mqtt.enabled
+    return config.memory.slack + waiting + guarding + _pictures(config, spec) + camera + interfaces
+
+
+def _http(config: Config) -> int:
+    """Bytes of the server, of bodies that are held at once, and of the frames of one."""
+    return HTTP + (web.BODIES + 1) * config.http.body if config.http.enabled else 0
 
 
 def _pictures(config: Config, spec: InputSpec) -> int:

@@ -10,7 +10,7 @@ import logging
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
@@ -50,14 +50,17 @@ JSON = "application/json"
 
 @dataclass(frozen=True)
 class Request:
-    """What was asked: the path decoded, the query as it stands, the token's header, and `body`, which reads the body when it is called."""
+    """What was asked: the path decoded, the query as it stands, the token's header, and `body`, which reads the body when it is entered.
+
+    Room for a large one is held until it is left.
+    """
 
     path: str
     query: str
     kind: str
     authorization: str | None
     peer: str
-    body: Callable[[], bytes]
+    body: Callable[[], AbstractContextManager[bytes]]
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,8 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(HTTPStatus.BAD_REQUEST, "the Content-Length is no number", "send one number of bytes")
         return int(given[0])
 
-    def _body(self) -> bytes:
+    @contextmanager
+    def _body(self) -> Iterator[bytes]:
         length, most = self._unread, self.server.web.settings.body
         if "Content-Length" not in self.headers:
             self._unread = 1  # who knows what follows
@@ -220,7 +224,8 @@ class Handler(BaseHTTPRequestHandler):
             message = f"a body of {length} bytes is longer than the {most} that are taken"
             raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, "send less, or raise http.body")
         if not length:
-            return b""
+            yield b""
+            return
         with self.server.room(length > SMALL):
             self._within.begin(self.server.patience + length / RATE, length)
             try:
@@ -231,10 +236,10 @@ class Handler(BaseHTTPRequestHandler):
                 raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "the request's body did not come in time", f"send {RATE} bytes a second or more") from None
             except OSError:
                 raise _Gone from None
-        if len(body) < length:
-            raise Refusal(HTTPStatus.BAD_REQUEST, f"the body ended after {len(body)} of {length} bytes", "send all of it")
-        self._unread = 0
-        return body
+            if len(body) < length:
+                raise Refusal(HTTPStatus.BAD_REQUEST, f"the body ended after {len(body)} of {length} bytes", "send all of it")
+            self._unread = 0
+            yield body
 
     def _send(self, reply: Reply) -> None:
         self.request_version = "HTTP/1.1"  # whatever was asked in: replies of 0.9 would have no head

@@ -151,8 +151,8 @@ class Routes:
         return json_reply(openapi.description(ROUTES, FILES))
 
     def _predict(self, request: Request) -> Reply:
-        spec, body = self._input(), request.body()
-        with self._one_at_a_time():
+        spec = self._input()
+        with request.body() as body, self._one_at_a_time():
             frames, _ = frames_in(body, request.kind, spec, self._gives.picture)
             return json_reply({"predictions": self._gives.predict(frames)})
 
@@ -161,8 +161,8 @@ class Routes:
         if post is None:
             message = "frames come from another source here, and none are taken over HTTP"
             raise Refusal(HTTPStatus.CONFLICT, message, 'write type = "http" under [source], or send them to /predict')
-        spec, body = self._input(), request.body()
-        with self._one_at_a_time():
+        spec = self._input()
+        with request.body() as body, self._one_at_a_time():
             frames, label = frames_in(body, request.kind, spec, self._gives.picture)
         if label is not None and (type(label) is not int or not 0 <= label < 2**31):
             raise UsageError("label is no class", "send a class's number, or send the frame and then name its class with /api/label")
@@ -173,7 +173,8 @@ class Routes:
 
     def _verb(self, request: Request) -> Reply:
         name = request.path[len(_API) :]
-        params = known.checked(name, json_in(request.body()))
+        with request.body() as body:
+            params = known.checked(name, json_in(body))
         LOG.info("http: %s by %s: %s", name, request.peer, one_line(as_json(params), 200))
         return json_reply(self._ask(name, params))
 

@@ -21,6 +21,7 @@ from edgeadapt.errors import UsageError
 from edgeadapt.runtime.daemon.config import HttpConfig
 from edgeadapt.runtime.daemon.config_checks import is_loopback
 from edgeadapt.runtime.daemon.plain import one_line
+from edgeadapt.runtime.daemon.web import BODIES
 from edgeadapt.runtime.daemon.web.gives import Gives
 from edgeadapt.runtime.daemon.web.handler import Handler, Reply, Request, answered, json_reply
 from edgeadapt.runtime.daemon.web.refusals import Refusal, plain
@@ -31,8 +32,8 @@ __all__ = ["Gives", "Web"]
 
 LOG = logging.getLogger("edgeadapt")
 
-CONNECTIONS, BODIES = 32, 2
-"""Connections at once, and large bodies that are read at once, at most."""
+CONNECTIONS = 32
+"""Connections at once, at most."""
 
 PATIENCE, SLOW, LINGER = 10.0, 10.0, 1.0
 """Seconds: for a request's head, or until the next one; for a client to take what is sent; to read on after a refusal."""
@@ -171,13 +172,13 @@ class Server(HTTPServer):
 
     @contextmanager
     def room(self, large: bool) -> Iterator[None]:
-        """Waits until a large body may be read.
+        """Waits until a large body may be held.
 
         Raises:
-            Refusal: others are read for too long.
+            Refusal: others are held for too long.
         """
         if large and not self._bodies.acquire(timeout=self.patience):
-            message, hint = f"{BODIES} other large bodies are read already", "try again in a moment"
+            message, hint = f"{BODIES} other large bodies are worked on already", "try again in a moment"
             raise Refusal(HTTPStatus.SERVICE_UNAVAILABLE, message, hint, {"Retry-After": "1"})
         try:
             yield
