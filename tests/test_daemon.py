@@ -364,6 +364,18 @@ def test_frames_and_events_are_told(place: Path, bundle: Path, frames: Path) -> 
         thread.join()
 
 
+def test_who_tails_events_and_goes_is_noticed_while_nothing_but_predictions_happens(place: Path, bundle: Path, frames: Path) -> None:
+    with running(place, text(place, bundle, replay(frames, "fps = 100\nloop = true"), "[adapt]\nenabled = false")) as (daemon, client):
+        until(lambda: client.call("status")["predictions"]["count"])
+        assert not daemon.events.wanted("prediction")
+        with socket.socket(socket.AF_UNIX) as wire:
+            wire.connect(str(place / "c.sock"))
+            wire.sendall(b'{"id": 1, "method": "tail", "params": {"predictions": false}}\n')
+            until(lambda: daemon.events.wanted("pause"))
+            assert not daemon.events.wanted("prediction")
+        until(lambda: not daemon.events.wanted("pause"), 20.0)
+
+
 # ---------------------------------------------------------------------------------------------------------- its sources
 
 

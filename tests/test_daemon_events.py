@@ -64,6 +64,11 @@ def test_what_is_only_passed_on_is_not_remembered_and_made_only_where_it_is_want
         assert [everything.take(0).text, everything.take(0).text] == ["3", "second"]
     assert not events.wanted("prediction")
     assert texts(events.latest()) == ["first", "second"]
+    with events.subscribe(limit=1, without=["prediction"]) as others:
+        events.tell("a", "third")
+        assert not events.wanted("prediction")
+        events.pass_on("prediction", "4")
+        assert (others.take(0).text, others.take(0), others.lost) == ("third", None, 0)
 
 
 def test_who_is_too_slow_loses_the_oldest_and_is_told_how_many():

@@ -158,10 +158,8 @@ class Asked:
 
     def _tail(self, events: bool, predictions: bool, count: int | None) -> Iterator[object]:
         told = 0
-        kinds = None if events else {known.PREDICTION}
-        for event in self._daemon.events.subscribe(kinds).each(_IDLE):
-            if event is not None and event.kind == known.PREDICTION and not predictions:
-                continue
+        kinds, without = None if events else {known.PREDICTION}, set() if predictions else {known.PREDICTION}
+        for event in self._daemon.events.subscribe(kinds, without=without).each(_IDLE):
             yield None if event is None else event.plain()
             told += event is not None
             if count is not None and told >= count:

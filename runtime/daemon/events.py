@@ -46,15 +46,15 @@ class Subscription:
         lost: events that it was too slow for, so far.
     """
 
-    def __init__(self, events: Events, kinds: frozenset[str] | None, limit: int) -> None:
-        self._events, self._kinds, self._waiting = events, kinds, deque[Event](maxlen=limit)
+    def __init__(self, events: Events, kinds: frozenset[str] | None, without: frozenset[str], limit: int) -> None:
+        self._events, self._kinds, self._without, self._waiting = events, kinds, without, deque[Event](maxlen=limit)
         self._filled = threading.Condition()
         self._missed, self._closed = 0, False
         self.lost = 0
 
     def wants(self, kind: str) -> bool:
         """Whether it takes events of that kind."""
-        return self._kinds is None or kind in self._kinds
+        return (self._kinds is None or kind in self._kinds) and kind not in self._without
 
     def offer(self, event: Event) -> None:
         """Puts an event last; where there is no room the first is lost. Never waits for who takes."""
@@ -136,9 +136,12 @@ class Events:
             kept = list(self._kept)
         return kept if count is None else kept[max(0, len(kept) - count) :]
 
-    def subscribe(self, kinds: Collection[str] | None = None, limit: int = WAITING) -> Subscription:
-        """All that is told from now on, or what of it is of these kinds. At most `limit` events (1 or more) wait; then the oldest are lost."""
-        subscription = Subscription(self, None if kinds is None else frozenset(kinds), max(1, limit))
+    def subscribe(self, kinds: Collection[str] | None = None, limit: int = WAITING, without: Collection[str] = ()) -> Subscription:
+        """All that is told from now on, or what of it is of these kinds, and of none of those in `without`.
+
+        At most `limit` events (1 or more) wait; then the oldest are lost.
+        """
+        subscription = Subscription(self, None if kinds is None else frozenset(kinds), frozenset(without), max(1, limit))
         with self._lock:
             self._subscribers = (*self._subscribers, subscription)
         return subscription

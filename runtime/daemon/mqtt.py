@@ -129,7 +129,7 @@ class Mqtt:
 
     def start(self) -> None:
         """Begins to connect, and to answer. Waits for nothing."""
-        self._subscription = self._events.subscribe(limit=_LISTENING)
+        self._subscription = self._events.subscribe(limit=_LISTENING, without=() if self._settings.predictions else {PREDICTION})
         self._requests.start()
         self._link.start()
         self._thread = threading.Thread(target=self._work, name="mqtt", daemon=True)
@@ -197,7 +197,7 @@ class Mqtt:
             if event is None:
                 return
             if event.kind == PREDICTION:
-                self._newest = event if self._settings.predictions else None
+                self._newest = event
             elif event.kind != LOST:
                 self.dropped += len(self._waiting) == KEPT
                 self._waiting.append(event)

@@ -54,7 +54,7 @@ class Live:
         return _Stream(self._places, self._told(status, predictions, latest))
 
     def _told(self, status: bool, predictions: bool, latest: bool) -> Iterator[bytes | None]:
-        with self._gives.events.subscribe() as heard:
+        with self._gives.events.subscribe(without=() if predictions else {PREDICTION}) as heard:
             yield b"retry: 1000\n\n"
             beat = now = time.monotonic()
             asked = -EVERY if status else float("inf")
@@ -64,7 +64,7 @@ class Live:
                 now, sent = time.monotonic(), b""
                 if event is not None and event.kind != PREDICTION:
                     sent += _one("event", event.plain(), event.number)
-                elif event is not None and predictions:
+                elif event is not None:
                     if latest:
                         held = event
                     else:
