@@ -14,7 +14,7 @@ from benchmarks.killed_daemon import Rig, bundles, full_round, one_round, small_
 from edgeadapt.bundle import Bundle
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.daemon.saving import Saving
-from edgeadapt.runtime.daemon.seen import LATEST, Answered, Seen
+from edgeadapt.runtime.daemon.seen import LATEST, MOST, Answered, Seen
 from edgeadapt.runtime.daemon.store import Store
 
 pytestmark = pytest.mark.device
@@ -61,14 +61,15 @@ def test_what_is_saved_at_once_is_on_the_disk_whatever_is_learned_meanwhile(tmp_
 
         saving = Saving(store, taken, manifest, nullcontext, lambda kind, text: None)  # type: ignore[arg-type]
         saving.wanted()
-        assert saving.at_once()
+        assert saving.at_once() == ""
         assert saving.pending
         assert store.now.states_of(boot.installed).active is not None
         saving.finish()
 
 
 def test_a_frame_that_somebody_looks_at_is_remembered_before_others() -> None:
-    seen = Seen()
+    now = [0.0]
+    seen = Seen(lambda: now[0])
     for index in range(3 * LATEST):
         seen.answered(Answered(index, index, np.zeros((4, 4, 3), np.uint8), {}), 1.0)
         if index == 10:
@@ -81,5 +82,17 @@ def test_a_frame_that_somebody_looks_at_is_remembered_before_others() -> None:
     seen.frame()
     for index in range(1000, 1000 + LATEST):
         seen.answered(Answered(index, index, np.zeros((4, 4, 3), np.uint8), {}), 1.0)
-    assert seen.frame(10) is None, "the last two"
+    assert seen.frame(10) is not None, "others were looked at since, by somebody else"
     assert seen.frame(999) is not None
+    now[0] += 61
+    for index in range(2000, 2000 + LATEST):
+        seen.answered(Answered(index, index, np.zeros((4, 4, 3), np.uint8), {}), 1.0)
+    assert seen.frame(10) is seen.frame(999) is None
+
+
+def test_frames_that_somebody_looks_at_never_keep_the_newest_out() -> None:
+    seen = Seen()
+    for index in range(20):
+        seen.answered(Answered(index, index, np.zeros(MOST // 3, np.uint8), {}), 1.0)
+        assert seen.frame().index == index  # type: ignore[union-attr]
+        assert sum(frame.pixels.nbytes for frame in seen._latest.values()) <= MOST

@@ -20,7 +20,7 @@ from hypothesis import strategies as some
 from edgeadapt.bundle import Bundle, signing
 from edgeadapt.cli.main import main
 from edgeadapt.errors import BundleError, InputError, UsageError
-from edgeadapt.runtime.daemon.store import Limits, Store
+from edgeadapt.runtime.daemon.store import Limits, Store, disk
 from tests.stored import Files
 
 
@@ -178,6 +178,51 @@ def test_a_store_with_keys_installs_and_starts_only_what_is_signed(signed: Path,
         os.unlink(signing.beside(found.path))
         assert store.install(signed).again, "which brings the signature anew"
         assert files.names[store.begin_boot().installed.digest] == "a"
+
+
+def linked(signed: Path, files: Files, other: str | None) -> Path:
+    """A link to a bundle with the signature beside the link; beside the bundle itself none, or that of another one."""
+    link = signed.with_name("latest.edgeadapt")
+    link.symlink_to(signed)
+    signing.beside(signed).rename(signing.beside(link))
+    if other is not None:
+        theirs = Path(shutil.copy(files.paths[other], signed.with_name("other.edgeadapt")))
+        signing.sign(theirs, signed.parent / "mine.key").rename(signing.beside(signed))
+    return link
+
+
+@pytest.mark.parametrize("other", [None, "b"])
+def test_through_a_link_what_was_checked_is_what_is_copied(signed: Path, files: Files, keys: Path, tmp_path: Path, other: str | None) -> None:
+    signing.keygen(tmp_path / "mine")
+    link = linked(signed, files, other)
+    with Store.open(tmp_path / "state", Limits(spare=0), [keys / "ours.pub"]) as store:
+        found = store.install(link)
+        assert signing.beside(found.path).read_bytes() == signing.beside(link).read_bytes()
+        assert files.names[store.begin_boot().installed.digest] == "a"
+    signing.beside(link).unlink()
+    with pytest.raises(BundleError, match=r"latest\.edgeadapt is not signed: there is no latest\.edgeadapt\.sig beside it"):
+        signing.check(link, [keys / "ours.pub"])
+
+
+@pytest.mark.parametrize("how", ["another", "gone"])
+def test_a_signature_that_changes_while_it_is_copied_installs_nothing(
+    signed: Path, files: Files, keys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    make = disk.make
+
+    def swapped(folder: Path, owner: disk.Owner) -> None:
+        make(folder, owner)
+        if how == "another":
+            signing.sign(signed, keys / "other.key")
+        else:
+            signing.beside(signed).unlink(missing_ok=True)
+
+    with Store.open(tmp_path / "state", Limits(spare=0), [keys / "ours.pub"]) as store:
+        monkeypatch.setattr(disk, "make", swapped)
+        with pytest.raises(BundleError, match=r"a\.edgeadapt\.sig (was replaced while it was copied|cannot be read: No such file)") as told:
+            store.install(signed)
+        assert told.value.hint == "install it again"
+        assert store.read().active is None
 
 
 def test_a_pipe_in_the_place_of_a_signature_or_a_key_is_not_waited_for(signed: Path, keys: Path, tmp_path: Path) -> None:

@@ -410,6 +410,24 @@ def test_a_bundle_outside_is_served_from_where_it_is(daemon: Daemon, files: File
         daemon.store.begin_boot(files.paths["b"].with_name("none"))
 
 
+def test_what_crashes_left_is_removed_where_nothing_was_ever_installed(tmp_path: Path, files: Files) -> None:
+    folder, manifest = tmp_path / "state", files.manifests["b"]
+    with Store.open(folder, LIMITS) as store:
+        store.begin_boot(files.paths["b"])
+        store.commit(snapshot(manifest, 1).at_hand, manifest, True)
+    (slot,) = (folder / "slots").rglob("*.safetensors")
+    left = [folder / ".pointer.a.0123456789ab.tmp", folder / ".history.jsonl.0123456789ab.tmp", slot.with_name(f".{slot.name}.0123456789ab.tmp")]
+    (folder / "slots" / ("0" * 16)).mkdir()
+    for path in (*left, folder / ".note.tmp"):
+        path.write_bytes(b"half of it")
+    with Store.open(folder, LIMITS) as store:
+        found = store.begin_boot(files.paths["b"])
+        assert seed_of(found.state, manifest) == 1
+    assert not any(path.exists() for path in left)
+    assert not (folder / "slots" / ("0" * 16)).exists()
+    assert (folder / ".note.tmp").exists(), "which is not ours"
+
+
 def test_a_bundle_is_installed_beside_a_daemon_that_serves(daemon: Daemon, files: Files) -> None:
     """By another process; what the daemon does meanwhile is of the bundle that it serves, and that stays in place."""
     daemon.store.install(files.paths["b"])

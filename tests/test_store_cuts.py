@@ -61,10 +61,10 @@ class Scenario:
 
         return begin
 
-    def commit(self, seed: int) -> Callable[[], object]:
+    def commit(self, seed: int, alone: bool = False) -> Callable[[], object]:
         def commit() -> None:
             manifest = self.files.manifests[self.bundle]
-            assert self.store.commit(snapshot(manifest, seed).at_hand, manifest, True) == 0.0
+            assert self.store.commit(snapshot(manifest, seed).at_hand, manifest, True, alone) == 0.0
 
         return commit
 
@@ -73,6 +73,7 @@ class Scenario:
         install, boot, commit = self.install, self.boot, self.commit
         yield from (install("a"), boot("a"), commit(1), commit(2), store.settled, commit(3), store.settled, commit(4), commit(5))
         yield from (store.roll_back, commit(6), store.mark_good, store.roll_back, commit(7), store.settled)
+        yield from (commit(13, alone=True), store.settled)
         yield from (install("b"), boot("b"), commit(8), store.settled, commit(9), install("c"), boot("c"), commit(10))
         yield from (store.undo, boot("b"), store.stopped, store.settled, install("c"), boot("c"), store.settled, commit(11))
         yield from (boot("c"),) * 4  # which gives up twice

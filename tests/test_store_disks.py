@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -371,7 +372,66 @@ def test_a_history_of_anything_is_gone_on_with(tmp_path_factory: pytest.TempPath
     assert sum(map(bool, path.read_bytes().split(b"\n"))) <= max(2 * most, len(b"\n".join(lines).split(b"\n")))
 
 
+def test_pipes_in_the_folder_are_not_waited_for(tmp_path: Path, files: Files) -> None:
+    folder = tmp_path / "state"
+    folder.mkdir()
+    os.mkfifo(folder / "lock")
+    with pytest.raises(StateError, match=re.escape(f"{folder}/lock is not a file")) as told:
+        Store.open(folder, LIMITS)
+    assert f"rm -r {folder}/lock" in told.value.hint
+    with Store.open(folder, LIMITS, serving=False) as store:
+        store.install(files.paths["a"])
+    (folder / "lock").unlink()
+    (folder / "history.jsonl").unlink()
+    os.mkfifo(folder / "history.jsonl")
+    with Store.open(folder, LIMITS) as store:
+        assert store.happened() == []
+        assert files.names[store.begin_boot().installed.digest] == "a"
+        assert store.degraded == f"the history cannot be written: {folder}/history.jsonl: it is not a file, remove it"
+        (folder / "history.jsonl").unlink()
+        store.mark_good()
+        assert store.degraded == ""
+        assert store.happened()
+
+
 # -------------------------------------------------------------------------------------------------------------- how it wears
+
+
+def test_two_that_look_at_an_hours_end_count_it_once() -> None:
+    """Else the present hour begins later than now, and no record with that is read again."""
+    now = [0.0]
+    wear = Wear(lambda: now[0])
+    wear.add(1)
+    other = threading.Thread(target=lambda: wear.lately)
+
+    class Began(float):
+        """Between the first look at it and what follows from that another one looks, unless it is kept from that."""
+
+        def __rsub__(self, time: float) -> float:
+            if other.ident is None:
+                other.start()
+                other.join(0.5)
+            return time - float(self)
+
+    wear._began = Began(0.0)
+    now[0] = 3600.0
+    hours, into = wear.kept()
+    other.join()
+    assert wear.kept() == (hours, into) == ((0, 1), 0)
+    decode(encode(Pointer(written=hours, into=into)), "x")
+
+
+def test_what_is_left_is_known_while_somebody_else_settles(daemon: Daemon) -> None:
+    daemon.commit(1)
+    store = daemon.store
+
+    def clock() -> float:
+        store._since = None  # as `settled` has it, on another thread
+        return daemon.time
+
+    store._clock = clock
+    assert store.left == LIMITS.probation
+    assert store.left is None
 
 
 def test_a_daemon_that_commits_all_the_time_stays_below_its_bytes_a_day(tmp_path: Path, files: Files, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -123,6 +123,8 @@ MALFORMED = {
     "shape no list": (raw({"a": one(shape="2")}, bytes(8)), "'a' has shape"),
     "too many sizes": (raw({"a": one(shape=(1,) * 40, offsets=[0, 4])}, bytes(4)), "'a' has shape"),
     "sizes that overflow": (raw({"a": one(shape=(2**62, 4))}, bytes(8)), "needs"),
+    "nothing of more than can be addressed": (raw({"a": one(shape=(0, 2**62), offsets=[0, 0])}), "'a' has shape"),
+    "nothing of a few bytes more": (raw({"a": one("I8", (2**62, 0, 2), [0, 0])}), "more than can be addressed"),
     "bytes that do not fit the shape": (raw({"a": one(offsets=[0, 4])}, bytes(4)), "needs 8 bytes, but 4"),
     "offsets reversed": (raw({"a": one(offsets=[8, 0])}, bytes(8)), "'a' has data_offsets"),
     "offsets beyond": (raw({"a": one(offsets=[0, 8])}, bytes(7)), "'a' has data_offsets"),
@@ -183,6 +185,19 @@ def test_a_missing_file_is_named(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     with pytest.raises(StateError, match="pipe cannot be read: it is not a file"):
         tensors.read(tmp_path / "pipe", StateError)
+
+
+@device
+@given(some.lists(some.sampled_from([0, 1, 2, 2**29, 2**31, 2**32, 2**60, 2**61, 2**62, 2**63 - 1]), max_size=4), some.sampled_from(["I8", "F32"]))
+def test_an_array_of_nothing_has_every_shape_that_numpy_has(shape, code):
+    data = raw({"a": one(code, [*shape, 0], [0, 0])})
+    try:
+        found = np.empty((*shape, 0), np.int8 if code == "I8" else np.float32)
+    except ValueError:
+        with pytest.raises(InputError, match="can be addressed"):
+            tensors.decode(data)
+    else:
+        assert tensors.decode(data)[0]["a"].shape == found.shape
 
 
 @device

@@ -111,7 +111,7 @@ def _read(path: Path, bundle: Bundle) -> tuple[str, bytes]:
         with plainfile.opened(path) as file:
             data = file.read(_LARGEST)
     except FileNotFoundError:
-        raise BundleError(f"{bundle.path} is not signed: there is no {path.name} beside it", _FIX) from None
+        raise BundleError(f"{str(path).removesuffix(ENDING)} is not signed: there is no {path.name} beside it", _FIX) from None
     except OSError as reason:
         raise BundleError(f"{path} cannot be read: {reason.strerror}", "check its permissions") from None
     form, digest, name, signature = _parsed(data, path)

@@ -25,6 +25,7 @@ MAX_HEADER = 16 * 2**20
 MAX_TENSORS = 32_768
 MAX_DIMENSIONS = 16
 _CHECKED = 65536
+_ADDRESSED = int(np.iinfo(np.intp).max)
 _DTYPES: dict[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -262,6 +263,8 @@ def _place(name: str, entry: Any, available: int, bad: Callable[[str], EdgeAdapt
     needed = math.prod(shape) * _DTYPES[code].itemsize
     if offsets[1] - offsets[0] != needed:
         raise bad(f"tensor {name!r} of shape {shape} and dtype {code} needs {needed} bytes, but {offsets[1] - offsets[0]} are given")
+    if math.prod(size or 1 for size in shape) * _DTYPES[code].itemsize > _ADDRESSED:  # though one of them is 0
+        raise bad(f"tensor {name!r} has shape {shape}, which is more than can be addressed")
     return _Place(offsets[0], offsets[1], _DTYPES[code], tuple(shape))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeadapt.bundle import Task
 from edgeadapt.errors import StateError, UsageError
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("edgeadapt")
 
+_VALUES = 2**14  # of a frame that are shown as they are
 _IDLE = 0.5  # seconds without an event after which it is seen whether who asked is still there
 
 
@@ -91,17 +93,25 @@ class Asked:
         else:
             model.guard.roll_back()
             text = "the last good is put back" if model.guard.proven else "it is as it started: there is no last good"
-        if model.guard is None or not model.guard.proven:  # neither may the disk go back to what was put away
-            self._forget()
-        self._daemon.wants_save(always=True)
-        return self._done("rolled back", text, given)
+        fault = self._put_back(model.guard is None or to_start, model.guard is None or not model.guard.proven)
+        return self._done("rolled back", text + _not_kept(fault), given)
 
-    def _forget(self) -> None:
-        if self._daemon.store is not None and self._daemon.boot is not None:
+    def _put_back(self, start: bool, alone: bool) -> str:
+        """Has the disk go on from what was put back: the bundle's own start, or what is saved now. Gives why it does not; "" where it does.
+
+        alone: neither may it go back to what was put away, once what was put back is there.
+        """
+        saving, store, fault = self._daemon.saving, self._daemon.store, ""
+        if saving is None or store is None:
+            return ""
+        if start:
             try:
-                self._daemon.store.roll_back(to_start=True)
-            except StateError as fault:
-                LOG.warning("%s", fault)
+                store.roll_back(to_start=True)
+            except StateError as reason:
+                LOG.warning("%s", reason)
+                fault = reason.message
+        saving.wanted(always=True, alone=alone)
+        return fault if start else saving.at_once()
 
     def mark_good(self, given: Mapping[str, object]) -> dict[str, object]:
         """What was learned is good: it is what is gone back to from now on, also by the next start."""
@@ -111,13 +121,13 @@ class Asked:
         text = "what was learned is marked good"
         if daemon.saving is not None and daemon.store is not None:
             daemon.wants_save(always=True)
-            if daemon.saving.at_once():
+            fault = daemon.saving.at_once()
+            if not fault:
                 try:
                     daemon.store.mark_good()
-                except StateError as fault:
-                    text += f", but not on the disk: {fault.message}"
-            else:
-                text += f", but not on the disk: {daemon.store.degraded}"
+                except StateError as reason:
+                    fault = reason.message
+            text += _not_kept(fault)
         return self._done("marked good", text, given)
 
     def label(self, given: Mapping[str, object]) -> dict[str, object]:
@@ -176,9 +186,10 @@ class Asked:
 
         frame = self._frame(given)
         head = {"id": frame.id, "index": frame.index, "prediction": dict(frame.line)}
-        if frame.pixels.dtype != np.uint8:
-            return {**head, "values": frame.pixels.tolist()}
-        pixels = frame.pixels if frame.pixels.ndim == 3 else frame.pixels[..., None]
+        pixels, every = _looked_at(frame.pixels)
+        if pixels.dtype != np.uint8:
+            return {**head, "values": pixels.tolist(), "every": every}
+        pixels = pixels if pixels.ndim == 3 else pixels[..., None]
         return {**head, "shape": list(pixels.shape), "pixels": b64encode(pixels.tobytes()).decode()}
 
     def _frame(self, given: Mapping[str, object]) -> Answered:
@@ -194,6 +205,22 @@ class Asked:
         """Whether adaptation is paused by hand."""
         model = self._daemon.model
         return model is not None and (model.stream.resting or (model.guard is not None and model.guard.phase is Phase.PAUSED))
+
+
+def _not_kept(fault: str) -> str:
+    return f", but not on the disk: {fault}" if fault else ""
+
+
+def _looked_at(values: NDArray[Any]) -> tuple[NDArray[Any], int]:
+    """A frame as it is shown: many floats of a picture [1|3,H,W] in 8 bits [H,W,1|3] from the least to the most, of others every so many a row."""
+    if values.dtype == np.uint8 or values.size <= _VALUES:
+        return values, 1
+    if values.ndim == 3 and values.shape[0] in (1, 3):
+        finite = np.nan_to_num(values, posinf=0.0, neginf=0.0)
+        low = finite.min()
+        return np.moveaxis((finite - low) * (255 / max(finite.max() - low, 1e-12)), 0, -1).astype(np.uint8), 1
+    every = -(-values.size // _VALUES)
+    return values[..., ::every], every
 
 
 def _class(value: object, task: Task) -> int:

@@ -49,16 +49,20 @@ class Saving:
         self._pool = ThreadPoolExecutor(1, "edgeadapt-store")
         self._going: Future[Any] | None = None
         self._lock = threading.Lock()
-        self.pending, self._always, self._not_before, self._proving_from = False, False, 0.0, 0.0
+        self.pending, self._always, self._alone, self._not_before, self._proving_from = False, False, False, 0.0, 0.0
         self.saved: float | None = None
         self._complaint = ""
 
-    def wanted(self, always: bool = False) -> None:
-        """What is learned has changed for good. always: it is to be saved whatever was written today, as after a roll-back."""
+    def wanted(self, always: bool = False, alone: bool = False) -> None:
+        """What is learned has changed for good.
+
+        always: it is to be saved whatever was written today, as after a roll-back. alone: there is to be no last good beside it then, as that was
+        put away.
+        """
         if self._taken is None:
             return
         with self._lock:
-            self.pending, self._always = True, self._always or always
+            self.pending, self._always, self._alone = True, self._always or always, self._alone or alone
             self._not_before = 0.0 if always else self._not_before
 
     def turn(self, well: bool) -> None:
@@ -74,9 +78,16 @@ class Saving:
         elif self.pending and now >= self._not_before:
             self._going = self._pool.submit(self._save)
 
-    def at_once(self) -> bool:
-        """Saves what is pending, and waits for it; whether it is on the disk. More may have been learned meanwhile, and be pending again."""
-        return self._pool.submit(self._save).result()
+    def at_once(self) -> str:
+        """Saves what is pending, and waits for it; gives why it is not on the disk, "" where it is.
+
+        More may have been learned meanwhile, and be pending again. After `finish` nothing is saved any more.
+        """
+        try:
+            going = self._pool.submit(self._save)
+        except RuntimeError:  # there is no such thread any more
+            return "the daemon ends just now"
+        return going.result()
 
     def finish(self) -> None:
         """At the end: waits for what goes on, and saves what is not yet on the disk."""
@@ -85,29 +96,30 @@ class Saving:
             self.wanted(always=True)
             self._save()
 
-    def _save(self) -> bool:
+    def _save(self) -> str:
+        """Why it is not on the disk; "" once it is."""
         with self._lock:
             if not self.pending:  # somebody was quicker
-                return True
-            self.pending, always, self._always = False, self._always, False
+                return ""
+            always, alone = self._always, self._alone
+            self.pending = self._always = self._alone = False
         assert self._taken is not None
         try:
             with self._working():
-                wait = self._store.commit(self._taken, self._manifest, always)
+                wait = self._store.commit(self._taken, self._manifest, always, alone)
         except StateError as fault:
-            self._failed(fault, always)
-            return False
+            return self._failed(fault, always, alone)
         except Exception:  # a defect must not end the thread that saves
             LOG.exception("what was learned could not be saved")
-            self._failed(StateError("what was learned could not be saved"), always)
-            return False
+            return self._failed(StateError("what was learned could not be saved"), always, alone)
         if wait:
             with self._lock:
-                self.pending, self._not_before = True, 0.0 if self._always else self._clock() + wait
-            return False
+                self.pending, self._alone = True, self._alone or alone
+                self._not_before = 0.0 if self._always else self._clock() + wait
+            return "it is put off"
         self.saved, self._complaint = time.time(), ""
         self._tell("saved", "what was learned is on the disk")
-        return True
+        return ""
 
     def _prove(self) -> None:
         self._proving_from = self._clock() + _SOON
@@ -121,11 +133,12 @@ class Saving:
             self._proving_from = self._clock() + _AGAIN
             self._complain(fault)
 
-    def _failed(self, fault: StateError, always: bool) -> None:
+    def _failed(self, fault: StateError, always: bool, alone: bool) -> str:
         with self._lock:
             self._not_before = self._clock() + _AGAIN
-            self.pending, self._always = True, self._always or always
+            self.pending, self._always, self._alone = True, self._always or always, self._alone or alone
         self._complain(fault)
+        return fault.message
 
     def _complain(self, fault: StateError) -> None:
         LOG.warning("%s", fault)

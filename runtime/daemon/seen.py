@@ -8,6 +8,7 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from edgeadapt.runtime.daemon.status import CompareStatus, Latency, PredictionsS
 LATEST, MOST = 64, 8 * 2**20
 """Frames that are remembered with their pixels, and bytes that these take, at most."""
 
-_SHOWN = 2
+_SHOWN = 60.0  # seconds for which a frame that was shown is remembered before others, that one may say what it shows
 _TIMES, _SPAN = 1024, 10.0  # answers that latencies are of, and seconds that frames a second are of
 
 
@@ -52,7 +53,7 @@ class Seen:
         self._ends: deque[float] = deque(maxlen=_TIMES)
         self._latest: OrderedDict[str | int, Answered] = OrderedDict()
         self._bytes = 0
-        self._shown: deque[str | int] = deque(maxlen=_SHOWN)
+        self._shown: OrderedDict[str | int, float] = OrderedDict()  # and when
 
     def answered(self, frame: Answered, milliseconds: float) -> None:
         """One more frame, and how long it took from when it was taken up until it was answered."""
@@ -64,8 +65,14 @@ class Seen:
             self._bytes += frame.pixels.nbytes - (0 if before is None else before.pixels.nbytes)
             self._latest[frame.id] = frame
             while len(self._latest) > 1 and (len(self._latest) > LATEST or self._bytes > MOST):
-                oldest = next((name for name in self._latest if name not in self._shown), next(iter(self._latest)))
-                self._bytes -= self._latest.pop(oldest).pixels.nbytes
+                self._bytes -= self._latest.pop(self._least()).pixels.nbytes
+
+    def _least(self) -> str | int:
+        """The frame to forget: the oldest, but not one that was shown of late, if these are not more than half; never the newest."""
+        until = self._clock() - _SHOWN
+        while self._shown and (len(self._shown) > len(self._latest) // 2 or next(iter(self._shown.values())) < until):
+            self._shown.popitem(last=False)
+        return next((name for name in islice(self._latest, len(self._latest) - 1) if name not in self._shown), next(iter(self._latest)))
 
     def faulty(self) -> None:
         """One more frame that could not be answered."""
@@ -85,13 +92,14 @@ class Seen:
     def frame(self, name: str | int | None = None) -> Answered | None:
         """The frame of that id, or of that number written out; the latest where none is named. None where it is not remembered.
 
-        The last two that were given as the latest are remembered before others: somebody who looks at one may say what it shows.
+        Those that were given as the latest are remembered before others for a minute: somebody who looks at one may say what it shows.
         """
         with self._lock:
             if name is None:
                 latest = next(reversed(self._latest.values()), None)
-                if latest is not None and latest.id not in self._shown:
-                    self._shown.append(latest.id)
+                if latest is not None:
+                    self._shown[latest.id] = self._clock()
+                    self._shown.move_to_end(latest.id)
                 return latest
             found = self._latest.get(name)
             if found is None and isinstance(name, str) and re.fullmatch(r"-?[0-9]{1,19}", name):

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import logging
 import os
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
@@ -124,10 +125,13 @@ def lock(path: Path, flags: int = os.O_RDONLY) -> int | None:
     """An open handle with a lock on it that ends with the handle, or None where somebody else has it.
 
     Raises:
+        StateError: it is not a file, nor a folder where `flags` ask for one.
         OSError: it cannot be opened.
     """
-    handle = os.open(path, flags | os.O_CLOEXEC, 0o666)
+    handle = os.open(path, flags | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)  # a pipe would wait for ever
     try:
+        if not flags & os.O_DIRECTORY and not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise StateError(f"{path} is not a file", f"remove it, the daemon makes its own: rm -r {path}")
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)

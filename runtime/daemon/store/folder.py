@@ -74,7 +74,7 @@ class Store:
             serving: this is the daemon that serves from it, of which there is one at most. False: to install.
 
         Raises:
-            StateError: another daemon serves from it, or it is missing and cannot be made.
+            StateError: another daemon serves from it, its lock is not a file, or it is missing and cannot be made.
         """
         place, handle = Path(os.path.abspath(folder)), None
         try:
@@ -141,7 +141,8 @@ class Store:
     @property
     def left(self) -> float | None:
         """Seconds that what is served has yet to serve before it has proved itself, by `settled`; None where it has."""
-        return None if self._since is None else max(0.0, self.limits.probation - (self._clock() - self._since))
+        since = self._since  # another thread may take it away meanwhile
+        return None if since is None else max(0.0, self.limits.probation - (self._clock() - since))
 
     def settled(self) -> bool:
         """What is served has proved itself: it has served well for as long as `left` said. Gives whether that was news, and is written.
@@ -162,13 +163,14 @@ class Store:
         """
         self._prove("by hand", True)
 
-    def commit(self, taken: Taken, manifest: Manifest, always: bool = False) -> float:
+    def commit(self, taken: Taken, manifest: Manifest, always: bool = False, alone: bool = False) -> float:
         """Saves a learned state, beside the last good. It is what is started with from now on, and has yet to prove itself by serving.
 
         Args:
             taken: gives it, as `Guard.taken`.
             manifest: of the bundle that is served.
             always: whatever was written today, and though what is active has not proved itself: after a roll-back, or at the end.
+            alone: there is no last good beside it any more, from the same change of the record on.
 
         Returns:
             0 once it is on the disk; else nothing was written, and these are the seconds until it may be tried again.
@@ -189,7 +191,8 @@ class Store:
                     raise StateError("the bundle that is served is not installed any more", _RESTART)
                 slot, generation = moves.slot_for(self.now.states_of(bundle)), self.now.generation + 1
                 saved = Saved(slot, generation, self._save(self._slot(bundle, slot), taken, manifest, generation))
-                self._record.write(moves.committed(self.now, bundle, saved), ("committed", f"a learned state, in slot {slot}"))
+                text = f"a learned state, in slot {slot}{', without a last good' if alone else ''}"
+                self._record.write(moves.committed(self.now, bundle, saved, alone), ("committed", text))
                 self._saved, self._since = saved, self._clock()
         return 0.0
 
@@ -236,7 +239,7 @@ class Store:
             with disk.locked(folder, PATIENCE) as mine:
                 if not mine:
                     raise StateError(f"another process is installing into {folder}", "wait until it is done")
-                target = installing.bring(bundle, named, self.folder, self._keys, self.limits.spare, self._owner)
+                target = installing.bring(path, bundle, named, self.folder, self._keys, self.limits.spare, self._owner)
                 with self._record.changing(lost=True):
                     before = self.now
                     if (after := moves.installed(before, named)) != before:
@@ -362,23 +365,26 @@ class Store:
 
     def _clear(self) -> None:
         """Removes what no start can use any more, unless somebody is installing."""
+        if not (self.folder / installing.FOLDER).is_dir():  # nothing was ever installed
+            self._sweep()
+            return
         with suppress(OSError), disk.locked(self.folder / installing.FOLDER, 0.0) as mine:
             if mine:
-                self._remove()
+                self._sweep()
+                digests = {installing.short(bundle.digest) for bundle in moves.bundles(self.now)}
+                disk.remove_others(self.folder / installing.FOLDER, installing.is_short, digests)
 
     def _clear_unless_served(self) -> None:
-        with suppress(OSError):
+        with suppress(OSError, StateError):
             if (handle := _locked(self.folder, self._owner)) is not None:
                 try:
                     self._clear()
                 finally:
                     os.close(handle)
 
-    def _remove(self) -> None:
-        named = moves.bundles(self.now)
-        digests, kinds = {installing.short(bundle.digest) for bundle in named}, {installing.short(bundle.compatible) for bundle in named}
+    def _sweep(self) -> None:
+        kinds = {installing.short(bundle.compatible) for bundle in moves.bundles(self.now)}
         disk.sweep(self.folder, (*COPIES, history.NAME))
-        disk.remove_others(self.folder / installing.FOLDER, installing.is_short, digests)
         disk.remove_others(self.folder / STATES, installing.is_short, kinds)
         for name in kinds:
             disk.sweep(self.folder / STATES / name, [f"{slot}.safetensors" for slot in SLOTS])

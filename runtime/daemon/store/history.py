@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from edgeadapt import plainfile
 from edgeadapt.bundle import atomic
 from edgeadapt.runtime.daemon.store.disk import Owner, created
 
@@ -44,7 +47,7 @@ class History:
         """Adds some, and gives the bytes written. They need not be on the disk when this returns.
 
         Raises:
-            OSError: as writing any file.
+            OSError: as writing any file; NotAFileError where it is none.
         """
         if not self._most or not entries:
             return 0
@@ -62,8 +65,10 @@ class History:
             return len(data)
         data = b"".join(text + b"\n" for text in texts)
         created(self._path, self._owner)
-        handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
+        handle = os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         with os.fdopen(handle, "r+b", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                raise plainfile.NotAFileError(errno.EINVAL, "it is not a file, remove it", str(self._path))
             if (size := file.seek(0, os.SEEK_END)) and file.seek(size - 1) >= 0 and file.read(1) != b"\n":
                 data = b"\n" + data  # what a power cut left of a line
             file.write(data)
@@ -72,7 +77,7 @@ class History:
 
     def _lines(self) -> list[bytes]:
         try:
-            with self._path.open("rb") as file:
+            with plainfile.opened(self._path) as file:
                 file.seek(max(0, os.fstat(file.fileno()).st_size - 2 * self._most * _LINE))
                 return [line for line in file.read().split(b"\n") if line]
         except OSError:

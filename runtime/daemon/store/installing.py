@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from edgeadapt import plainfile
 from edgeadapt.bundle import Bundle, atomic, signing
 from edgeadapt.errors import BundleError
 from edgeadapt.runtime.daemon.store import disk
@@ -16,6 +17,7 @@ from edgeadapt.runtime.daemon.store.pointer import Installed
 FOLDER, NAME = "bundles", "model.edgeadapt"
 SHORT = 16
 _CHUNK = 2**20
+_AGAIN = "install it again"
 
 
 def short(text: str) -> str:
@@ -46,11 +48,20 @@ def opened(folder: Path, bundle: Installed, keys: Sequence[Path]) -> Bundle:
     return found
 
 
-def bring(bundle: Bundle, installed: Installed, folder: Path, keys: Sequence[Path], spare: int, owner: disk.Owner) -> Path:
+def bring(
+    path: str | os.PathLike[str], bundle: Bundle, installed: Installed, folder: Path, keys: Sequence[Path], spare: int, owner: disk.Owner
+) -> Path:
     """Copies a bundle into the state folder, if it is not there yet, with its signature where there are keys. It is the owner's.
 
+    Args:
+        path: where it was opened, maybe through a link; its signature is beside that.
+        bundle, installed: it. folder: the state folder. keys, spare, owner: see `Store`, `Limits` and `disk.Owner`.
+
+    Returns:
+        where it lies now; where there are keys it was checked there.
+
     Raises:
-        BundleError: it changed meanwhile.
+        BundleError: it or its signature changed meanwhile, or cannot be read.
         StateError: there is no room.
         OSError: it cannot be written.
     """
@@ -62,17 +73,25 @@ def bring(bundle: Bundle, installed: Installed, folder: Path, keys: Sequence[Pat
     disk.make(target.parent, owner)
     disk.sweep(target.parent, (NAME, signing.beside(target).name))
     if keys:
-        _copy(signing.beside(bundle.path), signing.beside(target), None, owner)
+        _copy(signing.beside(path), signing.beside(target), None, owner)
     _copy(bundle.path, target, installed.digest, owner)
+    if keys:
+        try:
+            opened(folder, installed, keys)
+        except BundleError as fault:
+            raise BundleError(f"{signing.beside(path)} was replaced while it was copied: {fault.message}", _AGAIN) from None
     return target
 
 
 def _copy(source: Path, target: Path, digest: str | None, owner: disk.Owner) -> None:
-    with atomic.replacing(target) as (file, temporary):
+    try:
+        origin = plainfile.opened(source)
+    except OSError as reason:
+        raise BundleError(f"{source} cannot be read: {reason.strerror}", _AGAIN) from None
+    with origin, atomic.replacing(target) as (file, temporary):
         owner.take(file.fileno())
-        with open(source, "rb") as origin:
-            while piece := origin.read(_CHUNK):
-                file.write(piece)
+        while piece := origin.read(_CHUNK):
+            file.write(piece)
         file.flush()
         if digest is not None and Bundle.open(temporary).digest != digest:
-            raise BundleError(f"{source} was replaced while it was copied", "install it again")
+            raise BundleError(f"{source} was replaced while it was copied", _AGAIN)

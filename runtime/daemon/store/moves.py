@@ -96,9 +96,9 @@ def slot_for(states: States) -> str:
     return SLOTS[1] if taken is not None and taken.slot == SLOTS[0] else SLOTS[0]
 
 
-def committed(pointer: Pointer, bundle: Installed, saved: Saved) -> Pointer:
-    """A state was written for a bundle, and has yet to prove itself."""
-    return _with(pointer, bundle, replace(pointer.states_of(bundle), active=saved))
+def committed(pointer: Pointer, bundle: Installed, saved: Saved, alone: bool = False) -> Pointer:
+    """A state was written for a bundle, and has yet to prove itself; the last good stays, or with `alone` is put away."""
+    return _with(pointer, bundle, States(saved, None if alone else pointer.states_of(bundle).last_good))
 
 
 def settled(pointer: Pointer, bundle: Installed, saved: Saved | None) -> Pointer:

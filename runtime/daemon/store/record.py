@@ -104,4 +104,4 @@ class Record:
             if size := self.history.add(entries):
                 self.wear.add(blocks(size))
         except OSError as reason:  # nothing depends on it
-            self.degraded = f"the history cannot be written: {reason.strerror}"
+            self.degraded = f"the history cannot be written: {reason.filename or self._folder / history.NAME}: {reason.strerror}"

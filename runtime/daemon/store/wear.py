@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 
 from edgeadapt.runtime.daemon.store.pointer import HOURS
@@ -23,7 +24,7 @@ def cost(size: int) -> int:
 
 
 class Wear:
-    """Bytes of each of the latest hours. Seconds while the daemon does not run count as none.
+    """Bytes of each of the latest hours. Seconds while the daemon does not run count as none. Safe to use from several threads.
 
     Args:
         clock: seconds that never go back.
@@ -32,43 +33,49 @@ class Wear:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock, self._hours = clock, [0] * HOURS
         self._began = clock()  # the present hour
+        self._lock = threading.RLock()
 
     def restore(self, hours: Sequence[int], into: float) -> None:
         """Goes on from what `kept` gave."""
-        self._hours = [*hours, *[0] * HOURS][:HOURS]
-        self._began = self._clock() - min(max(into, 0.0), _HOUR)
+        with self._lock:
+            self._hours = [*hours, *[0] * HOURS][:HOURS]
+            self._began = self._clock() - min(max(into, 0.0), _HOUR)
 
     def kept(self) -> tuple[tuple[int, ...], int]:
         """The hours, without those at the end in which there was nothing, and seconds of the present one."""
-        self._turn()
-        hours = list(self._hours)
-        while hours and not hours[-1]:
-            hours.pop()
-        return tuple(hours), int(self._clock() - self._began)
+        with self._lock:
+            self._turn()
+            hours = list(self._hours)
+            while hours and not hours[-1]:
+                hours.pop()
+            return tuple(hours), max(0, int(self._clock() - self._began))
 
     def add(self, size: int) -> None:
         """So many bytes were written now."""
-        self._turn()
-        self._hours[0] += size
+        with self._lock:
+            self._turn()
+            self._hours[0] += size
 
     @property
     def lately(self) -> int:
         """Bytes in the present hour and the 24 before it: never fewer than in the latest 24 hours."""
-        self._turn()
-        return sum(self._hours)
+        with self._lock:
+            self._turn()
+            return sum(self._hours)
 
     def wait(self, size: int, most: int) -> float:
         """Whole seconds until `size` bytes more are at most `most`; 0 where they are now, infinite where they never will be."""
         if size > most:
             return math.inf
-        total = self.lately + size
-        if total <= most:
-            return 0.0
-        passed = self._clock() - self._began
-        for back in range(1, HOURS + 1):  # after so many hours' ends the last `back` of them have left
-            total -= self._hours[HOURS - back]
+        with self._lock:
+            total = self.lately + size
             if total <= most:
-                return int(back * _HOUR - passed) + 1.0
+                return 0.0
+            passed = self._clock() - self._began
+            for back in range(1, HOURS + 1):  # after so many hours' ends the last `back` of them have left
+                total -= self._hours[HOURS - back]
+                if total <= most:
+                    return int(back * _HOUR - passed) + 1.0
         return math.inf
 
     def _turn(self) -> None:
