@@ -154,24 +154,25 @@ class Stream:
         if cap is not None:
             adapter.publish(**self._scalars())
 
-    def run(self, frames: Iterable[Frame]) -> Generator[list[Prediction], None, None]:
+    def run(self, frames: Iterable[Frame], first: int = 0) -> Generator[list[Prediction], None, None]:
         """Predictions in the frames' order, one list a window, or with `single` one list a frame.
 
         With a cap, whoever does not take them to the end closes this before the adapter, which waits for a step that goes on.
 
         Args:
             frames: may be endless. What they raise is raised here, after the frames that came before have been answered if it is a SourceError.
+            first: index of the first of them, for a stream that goes on.
 
         Raises:
             SourceError: the source broke off.
             BudgetError, BundleError: as the adapter's.
         """
         if self._single:
-            yield from self._singly(frames) if self._cap is None else self._capped(frames, self._cap)
+            yield from self._singly(frames, first) if self._cap is None else self._capped(frames, first, self._cap)
             return
         waiting: list[tuple[int, Frame]] = []
         good, begin, spent, broken = 0, 0.0, 0.0, None
-        source = enumerate(frames)
+        source = enumerate(frames, first)
         while True:
             try:
                 index, frame = next(source)
@@ -193,10 +194,10 @@ class Stream:
         if broken:
             raise broken
 
-    def _singly(self, frames: Iterable[Frame]) -> Iterator[list[Prediction]]:
+    def _singly(self, frames: Iterable[Frame], first: int) -> Iterator[list[Prediction]]:
         """One frame at a time; the window is adapted on between an answer and the next frame."""
         good, changed, waited = 0, False, 0.0
-        for index, frame in enumerate(frames):
+        for index, frame in enumerate(frames, first):
             begin = time.perf_counter() - waited
             waited = 0.0
             fault = frame.fault or self._take(frame.pixels, good)
@@ -216,7 +217,7 @@ class Stream:
                     _, changed = self._step(self._buffer)
                 waited = time.perf_counter() - begin
 
-    def _capped(self, frames: Iterable[Frame], cap: float) -> Iterator[list[Prediction]]:
+    def _capped(self, frames: Iterable[Frame], first: int, cap: float) -> Iterator[list[Prediction]]:
         """One frame at a time; windows are adapted on beside the answers."""
         from edgeadapt.runtime.beside import Beside  # brings in what no other stream needs
 
@@ -228,16 +229,16 @@ class Stream:
             return changed
 
         beside, which, good, changed, ended = Beside(work), 0, 0, False, False
-        self._beside = beside
+        self._beside, late, passed = beside, self.late, self.passed
         try:
-            for index, frame in enumerate(frames):
+            for index, frame in enumerate(frames, first):
                 begin = time.perf_counter()
                 changed |= beside.ended()
                 fault = frame.fault or self._take(frame.pixels, good)
                 logits = None if fault else self._adapter.answer(self._buffer[good])
                 spent = 1000 * (time.perf_counter() - begin)
                 beside.answered(spent > cap)
-                self.late, self.passed = beside.late, beside.passed
+                self.late, self.passed = late + beside.late, passed + beside.passed
                 yield [Prediction(index, Frame(frame.id, None, frame.truth, fault), logits, spent, changed and not fault)]
                 if fault:
                     continue
@@ -251,7 +252,7 @@ class Stream:
                     self._buffer = buffers[which]
             ended = True
         finally:
-            self.passed = beside.passed
+            self.passed = passed + beside.passed
             beside.close(quietly=not ended)
 
     @property

@@ -166,6 +166,7 @@ class Device:
             "compare": {"frames": 0, "agreement": None},
             "memory": {"resident": 90_000_000, "peak": 95_000_000, "budget": 128 * 2**20, "level": 0, "reason": "", "lines": {}},
             "state": {"generation": 1, "active": 1, "last_good": 1, "on_probation": False, "written_today": 0, "bytes_per_day": None, "degraded": ""},
+            "interfaces": {"mqtt": ""},
             "board": {"model": "Raspberry Pi 5", "temperature_c": 51.5, "throttled": False, "load": 0.5},
             "events": [],
         }

@@ -90,6 +90,7 @@ class ReplayFolderRig(FolderRig):
 class PathsRig(FolderRig):
     """Names of files on standard input."""
 
+    stops = True
     breaks = False
 
     def make(self) -> Source:
@@ -98,6 +99,8 @@ class PathsRig(FolderRig):
 
 class ArraysRig(Files):
     """Arrays on standard input."""
+
+    stops = True
 
     def __init__(self, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         super().__init__(root, monkeypatch)

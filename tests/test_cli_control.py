@@ -71,6 +71,7 @@ STATUS: Status = {
         "bytes_per_day": 64 << 20,
         "degraded": "",
     },
+    "interfaces": {"http": "", "mqtt": "broker:1883 cannot be reached: Connection refused"},
     "board": {"model": "Raspberry Pi 4 Model B Rev 1.4", "temperature_c": 61.24, "throttled": False, "load": 0.61},
     "events": [
         {"time": 1.7e9, "kind": "started", "text": "edgeadapt 1.2.3"},
@@ -91,6 +92,8 @@ predictions 4312 and 1 bad frame, 9.83 a second; half within 12.3 ms, 95 % withi
 memory      96 MiB held, 100 MiB at most so far, budget 128 MiB
 state       generation 12, active 12 on probation, last good 11; 3 MiB of 64 MiB written today
 board       Raspberry Pi 4 Model B Rev 1.4, 61.2 °C, not throttled, load 0.61
+http        there
+mqtt        broker:1883 cannot be reached: Connection refused
 events      14 Nov 22:13:20  started: edgeadapt 1.2.3
             14 Nov 22:14:20  rolled back: its predictions narrow [31m and more"""
 

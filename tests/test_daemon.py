@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
@@ -26,12 +28,13 @@ from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import BundleError, EdgeAdaptError, UsageError
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.checkpoint import compatible
+from edgeadapt.runtime.daemon.asked import _looked_at
 from edgeadapt.runtime.daemon.client import Client
 from edgeadapt.runtime.daemon.config import load
 from edgeadapt.runtime.daemon.daemon import Daemon
 from edgeadapt.runtime.daemon.feed import MOST, Feed
 from edgeadapt.runtime.daemon.metrics import Registry
-from edgeadapt.runtime.daemon.notify import Notifier
+from edgeadapt.runtime.daemon.notify import Heartbeats, Notifier
 from edgeadapt.runtime.daemon.saving import Saving
 from edgeadapt.runtime.daemon.store import Limits, Store
 from edgeadapt.runtime.guard import Guard
@@ -122,6 +125,30 @@ def running(place: Path, config: str, notifier: Notifier | None = None) -> Itera
 
 
 # ---------------------------------------------------------------------------------------------------------- answering
+
+
+def test_steps_that_follow_each_other_so_that_no_look_falls_between_them_are_no_hung_one(place: Path) -> None:
+    (place / "e.toml").write_text(text(place, None))
+    daemon = Daemon(load(place / "e.toml", environment={}).config)
+    now = [0.0]
+    hearts = daemon._hearts = Heartbeats({"predict": 30.0, "adapt": 120.0, "store": 120.0}, clock=lambda: now[0])
+    stream = SimpleNamespace(busy=True, windows=0)
+    daemon.model, daemon.reports = SimpleNamespace(stream=stream, guard=None), SimpleNamespace(turn=lambda _: None)  # type: ignore[assignment]
+
+    def look() -> None:
+        daemon._turned = 0.0
+        daemon._turn()
+
+    for window in range(100):
+        stream.windows, now[0] = window, 50.0 * window
+        look()
+        assert hearts.late() == {}
+    now[0] += 121
+    look()
+    assert hearts.late().keys() == {"adapt"}
+    stream.busy = False
+    look()
+    assert hearts.late() == {}
 
 
 @pytest.mark.parametrize("by_label", [False, True])
@@ -374,6 +401,38 @@ def test_who_tails_events_and_goes_is_noticed_while_nothing_but_predictions_happ
             until(lambda: daemon.events.wanted("pause"))
             assert not daemon.events.wanted("prediction")
         until(lambda: not daemon.events.wanted("pause"), 20.0)
+
+
+def test_a_server_that_cannot_listen_is_told_and_tried_again(place: Path, bundle: Path, frames: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("edgeadapt.runtime.daemon.reports._AGAIN", 0.1)
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        config = text(place, bundle, replay(frames, "fps = 100\nloop = true"), f"[http]\nenabled = true\nport = {port}")
+        with running(place, config) as (_, client):
+            complaint = client.call("status")["interfaces"]["http"]
+            assert f"cannot listen at 127.0.0.1, port {port}" in complaint
+            time.sleep(0.5)
+            told = [event["text"] for event in client.call("status")["events"] if event["kind"] == "http"]
+            assert told == [complaint], "once, however often it is tried"
+            taken.close()
+            until(lambda: not client.call("status")["interfaces"]["http"])
+            with urlopen(f"http://127.0.0.1:{port}/healthz", timeout=30) as reply:
+                assert reply.status == 200
+
+
+def test_large_frames_of_floats_are_shown_as_pictures_or_in_part() -> None:
+    small, window = np.zeros((3, 32, 32), np.float32), np.arange(6 * 10_000, dtype=np.float32).reshape(6, 10_000)
+    assert _looked_at(small)[0] is small
+    picture = np.zeros((3, 200, 300), np.float32)
+    picture[0], picture[1, 0, 0], picture[2, 0, 0] = -2.0, 2.0, np.nan
+    shown, every = _looked_at(picture)
+    assert (shown.shape, shown.dtype, every) == ((200, 300, 3), np.uint8, 1)
+    assert shown[0, 0].tolist() == [0, 255, 127]
+    shown, every = _looked_at(window)
+    assert np.array_equal(shown, window[:, ::every])
+    assert shown.size <= 2**14
 
 
 # ---------------------------------------------------------------------------------------------------------- its sources
@@ -655,7 +714,7 @@ def test_a_hangup_has_it_begin_anew_with_the_configuration_as_it_is_then(place: 
         config = (place / "e.toml").read_text()
         (place / "e.toml").write_text(config.replace("toy-1", "toy-2"))
         daemon.run.send_signal(signal.SIGHUP)
-        daemon.told("RELOADING=1")
+        assert any("WATCHDOG_USEC=900000000" in message for message in daemon.told("RELOADING=1")), "it goes on while there is nobody to ping"
         daemon.told("READY=1")
         assert daemon.client.call("status")["name"] == "toy-2"
         (place / "e.toml").write_text(config.replace("fps = 100", "fps = -1"))

@@ -1,4 +1,4 @@
-"""What `edgeadapt doctor --config` says of what is around a daemon: devices, libraries, the clock, systemd, users, and a daemon that runs."""
+"""What `edgeadapt doctor --config` says of what is around a daemon: devices, libraries, the clock, users, and a daemon that runs."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from typing import Any
 import pytest
 
 from edgeadapt.runtime.daemon import config
-from edgeadapt.runtime.daemon.examine import Found, clock, libraries, service, unit, who
+from edgeadapt.runtime.daemon.examine import Found, clock, libraries, who
 from tests import fakemachine as fake
-from tests.examined import PROGRAM, Board, begun
+from tests.examined import Board, begun
 
 pytestmark = pytest.mark.device
 
@@ -148,8 +148,8 @@ def test_other_sources(board: Board) -> None:
         ("PIL", ["source.type=stdin"], "fault"),
         ("PIL", [], "warning"),
         ("PIL", ["source.type=stdin", "source.format=npy"], ""),
-        ("paho", ["mqtt.enabled=true", "mqtt.host=x"], "fault"),
-        ("paho", [], ""),
+        ("paho.mqtt.enums", ["mqtt.enabled=true", "mqtt.host=x"], "fault"),
+        ("paho.mqtt.enums", [], ""),
         ("cryptography", ["bundle.require_signature=true", "bundle.keys=['/k.pub']"], "fault"),
         ("cryptography", [], ""),
     ],
@@ -163,6 +163,18 @@ def test_libraries_that_are_missing_are_told_where_they_are_needed(
     said = [one for one in board.found("libraries", *settings) if one.grade != "fine"]
     assert [one.grade for one in said] == ([grade] if grade else [])
     assert all(one.fix for one in said)
+
+
+def test_paho_of_version_1_is_not_what_is_needed(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_spec(name: str) -> object:
+        if "." in name and not present:
+            raise ModuleNotFoundError(f"No module named {name.partition('.')[0]!r}")
+        return None if name == "paho.mqtt.enums" else SimpleNamespace()
+
+    monkeypatch.setattr(libraries, "find_spec", find_spec)
+    for present in (True, False):
+        (one,) = [one for one in board.found("libraries", "mqtt.enabled=true", "mqtt.host=x") if one.grade != "fine"]
+        assert (one.grade, one.text.startswith("paho-mqtt 2 is not installed")) == ("fault", True)
 
 
 def test_an_image_that_is_made_smaller_needs_pillow(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -222,6 +234,7 @@ def listening(path: Path, answer: Mapping[str, Any]) -> Iterator[None]:
         ({"mode": "serving", "state": {"degraded": "the disk is full"}}, {"fine": "serving", "warning": "writes nothing to the disk now"}),
         ({"mode": "serving", "source": {"live": False, "complaint": "unplugged"}}, {"fine": "serving", "warning": "no frames now: unplugged"}),
         ({"mode": "serving", "source": {"live": True, "complaint": "of old"}}, {"fine": "serving"}),
+        ({"mode": "serving", "interfaces": {"http": "", "mqtt": "refused"}}, {"fine": "serving", "warning": "is not there over mqtt: refused"}),
     ],
 )
 def test_what_a_daemon_says(tmp_path_factory: pytest.TempPathFactory, board: Board, status: dict[str, Any], told: dict[str, str]) -> None:
@@ -248,140 +261,6 @@ def test_a_socket_that_cannot_be_made(board: Board) -> None:
     board.unit()
     one = board.only("daemon")
     assert (one.grade, "it ends as soon as it starts" in one.text) == ("fault", True)
-
-
-# ---------------------------------------------------------------------------------------------------------------------- the unit
-
-
-def test_without_systemd(board: Board) -> None:
-    one = board.only("unit")
-    assert (one.grade, "systemd does not run this system" in one.text) == ("warning", True)
-
-
-def test_systemd_that_cannot_be_asked(board: Board) -> None:
-    board.no_unit()
-    board.told = None
-    assert "cannot be asked" in board.only("unit").text
-
-
-def test_no_unit_yet_is_looked_at_as_if_there_were_one(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    board.no_unit()
-    one = board.only("unit")
-    assert one.grade == "warning"
-    assert "as if" not in one.text, "the state is to be elsewhere, so that whoever asks is meant"
-    assert one.fix.startswith(f"edgeadapt unit --config {board.file} | sudo tee /etc/systemd/system/edgeadapt.service")
-    board.text = ""
-    one = board.only("unit")
-    assert "as if there were the one that edgeadapt unit prints" in one.text
-    shown = {found.subject: found for found in board.look().findings}
-    assert shown["state folder"].grade == "fine"
-    assert shown["daemon"].grade == "fine"
-    (board.place / "token").write_text("x" * 32)
-    (board.place / "token").chmod(0o600)
-    token = f"http.token_file={board.place}/token"
-    assert not [one for one in board.found("configuration", "http.enabled=true", token) if one.grade == "fault"], "systemd is to read it"
-    assert "of a service is empty" in board.worst("source", "source.type=stdin").text
-    monkeypatch.setattr(unit, "PRIVATE", (str(board.place),))
-    assert "PrivateTmp" in board.worst("unit", "source.type=folder", f"source.path={board.place}/frames").text
-
-
-@pytest.mark.parametrize(
-    ("told", "grade", "text"),
-    [
-        ({"LoadState": "bad-setting"}, "fault", "cannot be loaded (bad-setting)"),
-        ({"User": "no-such-user", "DynamicUser": "no"}, "fault", "runs as user no-such-user, whom there is not"),
-        ({"NeedDaemonReload": "yes"}, "warning", "systemd has the old one"),
-        ({"UnitFileState": "disabled"}, "warning", "does not start with the board"),
-        ({"ActiveState": "failed", "Result": "oom-kill"}, "fault", "has failed (oom-kill)"),
-        ({"ActiveState": "activating", "NRestarts": "7", "Result": "exit-code"}, "warning", "again and again, 7 times"),
-        ({"ExecStart": "{ path=/no/prog ; argv[]=/no/prog serve ; }"}, "fault", "/no/prog, which is not there"),
-        ({"ExecStart": "{ path=/bin/sh ; argv[]=/bin/sh serve ; }"}, "warning", "another installation"),
-        ({"ExecStart": f"{{ argv[]={PROGRAM} serve --config /etc/x.toml ; }}"}, "warning", "with /etc/x.toml"),
-    ],
-)
-def test_what_can_be_wrong_with_a_unit(board: Board, told: dict[str, str], grade: str, text: str) -> None:
-    board.unit()
-    assert board.told is not None
-    board.told |= told
-    said = [one for one in board.found("unit") if text in one.text]
-    assert [one.grade for one in said] == [grade], board.found("unit")
-    assert said[0].fix
-
-
-def test_a_unit_that_was_printed_for_another_configuration(board: Board) -> None:
-    board.unit()
-    assert board.worst("unit").grade == "fine"
-    old = (board.place / "edgeadapt.service").read_text(encoding="utf-8")
-    board.text += "[memory]\nbudget = 134217728\n"
-    board.unit(old)
-    one = board.worst("unit")
-    assert one.grade == "warning"
-    assert "it lacks MemoryHigh=150994944, MemoryMax=167772160" in one.text
-    board.unit(old.replace("MemorySwapMax=0", "MemorySwapMax=1G"))
-    assert "and has MemorySwapMax=1G" in board.worst("unit").text
-    board.unit()
-    now = (board.place / "edgeadapt.service").read_text(encoding="utf-8")
-    board.unit(now.replace("Nice=5\n", "Nice=5\nIOWeight=10\n"))
-    assert board.worst("unit").text.endswith("for this configuration: it has IOWeight=10")
-
-
-def test_what_the_service_does_not_see(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unit, "PRIVATE", (str(board.place),))
-    board.unit()
-    said = [one.text for one in board.found("unit") if one.grade == "fault"]
-    assert [text.split(",")[0] for text in said] == ["source.path", "state.folder"]
-    assert all("PrivateTmp" in text for text in said)
-
-
-def test_a_limit_that_the_kernel_ignores(board: Board) -> None:
-    board.unit(MemoryMax=str(160 << 20))
-    assert board.only("memory limit").grade == "fine"
-    fake.pi4(board.root)
-    one = board.only("memory limit")
-    assert (one.grade, "is ignored" in one.text) == ("warning", True)
-    board.unit()
-    assert not board.found("memory limit")
-
-
-def test_watchdogs(board: Board) -> None:
-    board.unit()
-    assert board.only("watchdog").text == "a daemon that hangs for 30s is started again"
-    fake.put(board.root, "dev/watchdog", "")
-    assert "RuntimeWatchdogSec=" in board.only("watchdog").text
-    board.manager = "RuntimeWatchdogUSec=15s\n"
-    assert board.only("watchdog").text.endswith("a board that hangs, after 15s")
-    board.unit(WatchdogUSec="0")
-    assert board.only("watchdog").grade == "warning"
-
-
-def test_secrets_are_read_by_systemd_where_there_is_a_unit(board: Board) -> None:
-    (board.place / "token").write_text("x" * 32)
-    (board.place / "token").chmod(0o600)
-    (board.place / "key.pub").write_text("x")
-    (board.place / "key.pub").chmod(0o600)
-    board.text += f'[http]\nenabled = true\ntoken_file = "{board.place}/token"\n[bundle]\nkeys = ["{board.place}/key.pub"]\n'
-    board.unit()
-    said = [one.text for one in board.found("configuration") if one.grade == "fault"]
-    assert len(said) == 1
-    assert "key.pub is no file that this user can read" in said[0]
-    board.file.chmod(0o600)
-    board.text += "# changed\n"
-    assert any("may not read it, so that nothing of it is done" in one.text for one in board.found("configuration"))
-
-
-def test_systemctl_is_called(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    program = tmp_path / "systemctl"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    assert service.ask() is None
-    program.write_text('#!/bin/sh\necho "LoadState=loaded"\necho "User=pi"\necho "asked=$*"\n')
-    program.chmod(0o755)
-    found = service.ask()
-    assert found is not None
-    assert found.loaded
-    assert found.told["User"] == "pi"
-    assert found.told["asked"].startswith("show edgeadapt.service --property=LoadState,")
-    program.write_text("#!/bin/sh\necho no bus >&2\nexit 1\n")
-    assert service.ask() is None
 
 
 # ------------------------------------------------------------------------------------------------------------------------ users

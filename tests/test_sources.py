@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -162,6 +163,17 @@ def test_broken_files_are_told_and_passed_over(tmp_path, manifest):
     assert "8 bits" in found[5].fault
 
 
+def test_links_that_cannot_be_followed_are_told_and_passed_over(tmp_path, manifest):
+    folder(tmp_path, ["class 1", "class 3"])
+    for name in ("class 1/a", "class 2", "b.png"):
+        (tmp_path / name).symlink_to(tmp_path / name)
+    source = open_source(str(tmp_path), manifest)
+    found = list(source)
+    assert [frame.id for frame in found] == ["b.png", "class 1/0.png", "class 1/a", "class 2", "class 3/0.png"]
+    assert [frame.fault for frame in found if frame.pixels is None] == ["cannot be opened: Too many levels of symbolic links"] * 3
+    assert [frame.truth for frame in found if frame.pixels is not None] == [1, 3]
+
+
 def test_too_large_pictures_are_not_decoded(tmp_path, manifest, monkeypatch):
     monkeypatch.setattr("edgeadapt.devices.sources.pictures.PIXELS", SIDE * SIDE - 1)
     png(tmp_path / "a.png", IMAGES[0])
@@ -193,7 +205,7 @@ def test_without_pillow_image_files_are_refused_with_the_way_out(tmp_path, manif
 @pytest.mark.parametrize(
     ("arrays", "message"),
     [
-        ({"y": LABELS}, "no array x, but y"),
+        ({"y": LABELS}, "no x.npy, but y.npy"),
         ({"x": IMAGES[:0]}, "no frames"),
         ({"x": IMAGES[0]}, "one frame"),
         ({"x": IMAGES, "y": LABELS[:3]}, "each of 7 frames"),
@@ -209,6 +221,52 @@ def test_archives_that_cannot_be_a_stream(arrays, message, tmp_path, manifest):
         open_source(str(tmp_path / "a.npz"), manifest)
 
 
+def claiming(path: Path, x: np.ndarray, shape: tuple[int, ...]) -> Path:
+    """An archive whose labels say that they are so many, and are not there."""
+    head = io.BytesIO()
+    np.lib.format.write_array_header_1_0(head, {"descr": "<i8", "fortran_order": False, "shape": shape})
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x.npy", saved(x))
+        archive.writestr("y.npy", head.getvalue())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["classification", "segmentation"])
+def test_labels_of_another_shape_are_refused_before_they_are_read(kind, tmp_path, manifest):
+    task = replace(manifest, task=Task(kind, CLASSES), input=InputSpec((3, SIDE, SIDE), resize=(SIDE, SIDE)))
+    large = np.zeros((2, 20, 30, 3), np.uint8)
+    for shape in ((2, 8192, 8192), (2, SIDE), (2, SIDE, SIDE, 1), (2, 3, SIDE, SIDE), ()):
+        with pytest.raises(SourceError, match="one row for each of 2 frames"):
+            open_source(str(claiming(tmp_path / "a.npz", large, shape)), task)
+    for shape in ((2, 20, 30), (2, SIDE, SIDE)):
+        path = str(claiming(tmp_path / "a.npz", large, shape))
+        if kind == "segmentation":
+            open_source(path, task).close()
+        else:
+            with pytest.raises(SourceError, match="one row for each of 2 frames"):
+                open_source(path, task)
+    open_source(str(claiming(tmp_path / "a.npz", large, (2,))), task).close()
+
+
+def test_labels_of_a_sensor_may_be_one_a_sample(tmp_path, manifest):
+    sensor = replace(manifest, task=Task("segmentation", CLASSES), input=InputSpec((2, 6)))
+    open_source(str(claiming(tmp_path / "a.npz", np.zeros((3, 2, 6), np.float32), (3, 6))), sensor).close()
+    with pytest.raises(SourceError, match="one row for each of 3 frames"):
+        open_source(str(claiming(tmp_path / "a.npz", np.zeros((3, 2, 6), np.float32), (3, 2))), sensor)
+
+
+def test_an_array_by_another_name_is_no_array(tmp_path, manifest):
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("x", saved(IMAGES))
+    with pytest.raises(SourceError, match=r"has no x\.npy, but x"):
+        open_source(str(tmp_path / "a.npz"), manifest)
+    with zipfile.ZipFile(tmp_path / "a.npz", "a") as archive:
+        archive.writestr("x.npy", saved(IMAGES))
+        archive.writestr("y", b"no labels")
+    with open_source(str(tmp_path / "a.npz"), manifest) as source:
+        assert not source.labelled
+
+
 @pytest.mark.parametrize("x", [IMAGES.astype(float), IMAGES[..., :2], IMAGES.transpose(0, 3, 1, 2), np.zeros((3, 9, 9, 9), np.float32)])
 def test_frames_of_another_kind_are_refused_at_once(x, tmp_path, manifest):
     np.savez(tmp_path / "a.npz", x=np.ascontiguousarray(x))
@@ -220,7 +278,7 @@ def test_archives_of_floats_in_another_byte_order_and_with_maps_of_labels(tmp_pa
     x = np.random.default_rng(0).standard_normal((3, 3, SIDE, SIDE)).astype(np.float32)
     y = np.arange(3 * SIDE * SIDE, dtype=np.int16).reshape(3, SIDE, SIDE)
     np.savez(tmp_path / "a.npz", x=x.astype(">f4"), y=y)
-    found = list(open_source(str(tmp_path / "a.npz"), manifest))
+    found = list(open_source(str(tmp_path / "a.npz"), replace(manifest, task=Task("segmentation", CLASSES))))
     assert np.array_equal([frame.pixels for frame in found], x)
     assert {frame.pixels.dtype for frame in found} == {np.dtype(np.float32)}
     assert np.array_equal([frame.truth for frame in found], y)

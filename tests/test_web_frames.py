@@ -84,6 +84,30 @@ def test_posts_are_what_the_source_takes(tmp_path):
     assert next(iter(source)).pixels.shape == (32, 32, 3)  # in the model's size, as it was read
 
 
+def test_as_many_frames_as_one_request_may_bring_wait_to_be_taken(tmp_path):
+    source = Posted()
+    frames = np.arange(64 * 32 * 32 * 3, dtype=np.uint32).astype(np.uint8).reshape(64, 32, 32, 3)
+    with Web(HttpConfig(port=0, token_file=token_file(tmp_path)), replace(Toy().gives(), post=source.put)) as web:
+        assert json.loads(ask(web, "POST", "/frames", npy(frames), RIGHT)[2])["accepted"] == 64
+    assert source.counts == {"dropped": 0}
+    waiting = iter(source)
+    found = [next(waiting) for _ in range(64)]
+    assert np.array_equal([frame.pixels for frame in found], frames)
+    assert all(frame.pixels.base is None for frame in found), "each could be held alone"
+
+
+def test_frames_that_could_not_wait_all_are_refused(web, toy, monkeypatch):
+    monkeypatch.setattr("edgeadapt.runtime.daemon.web.routes.MOST", 3 * 32 * 32 * 3)
+    status, _, body = ask(web, "POST", "/frames", npy(np.zeros((4, 32, 32, 3), np.uint8)), RIGHT)
+    assert status == 413
+    assert "4 frames of this model take 12 KiB, and only 9 KiB may wait" in error(body)["message"]
+    assert error(body)["hint"] == "send at most 3 at once"
+    assert toy.posted == []
+    assert ask(web, "POST", "/frames", npy(np.zeros((3, 32, 32, 3), np.uint8)), RIGHT)[0] == 202
+    assert ask(web, "POST", "/frames", npy(np.zeros((1, 3, 32, 32), np.float32)), RIGHT)[0] == 202, "one always may"
+    assert ask(web, "POST", "/predict", npy(np.zeros((4, 32, 32, 3), np.uint8)))[0] == 200
+
+
 def test_frames_for_another_source_are_409_and_for_no_bundle_503(tmp_path):
     with serving(Toy(), token_file(tmp_path)) as web:
         status, _, body = ask(web, "POST", "/frames", image(), RIGHT)

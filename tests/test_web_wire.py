@@ -57,9 +57,19 @@ def test_other_names_are_not(web, host):
     assert "Host" in error(body)["message"]
 
 
-def test_beyond_loopback_any_name_is(toy):
-    with serving(toy, host="0.0.0.0") as web:
-        assert ask(web, "GET", "/healthz", headers={"Host": "camera-3.lan"})[0] == 200
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *((host, 200) for host in ("camera-3.lan", "Camera-3:80", "192.168.1.5:{}", "[fe80::1]:{}", "pi.local", "page.example.com:8443")),
+        *((host, 421) for host in ("evil.example", "evil.example:{}", "lan.evil.example")),
+    ],
+)
+def test_beyond_loopback_names_are_that_nobody_else_can_have(toy, host, status):
+    """A page elsewhere whose name was made to lead here would have the browser take what it reads for its own."""
+    with serving(toy, host="0.0.0.0", names=("Page.example.com",)) as web:
+        found, _, body = ask(web, "GET", "/healthz", headers={"Host": host.format(web.address[1])})
+        assert found == status
+        assert status == 200 or "http.names" in error(body)["hint"]
 
 
 HOST = b"Host: 127.0.0.1:PORT\r\n"
@@ -146,6 +156,12 @@ def test_slow_clients_are_ended(toy):
         assert found.startswith(b"HTTP/1.1 408 ")
         with socket.create_connection(("127.0.0.1", web.address[1]), timeout=30) as wire:
             assert wire.recv(100) == b""  # it says nothing, and is told nothing
+        with socket.create_connection(("127.0.0.1", web.address[1]), timeout=30) as wire:
+            wire.sendall(b"GET /healthz HTTP/1.1\r\n" + host + b"\r\n")
+            answers = b""
+            while more := wire.recv(2**16):
+                answers += more
+            assert answers.count(b"HTTP/1.1 ") == 1, "nor after it was answered: a proxy would take that for the answer to its next request"
 
 
 def test_clients_that_read_nothing_are_ended(toy):

@@ -58,6 +58,7 @@ def status() -> Status:
             "degraded": "",
         },
         "board": {"model": "Raspberry Pi 4 Model B Rev 1.4", "temperature_c": 61.3, "throttled": False, "load": 1.12},
+        "interfaces": {"http": ""},
         "events": [],
         "classes": list(NAMES),
     }
@@ -155,8 +156,8 @@ def token_file(folder: Path) -> Path:
 @contextmanager
 def serving(toy: Toy, token: Path | None = None, host: str = "127.0.0.1", port: int = 0, **more: Any) -> Iterator[Web]:
     """A server on a free port."""
-    body = more.pop("body", 8 * MIB)
-    web = Web(HttpConfig(enabled=True, host=host, port=port, token_file=token, body=body), toy.gives(), **more)
+    body, names = more.pop("body", 8 * MIB), more.pop("names", ())
+    web = Web(HttpConfig(enabled=True, host=host, port=port, token_file=token, body=body, names=names), toy.gives(), **more)
     web.start()
     try:
         yield web

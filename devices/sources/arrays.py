@@ -108,7 +108,9 @@ def frames_of(reader: Reader, shape: tuple[int, ...], wanted: Wanted) -> Iterato
 
 
 class Archive(Source):
-    """An .npz file with `x`, uint8 [N,H,W,C] or float32 [N,*input.shape], and perhaps labels `y` [N] or [N,H,W]; or an .npy file with x alone.
+    """An .npz file with `x`, uint8 [N,H,W,C] or float32 [N,*input.shape], and perhaps labels `y`; or an .npy file with x alone.
+
+    Labels are [N]; for segmentation also one a pixel, in the size of the frames or of the model's input: [N,H,W], or [N,L] of sensors.
 
     Where the bundle makes windows of samples, float32 [T,C] is a recording, and a window has the truth that all its samples share.
 
@@ -134,12 +136,12 @@ class Archive(Source):
             else:
                 archive = zipfile.ZipFile(path)
                 self._open.append(archive)
-                names = [name.removesuffix(".npy") for name in archive.namelist()]
-                if "x" not in names:
+                names = archive.namelist()
+                if "x.npy" not in names:
                     found = ", ".join(names[:8]) or "nothing"
-                    raise SourceError(f"{path} has no array x, but {found}", "save it with numpy.savez(path, x=..., y=...)")
+                    raise SourceError(f"{path} has no x.npy, but {found}", "save it with numpy.savez(path, x=..., y=...)")
                 x = archive.open("x.npy")
-                y = archive.open("y.npy") if "y" in names else None
+                y = archive.open("y.npy") if "y.npy" in names else None
                 self._open += [member for member in (x, y) if member is not None]  # the file stays open as long as one of them is
             self._x, self._spec, self._wanted = Reader(x, f"x in {path}"), wanted.input, wanted
             self._recorded = wanted.input.hop is not None and len(self._x.shape) == 2 and self._x.shape[1] == wanted.input.shape[0]
@@ -175,12 +177,18 @@ class Archive(Source):
         return shape, single
 
     def _labels(self, y: Reader) -> Reader:
-        if y.dtype.kind not in "iu" or y.shape[:1] != self._shape[:1] or (self._recorded and len(y.shape) > 1):
+        if y.dtype.kind not in "iu" or y.shape[:1] != self._shape[:1] or y.shape[1:] not in self._maps():  # before any of it is read
             raise SourceError(
                 f"y in {self.name} is {y.dtype} of shape {format_shape(y.shape)}, not whole numbers, one row for each of {self._shape[0]} frames",
                 "save one class a frame, or one a pixel for segmentation",
             )
         return y
+
+    def _maps(self) -> set[tuple[int, ...]]:
+        """The shapes that the labels of one frame may have."""
+        if self._recorded or self._wanted.task.kind != "segmentation":
+            return {()}
+        return {(), self._spec.shape[1:], self._shape[1:3] if self._x.dtype == np.uint8 else self._shape[2:]}
 
     def _windows(self) -> Iterator[Frame]:
         windows, latest = Windows(self._spec), deque[int](maxlen=self._spec.shape[1])

@@ -46,7 +46,10 @@ class Source(ABC):
         count: how many frames there will be; None where that is not known.
         labelled: whether frames come with their truth; of a stream that cannot be known before its end.
         live: whether frames come when they come, from a device or a wire, and are lost where nobody takes them.
-        keeps: whether those of a live one are not lost, but stay where they are until they are taken, as files do.
+        keeps: whether those of a live one are not lost, but stay where they are until they are taken, as files do. It is asked for the next one when
+            that is wanted, and no sooner.
+        wrong: the kinds of `counts` that say that something came which could not be used.
+        advice: what to look at where nothing else comes; "" where that is not known.
     """
 
     name: str
@@ -54,6 +57,8 @@ class Source(ABC):
     labelled: bool | None = None
     live = False
     keeps = False
+    wrong: tuple[str, ...] = ()
+    advice = ""
 
     @property
     def counts(self) -> Mapping[str, int]:

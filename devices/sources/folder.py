@@ -32,7 +32,7 @@ class Folder(Source):
             entries = _entries(self.name)
         except OSError as reason:
             raise SourceError(f"{path} cannot be opened: {reason.strerror}", "check the path and its permissions") from None
-        self._classes = _classes([entry.name for entry in entries if entry.is_dir()], wanted)
+        self._classes = _classes([entry.name for entry in entries if _is_folder(entry)], wanted)
         self.labelled = bool(self._classes)
 
     def __iter__(self) -> Iterator[Frame]:
@@ -66,6 +66,13 @@ def _entries(folder: str) -> list[os.DirEntry[str]]:
         return sorted((entry for entry in found if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _files(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[str, str]]:
     """(path, fault) of each image file; links are followed, but not into a folder that one is in already."""
     try:
@@ -78,7 +85,12 @@ def _files(folder: str, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[st
     if identity in above:
         return
     for entry in entries:
-        if entry.is_dir():
+        try:
+            deeper = entry.is_dir()
+        except OSError as reason:  # a link to itself, or into a folder that nobody may enter
+            yield entry.path, f"cannot be opened: {reason.strerror}"
+            continue
+        if deeper:
             yield from _files(entry.path, (*above, identity))
         elif entry.name.lower().endswith(pictures.SUFFIXES):
             yield entry.path, ""

@@ -15,7 +15,8 @@ from edgeadapt.devices.sources.base import Frame, Wanted
 from edgeadapt.preprocess import Windows
 
 FORMATS = ("csv", "jsonl")
-COUNTED = ("bytes", "lines", "numbers", "sizes", "long")
+WRONG = ("numbers", "sizes", "long")
+COUNTED = ("bytes", "lines", *WRONG)
 
 _WIDEST = 32  # characters that a number takes, 24 of them digits, with brackets and what parts it from the next
 _BESIDE = 1024  # characters of a line that are no numbers

@@ -42,7 +42,7 @@ class Reopened(Source):
         self._source, self._fresh = make(), True
         self._before: Counter[str] = Counter()
         self._breaks = 0
-        self.name, self.keeps = self._source.name, self._source.keeps
+        self.name, self.keeps, self.wrong, self.advice = self._source.name, self._source.keeps, self._source.wrong, self._source.advice
         self.complaint = ""
         self.last: float | None = None
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
+from collections.abc import Callable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -14,14 +16,16 @@ class Mailbox(Generic[T]):
 
     Args:
         size: how many may wait to be taken.
+        most: bytes of what waits, at most; one thing always may.
+        weigh: bytes of one thing; None: they do not matter.
 
     Attributes:
         dropped: how many went because there were newer ones.
     """
 
-    def __init__(self, size: int) -> None:
-        self._things: deque[T] = deque()
-        self._size, self._over = size, False
+    def __init__(self, size: int, most: float = math.inf, weigh: Callable[[T], int] | None = None) -> None:
+        self._things: deque[tuple[T, int]] = deque()
+        self._size, self._most, self._weigh, self._held, self._over = size, most, weigh, 0, False
         self._changed = threading.Condition()
         self.dropped = 0
 
@@ -32,13 +36,15 @@ class Mailbox(Generic[T]):
 
     def put(self, thing: T) -> None:
         """One thing more; nothing where it is over."""
+        weight = 0 if self._weigh is None else self._weigh(thing)
         with self._changed:
             if self._over:
                 return
-            if len(self._things) == self._size:
-                self._things.popleft()
+            while len(self._things) == self._size or (self._things and self._held + weight > self._most):
+                self._first()
                 self.dropped += 1
-            self._things.append(thing)
+            self._things.append((thing, weight))
+            self._held += weight
             self._changed.notify()
 
     def end(self) -> None:
@@ -58,4 +64,9 @@ class Mailbox(Generic[T]):
         """The oldest as soon as there is one; None after `wait` seconds without, or where nothing more comes."""
         with self._changed:
             self._changed.wait_for(lambda: self._things or self._over, wait)
-            return self._things.popleft() if self._things else None
+            return self._first() if self._things else None
+
+    def _first(self) -> T:
+        thing, weight = self._things.popleft()
+        self._held -= weight
+        return thing

@@ -8,8 +8,8 @@ from edgeadapt.devices.sources.base import Frame, Source
 from edgeadapt.devices.sources.mailbox import Mailbox
 from edgeadapt.errors import UsageError
 
-WAITING = 16
-"""Frames that may wait to be taken."""
+WAITING, MOST = 64, 8 * 2**20
+"""Frames that may wait to be taken, and their bytes; one always may. All of one request over HTTP fit."""
 
 
 class Posted(Source):
@@ -17,7 +17,7 @@ class Posted(Source):
 
     Args:
         name: how a person would call it.
-        size: frames that may wait to be taken.
+        size: frames that may wait to be taken. They also take `MOST` bytes at most.
 
     Raises:
         UsageError: none may wait.
@@ -29,7 +29,7 @@ class Posted(Source):
         if size < 1:
             raise UsageError(f"{size} frames of {name} cannot wait to be taken", "let at least one")
         self.name = name
-        self._box: Mailbox[Frame] = Mailbox(size)
+        self._box: Mailbox[Frame] = Mailbox(size, MOST, lambda frame: 0 if frame.pixels is None else frame.pixels.nbytes)
 
     @property
     def counts(self) -> Mapping[str, int]:

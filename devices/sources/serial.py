@@ -17,7 +17,7 @@ from typing import Any
 from edgeadapt.devices.framing import Decoder, Packet, most_payload
 from edgeadapt.devices.sources.base import Frame, Source, Wanted
 from edgeadapt.devices.sources.lines import FORMATS as TEXTS
-from edgeadapt.devices.sources.lines import Lines
+from edgeadapt.devices.sources.lines import WRONG, Lines
 from edgeadapt.errors import InputError, SourceError, UsageError
 from edgeadapt.preprocess import batch_of
 
@@ -34,6 +34,7 @@ _HINTS = {
     errno.EACCES: "allow it: sudo usermod -aG dialout $USER, then log in again",
     errno.EAGAIN: "another program reads it: end that",
 }
+_UNREAD = ("cobs", "crc", "header", "oversize", "duplicates")  # of what `Decoder` counts
 _warned: set[str] = set()
 
 
@@ -60,6 +61,8 @@ class Serial(Source):
             raise UsageError(f"{url} at {baud} baud, stalled after {stall} s, cannot be read", "give numbers above 0")
         self.name, self._baud, self._stall = url, baud, stall
         self._taken: _Packets | Lines = _Packets(wanted) if format == "frames" else Lines(wanted, format, midway=True)
+        self.wrong = _UNREAD if format == "frames" else WRONG
+        self.advice = f'see that its other end sends "{format}"' + ("" if "://" in url else f" at {baud} baud")
         self._stopped, self._lock = threading.Event(), threading.Lock()
         self._port: Any = None
         self._number: int | None = None  # of the port's file

@@ -82,6 +82,8 @@ def _rows(status: Status) -> Iterator[tuple[str, str]]:
     yield from _adaptation(status)
     yield from _frames(status)
     yield from _means(status)
+    for name, complaint in status["interfaces"].items():
+        yield name, complaint or "there"
     for index, event in enumerate(status["events"]):
         moment = time.strftime("%d %b %H:%M:%S", time.localtime(event["time"]))
         yield "" if index else "events", f"{moment}  {event['kind']}: {event['text']}"

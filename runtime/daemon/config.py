@@ -205,6 +205,9 @@ class HttpConfig:
     enabled: bool = setting(Flag(), False, "serve the page, the status and the metrics")
     host: str = setting(_HOST, "127.0.0.1", 'the address it is reached at; "0.0.0.0": at all of the machine\'s')
     port: int = setting(_PORT, 8099, "its port")
+    names: tuple[str, ...] = setting(
+        ListOf(_HOST), (), "names with a dot that it may be asked for by, besides addresses and those of local networks", ("camera-3.example.com",)
+    )
     token_file: Path | None = setting(
         FilePath(), None, "a file with the token that changes are allowed with; none: nothing can be changed over HTTP", "/etc/edgeadapt/token"
     )

@@ -76,7 +76,8 @@ class Daemon:
         self._turned, self._compared = 0.0, 0.0
         self._saved: float | None = None
         self._now: Frame | None = None
-        self._failures, self._counted, self._orderly, self._busy = 0, 0, False, False
+        self._failures, self._counted, self._taken, self._orderly = 0, 0, 0, False
+        self._step: int | None = None
         self.reports = reports.Reports(self)
         self.asked = asked.Asked(self)
 
@@ -156,7 +157,11 @@ class Daemon:
             except _ToldToEnd:
                 self._orderly = True
             finally:
-                (self._notifier.reloading if self.ending == "reload" else self._notifier.stopping)()
+                if self.ending == "reload":
+                    self._notifier.patience(_PREPARING, well=True)  # the watchdog goes on meanwhile, until the next start
+                    self._notifier.reloading()
+                else:
+                    self._notifier.stopping()
                 self._notifier.extend(60)
                 self._finish()
         return self.ending or "stop"
@@ -231,6 +236,12 @@ class Daemon:
             self.reason = self.reason or fault.message
             self._wrong("source", fault)
             return
+        except Exception as fault:  # a defect of a source, or no memory, must not end the daemon, which can be asked what is wrong
+            told = f"a defect of the source: {fault!r}"
+            self.reason = self.reason or told
+            LOG.exception("there is no source")
+            self.events.tell("source", told)
+            return
         self.posted = getattr(source, "put", None) if kind == "http" else None
         self.feed = feed = Feed(source, 1 if kind == "camera" else self.config.predict.queue)
         feed.start()
@@ -248,7 +259,7 @@ class Daemon:
             return
         while not self.ending:
             try:
-                with closing(self.model.stream.run(self._frames())) as answers:
+                with closing(self.model.stream.run(self._frames(), self._taken)) as answers:
                     for some in answers:
                         for answer in some:
                             self._answered(answer)
@@ -270,7 +281,7 @@ class Daemon:
                 continue
             frame = self.feed.take(_TURN)
             if frame is not None and not self.ending:
-                self._now = frame
+                self._now, self._taken = frame, self._taken + 1
                 yield frame
 
     def _answered(self, answer: Prediction) -> None:
@@ -318,9 +329,11 @@ class Daemon:
         if now - self._turned < _TURN:
             return
         self._turned = now
-        if (busy := self.model is not None and self.model.stream.busy) is not self._busy:  # its silence is how long a step takes
-            self._busy = busy
-            (self._hearts.beat if busy else self._hearts.rest)("adapt")
+        stream = None if self.model is None else self.model.stream
+        step = stream.windows if stream is not None and stream.busy else None
+        if step != self._step:  # its silence is how long one step takes; between two no look may fall
+            self._step = step
+            (self._hearts.rest if step is None else self._hearts.beat)("adapt")
         self._watchdog.turn()
         self.reports.turn(now)
         if self._logs is not None:

@@ -11,17 +11,21 @@ import threading
 import time
 from collections import deque
 
-from edgeadapt.devices.sources import Frame, Source
+from edgeadapt.devices.sources import Frame, Source, posted
 from edgeadapt.errors import EdgeAdaptError
 
 LOG = logging.getLogger("edgeadapt")
 
-MOST = 8 * 2**20
+MOST = posted.MOST
 """Bytes of frames that wait, at most; one always may."""
+
+_PATIENCE = 30.0  # seconds after which it is told that all that comes cannot be used
 
 
 class Feed:
     """Of one source. Of a live one the oldest frames give way where nobody takes them, unless it `keeps` them; others wait until there is room.
+
+    One that keeps them is asked for the next frame when `take` is, and no sooner: the one before may be gone then.
 
     Args:
         source: what `start` begins to iterate, and `close` closes.
@@ -43,7 +47,10 @@ class Feed:
         self._waiting: deque[Frame] = deque()
         self._bytes = 0
         self._changed = threading.Condition()
-        self._ended = self._closed = False
+        self._ended = self._closed = self._wanted = False
+        self._useful, self._unfit, self._why_unfit = 0, 0, ""
+        self._looked: tuple[float, int, dict[str, int]] = (time.monotonic(), 0, {})
+        self._rubbish = ""
         self._thread = threading.Thread(target=self._run, name="source", daemon=True)
 
     def start(self) -> None:
@@ -62,16 +69,57 @@ class Feed:
     def take(self, seconds: float) -> Frame | None:
         """The frame that has waited longest; None where there is none for so many seconds, or where it has ended."""
         with self._changed:
+            self._wanted = True
+            self._changed.notify_all()
             self._changed.wait_for(lambda: self._waiting or self._ended, seconds)
             if not self._waiting:
                 return None
+            self._wanted = False
             frame = self._first()
             self._changed.notify_all()
             return frame
 
+    @property
+    def complaint(self) -> str:
+        """Why no frames come now, or none that can be used; "" while they do."""
+        return self.fault or getattr(self.source, "complaint", "") or ("it has ended" if self.ended else "") or self._rubbish
+
+    def look(self, now: float) -> None:
+        """Sees whether all that comes cannot be used. To be called every few seconds.
+
+        Args:
+            now: `time.monotonic()`.
+        """
+        begun, useful, before = self._looked
+        wrong = self._wrong()
+        if useful != self._useful:
+            self._rubbish, self._looked = "", (now, self._useful, wrong)
+        elif now - begun >= _PATIENCE:
+            told = self._told({kind: count - before.get(kind, 0) for kind, count in wrong.items()}, now - begun)
+            if told and not self._rubbish:
+                LOG.warning("%s: %s", self.source.name, told)
+            self._rubbish, self._looked = told, (now, useful, wrong)
+
+    def _wrong(self) -> dict[str, int]:
+        """How often something came that could not be used, by kind; faults of files are not among it, as no device is set up wrongly there."""
+        counts = self.source.counts
+        unfit = {"unfit": self._unfit} if self.source.live and not self.source.keeps else {}
+        return {kind: counts[kind] for kind in self.source.wrong if kind in counts} | unfit
+
+    def _told(self, risen: dict[str, int], seconds: float) -> str:
+        kinds = {kind: count for kind, count in risen.items() if count > 0}
+        if not kinds:
+            return ""
+        many, what = sum(kinds.values()), ", ".join(f"{kind} {count}" for kind, count in kinds.items())
+        last = f"; the last frame {self._why_unfit}" if "unfit" in kinds else ""
+        advice = f"; {self.source.advice}" if self.source.advice else ""
+        return f"{many} pieces could not be used in the last {seconds:.0f} s, and no frame came ({what}){last}{advice}"
+
     def close(self, seconds: float = 2.0) -> None:
-        """Stops the source, waits so long for its thread, and lets go of its device. What waits may still be taken."""
+        """Stops the source, waits so long for its thread, and lets go of its device. What waits may still be taken. A second close does nothing."""
         with self._changed:
+            if self._closed:
+                return
             self._closed = True
             self._changed.notify_all()
         self.source.stop()
@@ -86,6 +134,10 @@ class Feed:
         try:
             for frame in self.source:
                 self.taken, self.last = self.taken + 1, time.monotonic()
+                if frame.pixels is None:
+                    self._unfit, self._why_unfit = self._unfit + 1, frame.fault
+                else:
+                    self._useful += 1
                 if not self._put(frame):
                     break
         except EdgeAdaptError as reason:
@@ -113,6 +165,9 @@ class Feed:
             self._waiting.append(frame)
             self._bytes += size
             self._changed.notify_all()
+            if self.source.keeps:  # a file may be deleted as soon as the next one is asked for
+                self._changed.wait_for(lambda: (self._wanted and not self._waiting) or self._closed)
+                return not self._closed
         return True
 
     def _full(self, size: int) -> bool:

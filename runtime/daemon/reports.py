@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +21,12 @@ from edgeadapt.units import format_bytes
 
 if TYPE_CHECKING:
     from edgeadapt.runtime.daemon.daemon import Daemon
+    from edgeadapt.runtime.daemon.mqtt import Mqtt
 
 LOG = logging.getLogger("edgeadapt")
 
 _LOOK, _WRITE = 5.0, 15.0  # seconds between two looks at the board, and between two writes of the textfile
+_AGAIN = 30.0  # seconds until an interface that could not begin is tried again
 _PATIENCE = 2.0  # seconds that a write is waited for at the end
 _EVENTS = 20
 
@@ -35,6 +38,10 @@ class Reports:
         self._daemon = daemon
         self._vitals, self._model = vitals.Vitals(None, None, None), ""
         self._looked = self._written = -math.inf
+        self._tried = time.monotonic()
+        self._missing: dict[str, Callable[[], None]] = {}
+        self._faults: dict[str, str] = {}
+        self._broker: Mqtt | None = None
         self._steps = 0
         self._failed = False
         self._writing: threading.Thread | None = None
@@ -54,12 +61,24 @@ class Reports:
         measures.frame_errors.read_all(self._errors)
         measures.used.read_all(self._used)
         stack.callback(self._written_out)
-        for name, begin in (("http", self._web), ("mqtt", self._mqtt)):
+        self._missing = {"http": lambda: self._web(stack), "mqtt": lambda: self._mqtt(stack)}
+        self._try_missing()
+
+    def _try_missing(self) -> None:
+        """Begins what has not begun yet: an address may come later, and so may a file."""
+        for name, begin in list(self._missing.items()):
             try:
-                begin(stack)
+                begin()
             except (EdgeAdaptError, OSError) as fault:
-                LOG.error("%s", fault)
-                daemon.events.tell(name, str(fault).splitlines()[0])
+                told = str(fault).splitlines()[0]
+                if told != self._faults.get(name):
+                    LOG.error("%s", fault)
+                    self._daemon.events.tell(name, told)
+                self._faults[name] = told
+            else:
+                del self._missing[name]
+                if self._faults.pop(name, ""):
+                    self._daemon.events.tell(name, "it has begun")
 
     def _shift(self) -> float | None:
         guard = None if self._daemon.model is None else self._daemon.model.guard
@@ -79,17 +98,23 @@ class Reports:
             return
         from edgeadapt.runtime.daemon.mqtt import Mqtt
 
-        stack.enter_context(Mqtt(config.mqtt, config.name, self._daemon.asked.verbs, self._daemon.events, self.status, self._classes))
+        self._broker = Mqtt(config.mqtt, config.name, self._daemon.asked.verbs, self._daemon.events, self.status, self._classes)
+        stack.enter_context(self._broker)
 
     def turn(self, now: float) -> None:
         """To be called in every turn of the daemon's loop."""
         daemon = self._daemon
         daemon.measures.enter(self._state())
         self.count()
+        if daemon.feed is not None:
+            daemon.feed.look(now)
         if now - self._looked >= _LOOK:
             self._looked = now
             self._vitals = vitals.look()
             daemon.tell_manager(self.sentence())
+        if self._missing and now - self._tried >= _AGAIN:
+            self._tried = now
+            self._try_missing()
         path = daemon.config.metrics.textfile
         if path is not None and now - self._written >= _WRITE and (self._writing is None or not self._writing.is_alive()):
             self._written = now  # by a thread of its own: the disk may take its time
@@ -165,9 +190,15 @@ class Reports:
                 "throttled": self._vitals.throttled,
                 "load": self._vitals.load,
             },
+            "interfaces": self._interfaces(),
             "events": [{"time": event.time, "kind": event.kind, "text": event.text} for event in daemon.events.latest(_EVENTS)],
             "classes": list(self._classes()) or None,
         }
+
+    def _interfaces(self) -> dict[str, str]:
+        config, broker = self._daemon.config, self._broker
+        mqtt = self._faults.get("mqtt", "") if broker is None else broker.complaint
+        return {**({"http": self._faults.get("http", "")} if config.http.enabled else {}), **({"mqtt": mqtt} if config.mqtt.enabled else {})}
 
     def _classes(self) -> tuple[str, ...]:
         model = self._daemon.model
@@ -231,7 +262,7 @@ class Reports:
         if feed is None:
             return {"type": kind, "name": "", "live": False, "complaint": daemon.why_safe, "last_frame_s": None, "counts": {}}
         source = feed.source
-        complaint = feed.fault or getattr(source, "complaint", "") or ("it has ended" if feed.ended else "")
+        complaint = feed.complaint
         last = feed.last
         return {
             "type": kind,

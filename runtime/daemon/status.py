@@ -181,6 +181,7 @@ class Status(TypedDict):
         mode: "starting" while the model is made ready, "serving", "safe" where less is done than was asked for, "stopping".
         reason: why it is not serving, or less than was asked for; else "".
         guard: None without one. source, queue, predictions, compare, memory, state, board: see there.
+        interfaces: of HTTP and MQTT, where they are enabled, why they are not there now; "" where they are.
         events: the latest twenty, the oldest first. classes: their names, in the order of their numbers; None where they have none.
     """
 
@@ -200,5 +201,6 @@ class Status(TypedDict):
     memory: MemoryStatus
     state: StateStatus
     board: BoardStatus
+    interfaces: dict[str, str]
     events: list[EventStatus]
     classes: list[str] | None

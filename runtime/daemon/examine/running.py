@@ -61,6 +61,11 @@ def _told(status: dict[str, object]) -> Findings:
         yield Found(SUBJECT, "warning", f"runs{hours}, and does less than was asked for: {reason}", "edgeadapt status says more")
     else:
         yield Found(SUBJECT, "fine", f"runs{hours}: {mode}{f' ({reason})' if reason and mode != 'serving' else ''}")
+    interfaces = status.get("interfaces")
+    for name, complaint in interfaces.items() if isinstance(interfaces, dict) else ():
+        if complaint:
+            text = f"is not there over {one_line(str(name), 20)}: {one_line(str(complaint), 300)}"
+            yield Found(SUBJECT, "warning", text, "edgeadapt status says more")
     state, source = status.get("state"), status.get("source")
     if isinstance(state, dict) and state.get("degraded"):
         yield Found(SUBJECT, "warning", f"writes nothing to the disk now: {one_line(str(state['degraded']), 300)}", "edgeadapt status says more")

@@ -20,7 +20,7 @@ from edgeadapt.errors import InputError
 from edgeadapt.preprocess import batch_of
 from edgeadapt.runtime.daemon.plain import one_line
 from edgeadapt.runtime.daemon.web.refusals import Refusal
-from edgeadapt.units import format_shape
+from edgeadapt.units import format_bytes, format_shape
 
 FRAMES, JSON_BYTES = 64, 2**21
 """Frames of one request, and bytes of JSON, at most: numbers take many times as much as Python's."""
@@ -29,7 +29,7 @@ _NUMPY = b"\x93NUMPY"
 _KINDS = 'send an image file, an array as numpy.save writes it, or JSON {"x": numbers}'
 
 
-def frames_in(body: bytes, kind: str, spec: InputSpec, most: int) -> tuple[NDArray[Any], object]:
+def frames_in(body: bytes, kind: str, spec: InputSpec, most: int, together: float = math.inf) -> tuple[NDArray[Any], object]:
     """The frames in a body: an image file, a numpy array, or JSON {"x": …, "label": …}.
 
     Args:
@@ -37,12 +37,13 @@ def frames_in(body: bytes, kind: str, spec: InputSpec, most: int) -> tuple[NDArr
         kind: its Content-Type; "application/json" is believed.
         spec: what the bundle takes.
         most: bytes that reading one picture may take; see `Wanted.picture`.
+        together: bytes that several frames may take as they are returned, which one may always.
 
     Returns:
         uint8 [N,H,W,C], H x W being the input's own, or float32 [N,*shape], N from 1 to `FRAMES`; and the label given with JSON, None without.
 
     Raises:
-        Refusal: it is empty, or JSON that is too long, or a picture that is too large.
+        Refusal: it is empty, or JSON that is too long, or a picture or several frames that are too large.
         InputError, SourceError: it cannot be read, or is not what the model takes.
     """
     if not body:
@@ -57,6 +58,9 @@ def frames_in(body: bytes, kind: str, spec: InputSpec, most: int) -> tuple[NDArr
     frames = batch_of(frames, spec)[0]
     if len(frames) > FRAMES:
         raise _too_many(len(frames))
+    if len(frames) > 1 and frames.nbytes > together:
+        message = f"{len(frames)} frames of this model take {format_bytes(frames.nbytes)}, and only {format_bytes(int(together))} may wait"
+        raise Refusal(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, message, f"send at most {max(1, int(together) // frames[0].nbytes)} at once")
     return frames, label
 
 

@@ -141,7 +141,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def handle_one_request(self) -> None:
         self.close_connection, self._unread, self._waits = True, 0, False
-        self.command, self.request_version, self.requestline = "", "HTTP/1.1", ""
+        self.command, self.request_version, self.requestline, self.raw_requestline = "", "HTTP/1.1", "", b""
         self._within.begin(self.server.patience, HEAD)
         try:
             try:
@@ -155,7 +155,7 @@ class Handler(BaseHTTPRequestHandler):
             except _TooLong:
                 raise Refusal(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, f"the request's head is longer than {HEAD} bytes", "send less") from None
             except TimeoutError:
-                if not self.requestline and not getattr(self, "raw_requestline", b""):
+                if not self.requestline and not self.raw_requestline:
                     return  # nothing was asked
                 raise Refusal(HTTPStatus.REQUEST_TIMEOUT, "the request's head did not come in time", "send it at once") from None
             keeps = not self.close_connection

@@ -153,7 +153,8 @@ def _schemas() -> dict[str, Any]:
     code = {**number, "description": "the exit code that the command line has for it"}
     error = _object({"code": code, "name": text, "message": text, "hint": text})
     numbers = {"description": "one frame or several, as the model takes them, in lists of lists", "type": ["array", "number"], "items": _ANY}
-    frame = _object({"id": either, "index": whole}, {"shape": {"type": "array", "items": whole}, "pixels": text, "values": {"type": "array"}})
+    shown = {"shape": {"type": "array", "items": whole}, "pixels": text, "values": {"type": "array"}, "every": whole}
+    frame = _object({"id": either, "index": whole}, shown)
     return {
         "Error": _object({"error": error}),
         "Alive": _object({"alive": flag}),

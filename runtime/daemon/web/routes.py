@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 
 from edgeadapt.bundle import InputSpec
 from edgeadapt.devices.sources.base import Frame
+from edgeadapt.devices.sources.posted import MOST
 from edgeadapt.errors import EdgeAdaptError, UsageError
 from edgeadapt.runtime.daemon import verbs as known
 from edgeadapt.runtime.daemon.metrics import CONTENT_TYPE
@@ -163,12 +164,12 @@ class Routes:
             raise Refusal(HTTPStatus.CONFLICT, message, 'write type = "http" under [source], or send them to /predict')
         spec = self._input()
         with request.body() as body, self._one_at_a_time():
-            frames, label = frames_in(body, request.kind, spec, self._gives.picture)
-        if label is not None and (type(label) is not int or not 0 <= label < 2**31):
-            raise UsageError("label is no class", "send a class's number, or send the frame and then name its class with /api/label")
-        ids = [f"http-{next(self._numbers)}" for _ in frames]
-        for name, pixels in zip(ids, frames):
-            post(Frame(name, pixels, label))
+            frames, label = frames_in(body, request.kind, spec, self._gives.picture, MOST)
+            if label is not None and (type(label) is not int or not 0 <= label < 2**31):
+                raise UsageError("label is no class", "send a class's number, or send the frame and then name its class with /api/label")
+            ids = [f"http-{next(self._numbers)}" for _ in frames]
+            for name, pixels in zip(ids, frames):
+                post(Frame(name, pixels if len(frames) == 1 else pixels.copy(), label))  # or the last that waits would hold all of them
         return json_reply({"accepted": len(ids), "ids": ids}, HTTPStatus.ACCEPTED)
 
     def _verb(self, request: Request) -> Reply:

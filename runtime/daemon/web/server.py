@@ -6,6 +6,7 @@ client, or makes memory grow without bound.
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import socket
 import threading
@@ -35,6 +36,12 @@ LOG = logging.getLogger("edgeadapt")
 CONNECTIONS = 32
 """Connections at once, at most."""
 
+_LOCAL = (".local", ".lan", ".home", ".internal", ".home.arpa", ".localdomain", ".localhost")
+"""Ends of names of local networks (RFC 6762, 8375, 6761, and what routers use)."""
+
+_GONE = 30_000
+"""Milliseconds after which who takes nothing of what was sent counts as gone; the system alone would wait for a quarter of an hour."""
+
 PATIENCE, SLOW, LINGER = 10.0, 10.0, 1.0
 """Seconds: for a request's head, or until the next one; for a client to take what is sent; to read on after a refusal."""
 
@@ -60,7 +67,6 @@ class Web:
         self._times = patience, slow, linger
         self._server: Server | None = None
         self._serves: threading.Thread | None = None
-        self._hosts: frozenset[str] | None = None
 
     @property
     def address(self) -> tuple[str, int]:
@@ -80,10 +86,6 @@ class Web:
         except OSError as reason:
             message = f"the HTTP server cannot listen at {host}, port {port}: {reason.strerror}"
             raise UsageError(message, "end what listens there, or write another port or host under [http]") from None
-        if is_loopback(host):
-            names = {"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host.lower()}
-            number = self._server.server_port
-            self._hosts = frozenset(f"{name}:{number}" for name in names) | (frozenset(names) if number == 80 else frozenset())
         self._serves = threading.Thread(target=self._server.serve_forever, args=(0.2,), name="http", daemon=True)
         self._serves.start()
 
@@ -100,15 +102,26 @@ class Web:
         server.end(seconds)
 
     def check_host(self, given: str | None) -> None:
-        """Lets pass a header Host that means this server, where only this machine reaches it: a page elsewhere may name us otherwise.
+        """Lets pass a header Host that means this server: a page elsewhere may have had its own name lead here, to read what it finds.
 
         Raises:
             Refusal: it means another one.
         """
-        if given is not None and self._hosts is not None and given.strip().lower() not in self._hosts:
-            message = f"the header Host is {one_line(ascii(given), 80)}, and this server listens only on its own machine"
-            hint = f"ask for http://127.0.0.1:{self.address[1]}/; a proxy must send that as Host"
-            raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, message, hint)
+        if given is None:
+            return
+        told, listed = one_line(ascii(given), 80), {name.lower() for name in self.settings.names}
+        name, colon, number = given.strip().lower().rpartition(":")
+        if not colon or number.endswith("]"):
+            name, number = given.strip().lower(), "80"
+        if is_loopback(self.settings.host):
+            own = {"localhost", "127.0.0.1", "[::1]", f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host.lower()}
+            if number != str(self.address[1]) or name not in own | listed:
+                message = f"the header Host is {told}, and this server listens only on its own machine"
+                hint = f"ask for http://127.0.0.1:{self.address[1]}/; a proxy must send that as Host"
+                raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, message, hint)
+        elif not (_is_local(name) or name in {self.settings.host.lower(), *listed}):
+            message = f"the header Host is {told}, which is no address and no name of a local network"
+            raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, message, "ask for its address, or write that name into http.names")
 
     def answer(self, method: str, request: Request) -> Reply:
         """The reply to a request."""
@@ -120,6 +133,14 @@ class Web:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def _is_local(name: str) -> bool:
+    """Whether a name in lower case is an address, or one that nobody can have in the public DNS."""
+    try:
+        return bool(ipaddress.ip_address(name.removeprefix("[").removesuffix("]")))
+    except ValueError:
+        return "." not in name or name.endswith(_LOCAL)
 
 
 class Server(HTTPServer):
@@ -145,7 +166,10 @@ class Server(HTTPServer):
 
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
-            return super().get_request()
+            wire, where = super().get_request()
+            if wire.family != socket.AF_UNIX:
+                wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE)
+            return wire, where
         except OSError as reason:  # too many files are open, or who wanted to connect has gone
             LOG.warning("http: no connection could be taken: %s", reason.strerror)
             time.sleep(0.2)
