@@ -59,6 +59,7 @@ class Board:
         self.told: dict[str, str] | None = None
         self.manager = "RuntimeWatchdogUSec=0\n"
         self.synchronised: bool | None = True
+        self.version: int | None = 252
         self.floor = FLOOR
 
     @property
@@ -81,7 +82,7 @@ class Board:
         (self.root / "run/systemd/system").mkdir(parents=True, exist_ok=True)
         path = self.place / "edgeadapt.service"
         name = told.get("User") or None
-        printed = systemd.unit(config.load(self.file, {}).config, [PROGRAM], name, self.file)
+        printed = systemd.unit(config.load(self.file, {}).config, [PROGRAM], name, self.file, self.version)
         path.write_text(printed if text is None else text, encoding="utf-8")
         command = f"{{ path={PROGRAM} ; argv[]={PROGRAM} serve --config {self.file} ; ignore_errors=no ; start_time=[n/a] }}"
         self.told = {**WORKING, "FragmentPath": str(path), "ExecStart": command, **told}
@@ -99,7 +100,7 @@ class Board:
 
     def look(self, *settings: str, environment: Mapping[str, str] | None = None) -> examine.Examined:
         report = machines.look(self.root, self.place / "cache", self.floor)
-        asked = Asked(self.show, lambda: 252, lambda: self.synchronised, environment or {})
+        asked = Asked(self.show, lambda: self.version, lambda: self.synchronised, environment or {})
         return examine.look(report, str(self.file), settings, self.root, asked)
 
     def found(self, subject: str, *settings: str) -> list[Found]:

@@ -203,8 +203,20 @@ def test_here_files_of_secrets(say, place):
         f"5: warning: mqtt.password_file: {place}/password holds a secret and can be read by everybody",
         FINE,
     ]
+    on = text.replace("[http]", "[http]\nenabled = true").replace("[mqtt]", '[mqtt]\nenabled = true\nhost = "x"\nport = 8883')
+    code, lines = here(say, on)
+    assert code == 9
+    assert lines == [
+        f"3: http.token_file: {place}/token holds a secret and can be read by everybody",
+        f"9: mqtt.password_file: {place}/password holds a secret and can be read by everybody",
+    ]
     (place / "token").chmod(0o640)
     (place / "password").chmod(0o600)
+    none = f"http.token_file: {place}/token holds no token: one line of 16 printable characters or more, without blanks"
+    assert here(say, on) == (9, [f"3: {none}"])
+    assert here(say, text) == (0, [f"2: warning: {none}", FINE])
+    (place / "token").write_bytes(b"x" * 16)
+    assert here(say, on) == (0, [FINE])
     assert here(say, text) == (0, [FINE])
     (place / "token").write_bytes(b"")
     (place / "password").unlink()

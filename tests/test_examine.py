@@ -207,6 +207,15 @@ def test_room(board: Board, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "inodes" in board.worst("room").text
 
 
+def test_frames_that_go_meanwhile(board: Board) -> None:
+    board.install()
+    board.text += "[frames]\nkeep = 10\nmost = 1048576\n"
+    kept = board.state / "frames"
+    kept.mkdir()
+    (kept / "frame-1.npz").symlink_to(kept / "gone")
+    assert board.worst("room").grade == "fine"
+
+
 # ------------------------------------------------------------------------------------------------------------ the bundle and its budget
 
 

@@ -167,6 +167,16 @@ def test_secrets_are_handed_over_by_systemd(everything):
     assert str(loaded.http.token_file) == found["EDGEADAPT_HTTP__TOKEN_FILE"]
 
 
+def test_secrets_that_systemd_does_not_hand_over(tmp_path):
+    path = tmp_path / "edgeadapt.toml"
+    path.write_text(EVERYTHING.replace("/etc/edgeadapt/token", "/home/pi/token"), encoding="utf-8")
+    for version, handed in ((245, False), (246, False), (247, True), (None, True)):
+        text = systemd.unit(config.load(path, {}).config, [PROGRAM], version=version)
+        assert len(lines(text, "LoadCredential")) == (2 if handed else 0)
+        assert ("/run/credentials" in text) == handed, "nothing is there otherwise"
+        assert lines(text, "ProtectHome") == ["yes" if handed else "read-only"], "who reads it"
+
+
 @pytest.mark.parametrize(
     ("settings", "paths"),
     [

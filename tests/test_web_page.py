@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from edgeadapt.runtime.daemon.web.live import CLIENTS
 from edgeadapt.runtime.daemon.web.server import Web
 from tests.browser import browser, until
 from tests.toyweb import MIB, SENSOR, TOKEN, Toy, serving, token_file
@@ -186,20 +189,96 @@ def test_a_daemon_that_goes_and_comes_back_is_seen(wide):
         assert not wide.find_element("id", "gone").is_displayed()
 
 
+@contextmanager
+def before(driver: Any, script: str) -> Iterator[None]:
+    """Has pages run that before their own scripts."""
+    added = driver.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
+    try:
+        yield
+    finally:
+        driver.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": added["identifier"]})
+
+
 def test_without_a_stream_it_asks_now_and_then(wide):
     toy = Toy()
-    with serving(toy, linger=0.1) as web:
-        wide.get(f"http://127.0.0.1:{web.address[1]}/healthz")
-        script = "Object.defineProperty(window, 'EventSource', {value: undefined});"
-        added = wide.execute_cdp_cmd("Page.addScriptToEvaluateOnNewDocument", {"source": script})
-        try:
-            wide.get(f"http://127.0.0.1:{web.address[1]}/")
-            until(wide, lambda _: text(wide, "link-text") == "live")
-            toy.status["predictions"]["per_second"] = 77.0
-            until(wide, lambda _: text(wide, "rate") == "77.0")
-            assert not toy.events.wanted("prediction")
-        finally:
-            wide.execute_cdp_cmd("Page.removeScriptToEvaluateOnNewDocument", {"identifier": added["identifier"]})
+    with before(wide, "Object.defineProperty(window, 'EventSource', {value: undefined});"), shown(wide, toy):
+        toy.status["predictions"]["per_second"] = 77.0
+        until(wide, lambda _: text(wide, "rate") == "77.0")
+        assert not toy.events.wanted("prediction")
+
+
+STREAMS = """
+window.streams = [];
+window.deaf = null; // of this stream nothing arrives, nor that it ended
+window.EventSource = class extends EventSource {
+  constructor(url) {
+    super(url);
+    window.streams.push(this);
+  }
+  addEventListener(kind, told) {
+    super.addEventListener(kind, (message) => { if (window.deaf !== this) told(message); });
+  }
+};
+"""
+
+
+def test_a_stream_that_falls_silent_is_opened_again(wide):
+    toy = Toy()
+    with before(wide, STREAMS), shown(wide, toy):
+        until(wide, lambda _: toy.events.wanted("prediction"))
+        wide.execute_script("window.deaf = window.streams[0]")
+        until(wide, lambda _: wide.execute_script("return window.streams.length") == 2)
+        assert wide.execute_script("return window.streams.map((each) => each.readyState === EventSource.CLOSED)") == [True, False]
+        toy.show(toy.picture(), 4)
+        until(wide, lambda _: text(wide, "guess") == "person")
+        assert text(wide, "link-text") == "live"
+
+
+def test_a_page_without_a_place_among_the_streams_asks_in_peace(wide):
+    toy = Toy()
+    asked: list[float] = []
+    status = toy._status
+    toy._status = lambda params: (asked.append(time.monotonic()), status(params))[1]  # type: ignore[method-assign]
+    with ExitStack() as stack, before(wide, STREAMS):
+        web = stack.enter_context(serving(toy, linger=0.1))
+        full = stack.enter_context(ExitStack())
+        for _ in range(CLIENTS):
+            wire = HTTPConnection("127.0.0.1", web.address[1])
+            full.callback(wire.close)
+            wire.request("GET", "/events?predictions=0")
+            full.callback(wire.getresponse().close)
+        wide.get(f"http://127.0.0.1:{web.address[1]}/")
+        until(wide, lambda _: text(wide, "link-text") == "live")
+        begun = time.monotonic()
+        time.sleep(9)
+        assert 2 <= sum(begun <= one < begun + 9 for one in asked) <= 6
+        assert wide.execute_script("return window.streams.length") <= 4
+        full.close()
+        until(wide, lambda _: toy.events.wanted("prediction"))
+        toy.show(toy.picture(), 4)
+        until(wide, lambda _: text(wide, "guess") == "person")
+
+
+def test_requests_that_hang_are_made_again(wide, tmp_path):
+    toy = Toy()
+    hangs = """
+    const asked = window.fetch, hung = new Set(["/frame.json", "/frame.png", "/access.json"]);
+    window.hung = hung;
+    window.fetch = (path, how = {}) => {
+      if (!hung.delete(path)) return asked(path, how);
+      return new Promise((_, ends) => how.signal && how.signal.addEventListener("abort", () => ends(how.signal.reason)));
+    };
+    """
+    with before(wide, hangs), shown(wide, toy, token_file(tmp_path)):
+        until(wide, lambda _: toy.events.wanted("prediction"))
+
+        def drawn(_: Any) -> bool:
+            toy.show(toy.picture())
+            return "latest picture" in wide.find_element("id", "frame").get_attribute("aria-label")
+
+        until(wide, drawn)
+        until(wide, lambda _: "type the token" in text(wide, "why-not"))
+        assert wide.execute_script("return window.hung.size") == 0
 
 
 def test_nothing_that_comes_from_outside_becomes_markup(wide):

@@ -1,4 +1,4 @@
-"""Whether this machine has what a configuration names, and this user may use it. Starts, opens and changes nothing but looks."""
+"""Whether this machine has what a configuration names, and this user may use it. Starts and changes nothing, opens no device."""
 
 from __future__ import annotations
 
@@ -93,8 +93,15 @@ SECRETS = ("http.token_file", "mqtt.password_file")
 """Keys of files that systemd reads for the daemon."""
 
 
-def files(config: Config, reads: Callable[[str, Path], bool] = lambda key, path: os.access(path, os.R_OK)) -> Iterator[Finding]:
-    """Keys and secrets: whether they are there, and `reads`, of a key of the configuration and its path, says that they can be read."""
+def files(config: Config, reads: Callable[[str, Path], bool] = lambda key, path: os.access(path, os.R_OK), handed: bool = False) -> Iterator[Finding]:
+    """Keys and secrets: whether they are there, can be read, and are what the daemon takes.
+
+    Args:
+        config: see there.
+        reads: whether the daemon can read a file, of the key of the configuration and the path.
+        handed: systemd hands secrets over, in copies with a mode of their own.
+    """
+    used = {"http.token_file": config.http.enabled, "mqtt.password_file": config.mqtt.enabled}
     plain = {f"bundle.keys[{number}]": path for number, path in enumerate(config.bundle.keys)}
     secrets = {"http.token_file": config.http.token_file, "mqtt.password_file": config.mqtt.password_file}
     for key, path in {**plain, "mqtt.ca": config.mqtt.ca, **secrets}.items():
@@ -111,7 +118,19 @@ def files(config: Config, reads: Callable[[str, Path], bool] = lambda key, path:
         elif not status.st_size:
             yield Finding(keys, f"{path} is empty", "write what it is for into it")
         elif key in SECRETS and status.st_mode & stat.S_IROTH:
-            yield Finding(keys, f"{path} holds a secret and can be read by everybody", f"chmod o= {path}", fatal=False)
+            message = f"{path} holds a secret and can be read by everybody"
+            yield Finding(keys, message, f"chmod o= {path}, and write a new one into it", fatal=used[key] and not handed)
+        elif key == "http.token_file" and os.access(path, os.R_OK) and not (handed and status.st_mode & stat.S_IWOTH):
+            yield from _token(path, used[key])
+
+
+def _token(path: Path, used: bool) -> Iterator[Finding]:
+    from edgeadapt.runtime.daemon.web.token import read_token
+
+    try:
+        read_token(path)
+    except EdgeAdaptError as reason:
+        yield Finding(("http.token_file",), reason.message.removeprefix("http.token_file "), reason.hint, fatal=used)
 
 
 def _folders(config: Config) -> Iterator[Finding]:

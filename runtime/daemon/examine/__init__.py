@@ -76,7 +76,8 @@ def look(
     booted = files.is_folder("run/systemd/system")
     known = service.ask(how.show) if booted else None
     config = loaded.config
-    site = Site(config, report, files, known, unit.user(known, config), unit.presumed(known, config), path)
+    version = how.version() if booted else None
+    site = Site(config, report, files, known, unit.user(known, config), unit.presumed(known, config), path, version)
     return Examined(place, tuple(_found(site, loaded, place, booted, how)))
 
 
@@ -89,7 +90,7 @@ def _found(site: Site, loaded: Loaded, place: str, booted: bool, how: Asked) -> 
     if not any(one.grade == "fault" for one in said):
         yield settings.valid(loaded.files)
     yield from said
-    yield from unit.look(site, booted, place, how.version)
+    yield from unit.look(site, booted, place)
     yield from ran
     yield from folder.look(site)
     yield from _room(site, bundle)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from edgeadapt import plainfile
@@ -88,13 +89,15 @@ def _others(site: Site, folder: Path, status: os.stat_result) -> Iterator[Found]
     strange = []
     for path in _inside(folder):
         try:
-            strange += [path] if path.lstat().st_uid != status.st_uid else []
+            owner = path.lstat().st_uid
         except OSError:
             continue
+        if owner != status.st_uid:
+            strange.append((path, owner))
     if strange:
-        whose = user_name(strange[0].lstat().st_uid)
+        path, owner = strange[0]
         rest = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
-        text = f"{strange[0]}{rest} in it belong to user {whose}: the daemon may not be able to change or remove that"
+        text = f"{path}{rest} in it belong to user {user_name(owner)}: the daemon may not be able to change or remove that"
         yield Found(SUBJECT, "warning", text, f"sudo chown -R --reference={folder}/ {folder}/")
 
 
@@ -135,8 +138,16 @@ def room(site: Site, state: int, bundle: int, spare: int) -> Findings:
     frames = site.config.frames
     if frames.keep:
         place = frames.folder or folder / "frames"
-        kept = sum(path.stat().st_size for path in place.glob("frame-*.npz")) if os.access(place, os.R_OK | os.X_OK) else 0
-        if storage(place).free + kept < frames.most + another:
+        if storage(place).free + _kept(place) < frames.most + another:
             text = f"frames are kept in {place}, up to {format_bytes(frames.most)} of them, and {format_bytes(storage(place).free)} are free"
             fix = "give a smaller frames.most, or another frames.folder"
             yield Found(ROOM, "warning", f"{text}: they may leave no room for what is learned", fix)
+
+
+def _kept(place: Path) -> int:
+    """Bytes of frames that are there; the daemon may remove some meanwhile."""
+    size = 0
+    for path in place.glob("frame-*.npz") if os.access(place, os.R_OK | os.X_OK) else ():
+        with suppress(OSError):
+            size += path.stat().st_size
+    return size

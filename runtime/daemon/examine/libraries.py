@@ -1,4 +1,4 @@
-"""Libraries that only some configurations need. They are looked for, and not loaded."""
+"""Libraries that only some configurations need. They are looked for, and no more of them is loaded than the packages that a module is in."""
 
 from __future__ import annotations
 
@@ -23,12 +23,19 @@ def look(site: Site, manifest: Manifest | None) -> Findings:
     """
     there = []
     for module, name, grade, why, fix in _needed(site.config, manifest):
-        if find_spec(module) is not None:
+        if _found(module):
             there.append(name)
         else:
             yield Found("libraries", grade, f"{name} is not installed: {why}", fix)
     if there:
         yield Found("libraries", "fine", f"{', '.join(dict.fromkeys(there))} installed, as this configuration needs")
+
+
+def _found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # what it is in
+        return False
 
 
 def _needed(config: Config, manifest: Manifest | None) -> Iterator[tuple[str, str, Grade, str, str]]:
@@ -49,6 +56,6 @@ def _needed(config: Config, manifest: Manifest | None) -> Iterator[tuple[str, st
     elif isinstance(source, FolderSource | HttpSource):
         yield "PIL", "Pillow", "warning", "of the frames that come, images are refused; arrays (.npy) are taken", "pip install edgeadapt[images]"
     if config.mqtt.enabled:
-        yield "paho", "paho-mqtt", "fault", "nothing is published, and no requests are taken", "pip install edgeadapt[mqtt]"
+        yield "paho.mqtt.enums", "paho-mqtt 2", "fault", "nothing is published, and no requests are taken", "pip install edgeadapt[mqtt]"
     if config.bundle.require_signature:
         yield "cryptography", "cryptography", "fault", "signatures cannot be checked, so that no bundle is served", "pip install edgeadapt[sign]"

@@ -13,6 +13,7 @@ from edgeadapt.runtime.daemon.systemd import NAME
 _ASKED = (
     *("LoadState", "ActiveState", "Result", "NRestarts", "UnitFileState", "FragmentPath", "DropInPaths", "NeedDaemonReload", "ExecStart"),
     *("User", "DynamicUser", "SupplementaryGroups", "MemoryMax", "WatchdogUSec", "StateDirectory", "RuntimeDirectory", "CacheDirectory"),
+    *("PrivateTmp", "ProtectHome"),
 )
 
 Show = Callable[[Sequence[str]], str]

@@ -36,14 +36,14 @@ def here(site: Site, loaded: Loaded, place: str, manifest: Manifest | None) -> F
     """Keys, secrets, processors and groups on this machine; and, where there is a bundle, what of the configuration does not go with it."""
 
     def reads(key: str, path: Path) -> bool:
-        by_systemd = key in config_here.SECRETS and site.started
+        by_systemd = key in config_here.SECRETS and site.hands_over
         return by_systemd or site.who is None or site.who.may(path, os.R_OK) is not False
 
     for file in loaded.files:
         if site.who is not None and site.who.may(file, os.R_OK) is False:
             text = f"{file} ({belongs(file)}): {site.who.name} may not read it, so that nothing of it is done"
             yield Found(SUBJECT, "fault", text, f"sudo chmod o+r {file}; secrets belong into files of their own")
-    found = [*config_here.files(site.config, reads), *config_here.machine(site.config)]
+    found = [*config_here.files(site.config, reads, site.hands_over), *config_here.machine(site.config)]
     if manifest is not None:
         found += [one for one in config_here.fitting(site.config, manifest) if "Pillow" not in one.message]  # libraries are told by themselves
     yield from told(*config_here.told(found, loaded, place))

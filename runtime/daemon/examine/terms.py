@@ -47,6 +47,7 @@ class Site:
         who: whose the daemon is; None where nobody is called so.
         presumed: there is no unit, and it is looked at as if there were the one that `edgeadapt unit` prints.
         file: the configuration's, where it is not the default one.
+        version: systemd's; None where it is not known.
     """
 
     config: Config
@@ -56,6 +57,7 @@ class Site:
     who: Who | None
     presumed: bool = False
     file: str | None = None
+    version: int | None = None
 
     @property
     def option(self) -> str:
@@ -71,6 +73,11 @@ class Site:
     def started(self) -> bool:
         """Whether systemd starts it, by a unit that is there or is to be."""
         return self.presumed or self.unit is not None
+
+    @property
+    def hands_over(self) -> bool:
+        """Whether systemd reads the secrets for it."""
+        return self.started and systemd.hands_over(self.version)
 
     def made(self, path: str, kind: str) -> bool:
         """Whether systemd makes the folder at `path` for the daemon; `kind` is "state", "runtime" or "cache"."""

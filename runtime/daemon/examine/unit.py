@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from edgeadapt.errors import EdgeAdaptError
@@ -38,14 +37,13 @@ def user(service: Service | None, config: Config) -> who.Who | None:
     return who.named(service.told.get("User") or "root", service.groups)
 
 
-def look(site: Site, booted: bool, file: str, version: Callable[[], int | None] = systemd.version) -> Findings:
+def look(site: Site, booted: bool, file: str) -> Findings:
     """What there is to say of it.
 
     Args:
         site: see there.
         booted: systemd runs this machine.
         file: the configuration's.
-        version: gives systemd's.
     """
     service = site.service
     if not booted:
@@ -59,14 +57,16 @@ def look(site: Site, booted: bool, file: str, version: Callable[[], int | None] 
         yield Found(SUBJECT, "warning", text, _printed(site))
         if site.presumed:
             yield from _hidden(site)
+            yield from _secrets(site)
     elif not service.loaded:
         text = f"{systemd.NAME} cannot be loaded ({service.told.get('LoadState')}): the daemon is not started"
         yield Found(SUBJECT, "fault", text, f"systemctl status {systemd.NAME} says why; or print it anew: {_printed(site)}")
     else:
         yield from _state(site, service)
         yield from _hidden(site)
+        yield from _secrets(site)
         yield from _program(site, service)
-        yield from _same(site, service, file, version)
+        yield from _same(site, service, file)
         yield from _means(site, service)
 
 
@@ -99,14 +99,52 @@ def _printed(site: Site) -> str:
 
 
 def _hidden(site: Site) -> Findings:
-    """What is in a folder of which the service has one of its own."""
-    config = site.config
-    named = {"bundle.path": config.bundle.path, "source.path": getattr(config.source, "path", None), "state.folder": config.state.folder}
-    for key, path in named.items():
-        own = [folder for folder in PRIVATE if path is not None and Path(path).is_relative_to(folder)]
+    """What is in a folder of which the service has one of its own, or which it does not see."""
+    told = {} if site.unit is None else site.unit.told
+    private = PRIVATE if told.get("PrivateTmp") != "no" else ()
+    homes = systemd.HOMES if told.get("ProtectHome") == "yes" else ()
+    read, made = _read(site), _made(site.config)
+    for key, path in [*read, *made]:
+        own = [folder for folder in private if path.is_relative_to(folder)]
+        closed = [folder for folder in homes if path.is_relative_to(folder)]
         if own:
-            text = f"{key}, {path}, is in {own[0]}, of which the service has one of its own (PrivateTmp): it does not see that"
+            means = "it does not see that" if (key, path) in read else "nobody else sees what it makes there"
+            text = f"{key}, {path}, is in {own[0]}, of which the service has one of its own (PrivateTmp): {means}"
             yield Found(SUBJECT, "fault", text, "put it elsewhere, such as in /srv or /var/lib")
+        elif closed:
+            text = f"{key}, {path}, is in {closed[0]}, which the service does not see (ProtectHome)"
+            yield Found(SUBJECT, "fault", text, f"put it elsewhere, such as in /srv or /var/lib; or {_printed(site)}")
+
+
+def _read(site: Site) -> list[tuple[str, Path]]:
+    """What the daemon uses of what others put there, by the key of the configuration."""
+    config = site.config
+    named = [("bundle.path", config.bundle.path), ("source.path", getattr(config.source, "path", None)), ("state.folder", config.state.folder)]
+    named += [("bundle.keys", path) for path in config.bundle.keys if config.bundle.require_signature]
+    named += [("mqtt.ca", config.mqtt.ca)] if config.mqtt.enabled else []
+    named += [] if site.hands_over else systemd.secrets(config).items()
+    return [(key, path) for key, path in named if path is not None]
+
+
+def _made(config: Config) -> list[tuple[str, Path]]:
+    """What it makes for others."""
+    named = [("control.socket", config.control.socket), ("metrics.textfile", config.metrics.textfile)]
+    named += [("frames.folder", config.frames.folder)] if config.frames.keep else []
+    return [(key, path) for key, path in named if path is not None]
+
+
+def _secrets(site: Site) -> Findings:
+    """Those that systemd is too old to hand over."""
+    paths, who = list(systemd.secrets(site.config).values()), site.who
+    if site.hands_over or not paths:
+        return
+    names = " ".join(map(str, paths))
+    text = f"systemd {site.version} hands no secrets over, as it does from {systemd.HANDS_OVER} on: the daemon's user reads {names} itself"
+    if who is not None and any(who.may(path, os.R_OK) is False for path in paths):
+        fix = f"sudo chown {who.login} {names}" if who.login else "print the unit with --user NAME, of whom the files are"
+        yield Found(SUBJECT, "warning", f"{text}, and may not", fix)
+    else:
+        yield Found(SUBJECT, "fine", text)
 
 
 def _program(site: Site, service: Service) -> Findings:
@@ -120,7 +158,7 @@ def _program(site: Site, service: Service) -> Findings:
         yield Found(SUBJECT, "warning", text, f"{program} doctor{site.option}")
 
 
-def _same(site: Site, service: Service, file: str, version: Callable[[], int | None]) -> Findings:
+def _same(site: Site, service: Service, file: str) -> Findings:
     from edgeadapt.runtime.daemon.config import DEFAULT_PATH
 
     reads = service.file or DEFAULT_PATH
@@ -131,7 +169,7 @@ def _same(site: Site, service: Service, file: str, version: Callable[[], int | N
     try:
         has = _lines(Path(service.told.get("FragmentPath") or "").read_text(encoding="utf-8"))
         name = next((line.partition("=")[2] for line in has if line.startswith("User=")), None)
-        wanted = _lines(systemd.unit(site.config, service.command, name, service.file, version()))
+        wanted = _lines(systemd.unit(site.config, service.command, name, service.file, site.version))
     except (OSError, ValueError, EdgeAdaptError):
         return
     lacking, beyond = ([line for line in one if line not in other] for one, other in ((wanted, has), (has, wanted)))

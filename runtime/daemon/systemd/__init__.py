@@ -26,9 +26,14 @@ FOLDERS = {"state": "/var/lib/edgeadapt", "runtime": "/run/edgeadapt", "cache": 
 BACK_OFF = 254
 """The first version of systemd that can wait longer from start to start."""
 
+HANDS_OVER = 247
+"""The first version of systemd that reads secrets for a service and hands them over."""
+
+HOMES = ("/home", "/root", "/run/user")
+"""Folders that ProtectHome=yes hides."""
+
 _LINES = ("ttyUSB", "ttyACM", "ttyAMA", "ttyS", "ttyTHS")
 _CREDENTIALS = f"/run/credentials/{NAME}"  # %d would be shorter, and systemd 249 does not know it
-_HOMES = ("/home", "/root", "/run/user")
 
 
 def unit(
@@ -41,7 +46,8 @@ def unit(
         command: what begins the program, an absolute path first.
         user: whose it is; None: one that systemd makes.
         file: the configuration's file; None: the default one.
-        version: systemd's; None: not known, so that only what every version from 247 on has is used.
+        version: systemd's; None: not known, so that what every version from 247 on has is used, and no more. Older ones hand no secrets over: the
+            daemon's user has to be able to read those itself.
 
     Raises:
         UsageError: the command or the file is no absolute path, or the user no name.
@@ -63,15 +69,16 @@ def unit(
         text = text.replace("RestrictAddressFamilies=AF_UNIX\n", "RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6\n")
         if network:
             text = text.replace("IPAddressDeny=any\n", "")
-    read = [command[0], *_read(config), *([] if file is None else [os.path.abspath(file)])]
-    if any(_inside(path, home) for path in read for home in _HOMES):
+    own = [] if hands_over(version) else [str(path) for path in secrets(config).values()]
+    read = [command[0], *_read(config), *own, *([] if file is None else [os.path.abspath(file)])]
+    if any(_inside(path, home) for path in read for home in HOMES):
         text = text.replace("ProtectHome=yes\n", "ProtectHome=read-only\n")
     if config.metrics.textfile is not None:
         text = text.replace("UMask=0027\n", "UMask=0022\n")  # node_exporter reads it as another user
     parts: dict[str, Iterable[str]] = {
         "unit": _unit(serial, camera, network),
         "restart": ["RestartSteps=14", "RestartMaxDelaySec=60"] if version is not None and version >= BACK_OFF else [],
-        "environment": _secrets(config),
+        "environment": _secrets(config) if hands_over(version) else [],
         "user": _user(config, user),
         "memory": _memory(config),
         "devices": _allowed(serial, camera),
@@ -119,13 +126,23 @@ def _unit(serial: bool, camera: bool, network: bool | None) -> Iterator[str]:
         yield f"After={names}"
 
 
+def hands_over(version: int | None) -> bool:
+    """Whether a systemd of that version reads the secrets for the daemon; one of which it is not known counts as new."""
+    return version is None or version >= HANDS_OVER
+
+
+def secrets(config: Config) -> dict[str, Path]:
+    """Files with secrets that the daemon uses, by their keys in the configuration."""
+    used = {"mqtt.password_file": config.mqtt.enabled and config.mqtt.password_file}
+    used["http.token_file"] = config.http.enabled and config.http.token_file
+    return {key: path for key, path in used.items() if path}
+
+
 def _secrets(config: Config) -> Iterator[str]:
-    secrets = [("mqtt-password", "EDGEADAPT_MQTT__PASSWORD_FILE", config.mqtt.enabled and config.mqtt.password_file)]
-    secrets.append(("http-token", "EDGEADAPT_HTTP__TOKEN_FILE", config.http.enabled and config.http.token_file))
-    for name, variable, path in secrets:
-        if path:
-            yield f"LoadCredential={name}:{_plain(path)}"
-            yield f"Environment={variable}={_CREDENTIALS}/{name}"
+    for key, path in secrets(config).items():
+        name = {"mqtt.password_file": "mqtt-password", "http.token_file": "http-token"}[key]
+        yield f"LoadCredential={name}:{_plain(path)}"
+        yield f"Environment=EDGEADAPT_{key.replace('.', '__').upper()}={_CREDENTIALS}/{name}"
 
 
 def groups(config: Config) -> list[str]:

@@ -3,12 +3,12 @@
 
 const at = (id) => document.getElementById(id);
 const say = (id, text) => { if (at(id).textContent !== text) at(id).textContent = text; };
-const ASK_MS = 2000, SLOWEST_MS = 30000, SILENT_MS = 12000, FRAME_MS = 500, COMPARED_MS = 30000;
+const ASK_MS = 2000, SLOWEST_MS = 30000, SILENT_MS = 12000, GIVE_UP_MS = 10000, REFUSED_MS = 60000, FRAME_MS = 500, COMPARED_MS = 30000;
 const KEY = "edgeadapt-token";
 
 const shiftLine = new TimeLine(at("shift-line"), [0.1, 0.25, 0.5, 1], at("shift-top"), at("shift-span"));
 const spreadLine = new TimeLine(at("spread-line"), [1.25], at("spread-top"), at("spread-span"));
-let stream = null, heard = 0, wait = 1000, timer = 0, polls = false;
+let stream = null, heard = 0, listenAt = 0, refused = ASK_MS, wait = 1000, timer = 0, polls = true;
 let access = { writes: false, allowed: false }, busy = false, paused = false, live = false, uptime = -1;
 let frameId, held = false, foretold = false, frameBusy = false, frameAt = -FRAME_MS, frameTimer = 0, pictures = false, answered = 0, comparedAt = -COMPARED_MS - 1, names = "";
 
@@ -206,7 +206,7 @@ async function frameSoon() {
   frameAt = now;
   try {
     if (!pictures) {
-      const reply = await fetch("/frame.json"); // which also says whether it is a picture; of those only the first is asked for so
+      const reply = await ask("/frame.json"); // which also says whether it is a picture; of those only the first is asked for so
       const frame = reply.ok ? await reply.json() : {};
       pictures = frame.pixels !== undefined;
       if (frame.values && !held) {
@@ -216,7 +216,7 @@ async function frameSoon() {
       }
     }
     if (pictures) {
-      const reply = await fetch("/frame.png");
+      const reply = await ask("/frame.png");
       pictures = reply.ok; // another bundle may be served now
       if (reply.ok && !held) {
         frameId = JSON.parse(reply.headers.get("X-Frame-Id"));
@@ -246,8 +246,10 @@ function linked(tone, text) {
   say("link-text", text);
 }
 
+// A request that hangs, as after a change of networks, is given up.
+const ask = (path, more = {}) => fetch(path, { ...more, signal: AbortSignal.timeout(GIVE_UP_MS) });
+
 function arrived() {
-  heard = performance.now();
   wait = 1000;
   if (live) return;
   live = true;
@@ -272,11 +274,14 @@ function lost() {
 }
 
 function listen() {
-  if (stream || !window.EventSource) return;
-  polls = true; // until the stream has told something
+  if (stream || !window.EventSource || performance.now() < listenAt) return;
+  polls = true; // until it has told something
+  heard = performance.now();
   const mine = (stream = new EventSource("/events?status=1&latest=1"));
   mine.addEventListener("status", (message) => {
     polls = false;
+    heard = performance.now();
+    refused = ASK_MS;
     arrived();
     showStatus(JSON.parse(message.data));
   });
@@ -284,15 +289,26 @@ function listen() {
   mine.onerror = () => {
     mine.close();
     if (stream !== mine) return;
-    stream = null;
-    polls = true;
     clearTimeout(timer);
-    timer = setTimeout(poll, 500);
+    timer = setTimeout(poll, polls ? ASK_MS : 500);
+    unheard();
   };
+}
+
+// A stream that never told anything, as where too many are open, is tried again more and more rarely.
+function unheard() {
+  stream.close();
+  stream = null;
+  if (polls) {
+    listenAt = performance.now() + refused;
+    refused = Math.min(REFUSED_MS, 2 * refused);
+  }
+  polls = true;
 }
 
 async function poll() {
   clearTimeout(timer);
+  if (stream && performance.now() - heard > SILENT_MS) unheard();
   try {
     const reply = await fetch("/status.json", { signal: AbortSignal.timeout(5000) });
     if (!reply.ok) throw new Error(reply.status);
@@ -319,8 +335,9 @@ const headers = () => ({ "Content-Type": "application/json", ...(sessionStorage.
 
 async function askAccess() {
   try {
-    access = await (await fetch("/access.json", { headers: headers() })).json();
+    access = await (await ask("/access.json", { headers: headers() })).json();
   } catch {
+    if (live) setTimeout(askAccess, ASK_MS);
     return;
   }
   showButtons();
