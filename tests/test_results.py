@@ -1,0 +1,78 @@
+"""The page of results: what it says of figures, and that several goes add up."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+from benchmarks.results import Bench, Page, page
+
+
+def interval(value: float, half: float = 0.2) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def made(**rows: dict[str, Any]) -> dict[str, Any]:
+    """A stream of a bench, by row: error, and what else a cell has."""
+    names = {"source": "source", "step": "step 0", "free": "eata", "guarded": "eata, guarded", "other": "ecotta", "tent": "tent"}
+    usual = {"batch": 64, "seeds": [0, 1], "frames": 400, "scored": 400, "peak_bytes": 2**27, "ms_p50": 9.0, "ms_p95": 11.0}
+    cells = [{"row": names[row], **usual, **{name: interval(value) for name, value in given.items()}} for row, given in rows.items()]
+    settings = {"data": "images (400 frames)", "batch": "64"}
+    return {"arguments": ["default"], "settings": settings, "digests": {"default.edgeadapt": "d"}, "cells": cells}
+
+
+KNOWN: dict[str, Any] = {
+    "toy": {
+        "full": {"batch": 64, "bytes": 2**29},
+        "guarded": {
+            "mixed": made(source={"error": 30.0}, step={"error": 25.0}, guarded={"error": 22.0, "worse": -3.0}),
+            "sorted": made(source={"error": 30.0}, step={"error": 25.0}, guarded={"error": 25.6, "worse": 0.6}),
+            "gradual": made(source={"error": 30.0}, step={"error": 25.0}, guarded={"error": 24.0, "worse": -1.0}),
+        },
+        "default": {
+            "mixed": made(source={"error": 30.5}, free={"error": 21.0}, guarded={"error": 22.0, "worse": -3.0, "kept": 0.9}),
+            "gradual": made(source={"error": 30.5}, free={"error": 20.0}, guarded={"error": 24.0, "worse": -1.0, "kept": 0.5}),
+        },
+        "methods": {"mixed": made(source={"error": 30.5}, other={"error": 21.6}, tent={"error": 23.0})},
+    }
+}
+
+
+def rows(text: str, begin: str) -> list[list[str]]:
+    return [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if line.startswith(f"| {begin}")]
+
+
+def test_what_is_not_as_promised_is_said() -> None:
+    text = page(KNOWN)
+    assert [line[-1] for line in rows(text, "mixed")] == ["as promised", "**not the best**"]
+    assert rows(text, "sorted")[0][-3:] == ["+0.6 ±0.2", "–", "**not as promised**"]
+    assert rows(text, "gradual")[0][-3:] == ["-1.0 ±0.2", "50 ±20", "**not as promised**"], "half of the gain is lost"
+    assert rows(text, "mixed")[1][2] == "21.6 ±0.2 (ecotta)"
+    assert rows(text, "ecotta") == [["ecotta", "21.6 ±0.2", "–"], ["ecotta", "128 MiB", "25", "9.0", "11.0"]]
+    assert len(rows(text, "source")) == 2, "of the default, in errors and costs; of other methods it is the same"
+
+
+def test_several_goes_add_up(tmp_path: Path) -> None:
+    """Of several processes too."""
+    found = [Page(tmp_path) for _ in range(2)]
+    found[0].put("toy", "full", {"batch": 64, "bytes": 2**29})
+
+    def work(place: Page, bench: str) -> None:
+        for number in range(20):
+            place.put("toy", bench, made(source={"error": 30.0}), f"stream{number}")
+
+    threads = [threading.Thread(target=work, args=(place, bench)) for place, bench in zip(found, ("guarded", "default"))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    known = json.loads((tmp_path / "results.json").read_text())["toy"]
+    assert [len(known[bench]) for bench in ("guarded", "default")] == [20, 20]
+    again = Page(tmp_path)
+    asked = Bench("guarded", "default", ("stream3",), ())
+    assert again.has("toy", asked, "stream3", ["default"])
+    assert not again.has("toy", asked, "stream3", ["default", "--frames", "9"]), "with other arguments it is another"
+    assert not again.has("toy", asked, "stream21", ["default"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["results.json", "results.md"]
