@@ -24,7 +24,7 @@ import pytest
 
 from edgeadapt.bundle import Bundle, tensors
 from edgeadapt.bundle.reference import Chance, Reference
-from edgeadapt.devices.sources import Frame
+from edgeadapt.devices.sources import Frame, Source
 from edgeadapt.errors import BundleError, EdgeAdaptError, UsageError
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.checkpoint import compatible
@@ -422,6 +422,29 @@ def test_a_server_that_cannot_listen_is_told_and_tried_again(place: Path, bundle
                 assert reply.status == 200
 
 
+def test_a_name_that_is_not_known_yet_holds_nothing_up(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (place / "e.toml").write_text(text(place, None, more='[http]\nenabled = true\nhost = "camera.lan"'))
+    found = Daemon(load(place / "e.toml", environment={}).config).reports
+    go, asked = threading.Event(), []
+
+    def slow(*given: Any, **named: Any) -> list[Any]:
+        asked.append(given[0])
+        assert go.wait(60)
+        if len(asked) == 1:
+            raise socket.gaierror("Name or service not known")
+        return []
+
+    monkeypatch.setattr("socket.getaddrinfo", slow)
+    found._missing = {"http": lambda: None}
+    assert not found._address_known()
+    assert not found._address_known()
+    assert asked == ["camera.lan"], "one asks, however often it is looked"
+    go.set()
+    until(lambda: len(asked) == 2 or found._address_known(), 60.0)
+    until(found._address_known, 60.0)
+    assert len(asked) == 2
+
+
 def test_large_frames_of_floats_are_shown_as_pictures_or_in_part() -> None:
     small, window = np.zeros((3, 32, 32), np.float32), np.arange(6 * 10_000, dtype=np.float32).reshape(6, 10_000)
     assert _looked_at(small)[0] is small
@@ -438,13 +461,10 @@ def test_large_frames_of_floats_are_shown_as_pictures_or_in_part() -> None:
 # ---------------------------------------------------------------------------------------------------------- its sources
 
 
-class Given(list):  # type: ignore[type-arg]
+class Given(list, Source):  # type: ignore[type-arg, misc]
     """A source of these frames."""
 
-    name, live, keeps, counts = "given", False, False, {}
-
-    def stop(self) -> None:
-        pass
+    name = "given"
 
     def close(self) -> None:
         self.closed = True

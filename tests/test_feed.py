@@ -98,6 +98,33 @@ def test_a_file_that_was_answered_is_deleted_though_no_other_comes(tmp_path: Pat
     assert feed.ended
 
 
+def test_a_file_whose_frame_could_not_be_answered_stays(tmp_path: Path) -> None:
+    for name in "abc":
+        np.save(tmp_path / f"{name}.npy", np.stack([PIXELS] * 2))
+    feed = Feed(Reopened(lambda: Watch(tmp_path, WANTED, existing=True, poll=0.001, remove=True)), 64)
+    feed.start()
+    for row in range(6):
+        frame = feed.take(60)
+        assert frame is not None
+        if frame.id == "b.npy#0":
+            feed.source.spare()
+    assert feed.take(0.01) is None
+    until(lambda: not (tmp_path / "c.npy").exists())
+    assert [path.name for path in tmp_path.iterdir()] == ["b.npy"]
+    assert feed.source.counts["kept"] == 1
+    feed.close()
+
+
+def test_the_next_file_is_read_while_one_is_answered_unless_files_are_deleted(tmp_path: Path) -> None:
+    for name in "ab":
+        np.save(tmp_path / f"{name}.npy", PIXELS)
+    feed = Feed(Watch(tmp_path, WANTED, existing=True, poll=0.001), 64)
+    feed.start()
+    assert feed.take(60) is not None
+    until(lambda: len(feed) == 1)
+    feed.close()
+
+
 def test_all_frames_of_one_request_wait_and_older_ones_give_way() -> None:
     assert WAITING >= FRAMES
     source = Posted()
@@ -194,6 +221,23 @@ def test_errors_among_frames_and_silence_are_no_complaint(told: tuple[Told, Feed
     source.give(Frame(0, PIXELS))
     assert feed.take(60) is not None
     feed.look(now + 200)
+    assert feed.complaint == ""
+
+
+def test_lines_that_are_no_frame_yet_are_no_rubbish(told: tuple[Told, Feed]) -> None:
+    """A window of a slow sensor takes longer than the patience with it."""
+    source, feed = told
+    feed.source.right = ("lines",)
+    now = time.monotonic()
+    feed.look(now)
+    source.counted |= {"lines": 60, "crc": 1}
+    feed.look(now + 31)
+    assert feed.complaint == ""
+    source.counted["crc"] += 5
+    feed.look(now + 62)
+    assert feed.complaint.startswith("5 pieces")
+    source.counted["lines"] += 1
+    feed.look(now + 63)
     assert feed.complaint == ""
 
 

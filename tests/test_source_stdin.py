@@ -101,6 +101,20 @@ def test_an_array_that_was_begun_is_read_to_its_end(pipe: Pipe) -> None:
     assert np.array_equal(next(iter(Arrays(pipe.file(), WANTED))).pixels, IMAGES[3])
 
 
+@pytest.mark.parametrize("cut", [1, 5, 60, 127])
+def test_so_is_one_of_which_only_a_part_of_the_head_was_there(pipe: Pipe, cut: int) -> None:
+    data = saved(IMAGES[0])
+    pipe.write(data[:cut])
+    source = Arrays(pipe.file(), WANTED)
+    with Taking(source) as taking:
+        until(lambda: source._file.taken == cut)
+        source.stop()
+        pipe.write(data[cut:] + saved(IMAGES[3]))
+        assert taking.ended()
+        source.close()
+    assert np.array_equal(next(iter(Arrays(pipe.file(), WANTED))).pixels, IMAGES[3])
+
+
 def test_what_never_ends_does_not_hold_up_a_close(pipe: Pipe) -> None:
     pipe.write(saved(IMAGES)[:-1])
     source = Arrays(pipe.file(), WANTED)

@@ -57,10 +57,17 @@ def test_other_names_are_not(web, host):
     assert "Host" in error(body)["message"]
 
 
+def test_a_proxy_on_this_machine_may_pass_on_a_name_that_is_listed(toy):
+    with serving(toy, names=("Camera-3.example.com",)) as web:
+        for host, status in (("camera-3.example.com", 200), ("camera-3.example.com:443", 200), ("localhost:{}", 200), ("camera-4.example.com", 421)):
+            assert ask(web, "GET", "/healthz", headers={"Host": host.format(web.address[1])})[0] == status
+
+
 @pytest.mark.parametrize(
     ("host", "status"),
     [
-        *((host, 200) for host in ("camera-3.lan", "Camera-3:80", "192.168.1.5:{}", "[fe80::1]:{}", "pi.local", "page.example.com:8443")),
+        *((host, 200) for host in ("camera-3.lan", "Camera-3:80", "192.168.1.5:{}", "[fe80::1]:{}", "pi.local", "pi.local.:80")),
+        ("page.example.com:8443", 200),
         *((host, 421) for host in ("evil.example", "evil.example:{}", "lan.evil.example")),
     ],
 )

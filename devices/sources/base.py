@@ -46,8 +46,9 @@ class Source(ABC):
         count: how many frames there will be; None where that is not known.
         labelled: whether frames come with their truth; of a stream that cannot be known before its end.
         live: whether frames come when they come, from a device or a wire, and are lost where nobody takes them.
-        keeps: whether those of a live one are not lost, but stay where they are until they are taken, as files do. It is asked for the next one when
-            that is wanted, and no sooner.
+        keeps: whether those of a live one are not lost, but stay where they are until they are taken, as files do.
+        deletes: whether what held a frame is deleted once the next one is asked for. It is asked for that when it is wanted, and no sooner.
+        right: the kinds of `counts` that say that something came which could be used, though it need not be a whole frame.
         wrong: the kinds of `counts` that say that something came which could not be used.
         advice: what to look at where nothing else comes; "" where that is not known.
     """
@@ -57,6 +58,8 @@ class Source(ABC):
     labelled: bool | None = None
     live = False
     keeps = False
+    deletes = False
+    right: tuple[str, ...] = ()
     wrong: tuple[str, ...] = ()
     advice = ""
 
@@ -75,6 +78,9 @@ class Source(ABC):
 
     def stop(self) -> None:  # noqa: B027
         """Has a live source end its iteration within half a second, whatever it waits for; from any thread, for good. Files end by themselves."""
+
+    def spare(self) -> None:  # noqa: B027
+        """What held the last frame is not to be deleted: it could not be answered. From any thread, while the next one is not asked for."""
 
     def close(self) -> None:  # noqa: B027
         """Lets go of files and devices. A second close does nothing."""

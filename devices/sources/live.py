@@ -42,7 +42,8 @@ class Reopened(Source):
         self._source, self._fresh = make(), True
         self._before: Counter[str] = Counter()
         self._breaks = 0
-        self.name, self.keeps, self.wrong, self.advice = self._source.name, self._source.keeps, self._source.wrong, self._source.advice
+        self.name, self.keeps, self.deletes = self._source.name, self._source.keeps, self._source.deletes
+        self.right, self.wrong, self.advice = self._source.right, self._source.wrong, self._source.advice
         self.complaint = ""
         self.last: float | None = None
 
@@ -102,6 +103,12 @@ class Reopened(Source):
         with self._lock:
             source = self._source
         source.stop()
+
+    def spare(self) -> None:
+        """As its source does."""
+        with self._lock:
+            source = self._source
+        source.spare()
 
     def close(self) -> None:
         """Stops, and lets go of the device."""

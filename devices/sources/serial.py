@@ -61,7 +61,7 @@ class Serial(Source):
             raise UsageError(f"{url} at {baud} baud, stalled after {stall} s, cannot be read", "give numbers above 0")
         self.name, self._baud, self._stall = url, baud, stall
         self._taken: _Packets | Lines = _Packets(wanted) if format == "frames" else Lines(wanted, format, midway=True)
-        self.wrong = _UNREAD if format == "frames" else WRONG
+        self.right, self.wrong = (("packets",), _UNREAD) if format == "frames" else (("lines",), WRONG)
         self.advice = f'see that its other end sends "{format}"' + ("" if "://" in url else f" at {baud} baud")
         self._stopped, self._lock = threading.Event(), threading.Lock()
         self._port: Any = None

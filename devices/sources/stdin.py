@@ -12,6 +12,7 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import BinaryIO
 
 from edgeadapt.devices.sources import pictures
@@ -39,7 +40,7 @@ class _Input:
     def __init__(self, file: BinaryIO) -> None:
         raw = getattr(file, "raw", file)
         self._file, self._number = file, raw.fileno() if isinstance(raw, io.FileIO) else None
-        self._stopped = threading.Event()
+        self._stopped, self._stopped_at, self._within = threading.Event(), 0.0, False
         self.taken, self.last = 0, b"\n"
 
     @property
@@ -47,11 +48,24 @@ class _Input:
         return self._stopped.is_set()
 
     def read(self, size: int) -> bytes:
-        """At least one byte and at most so many, as soon as there are some; none at the end and after a stop."""
-        while not self._stopped.is_set():
+        """At least one byte and at most so many, as soon as there are some; none at the end and after a stop, within `begun` after a grace."""
+        while not self._stopped.is_set() or time.monotonic() < self._until:
             if self._ready(_WAIT):
                 return self._now(size)
         return b""
+
+    @contextmanager
+    def begun(self) -> Iterator[None]:
+        """What is read within is read to its end, if that comes soon after a stop."""
+        self._within = True
+        try:
+            yield
+        finally:
+            self._within = False
+
+    @property
+    def _until(self) -> float:
+        return self._stopped_at + _GRACE if self._within else -math.inf
 
     def readline(self, size: int) -> bytes:
         """Up to the end of a line, so many bytes at most, byte by byte; less at the end and after a stop."""
@@ -78,7 +92,9 @@ class _Input:
         return data
 
     def stop(self) -> None:
-        self._stopped.set()
+        if not self._stopped.is_set():
+            self._stopped_at = time.monotonic()
+            self._stopped.set()
 
 
 class _Stdin(Source):
@@ -173,7 +189,8 @@ class Arrays(_Stdin):
     def _frames(self) -> Iterator[Frame]:
         index = 0
         while first := self._file.read(1):
-            reader = Reader(_Again(first, self._file), f"stdin (array {index})")  # type: ignore[arg-type]
+            with self._file.begun():  # else nobody knows where it ends
+                reader = Reader(_Again(first, self._file), f"stdin (array {index})")  # type: ignore[arg-type]
             self._end = self._file.taken + reader.dtype.itemsize * math.prod(reader.shape)
             try:
                 shape, _ = frames_shape(reader.shape, reader.dtype, self._wanted.input)
@@ -199,7 +216,7 @@ class Numbers(_Stdin):
         form: "csv" or "jsonl".
     """
 
-    wrong = WRONG
+    right, wrong = ("lines",), WRONG
 
     def __init__(self, file: BinaryIO, wanted: Wanted, form: str) -> None:
         super().__init__(file, wanted)

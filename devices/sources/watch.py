@@ -54,12 +54,12 @@ class Watch(Source):
         if not (poll > 0 and math.isfinite(poll)):
             raise UsageError(f"a folder cannot be looked at every {poll} seconds", "give a number above 0")
         self.name, self._wanted, self._suffixes = str(path), wanted, _suffixes(wanted.input)
-        self._existing, self._poll, self._remove = existing, poll, remove
-        self._stopped, self._kept = threading.Event(), 0
+        self._existing, self._poll, self.deletes = existing, poll, remove
+        self._stopped, self._kept, self._spared = threading.Event(), 0, False
 
     @property
     def counts(self) -> Mapping[str, int]:
-        return {"kept": self._kept} if self._remove else {}
+        return {"kept": self._kept} if self.deletes else {}
 
     def __iter__(self) -> Generator[Frame, None, None]:
         if self._stopped.is_set():
@@ -119,8 +119,11 @@ class Watch(Source):
         except (InputError, SourceError) as reason:
             yield Frame(shown, None, None, reason.message)
             return
-        if self._remove:
+        if self._spared:
+            self._kept += 1
+        elif self.deletes:
             self._delete(name, identity)
+        self._spared = False
 
     def _delete(self, name: str, identity: _Identity) -> None:
         """In the folder itself, opened, so that nothing that was put in its place leads elsewhere."""
@@ -143,6 +146,10 @@ class Watch(Source):
             shape, single = frames_shape(reader.shape, reader.dtype, self._wanted.input)
             for row, pixels in enumerate(frames_of(reader, shape, self._wanted)):
                 yield Frame(name if single else f"{name}#{row}", pixels)
+
+    def spare(self) -> None:
+        """The file stays, and is counted as kept; it is not taken again."""
+        self._spared = True
 
     def stop(self) -> None:
         self._stopped.set()

@@ -93,13 +93,15 @@ SECRETS = ("http.token_file", "mqtt.password_file")
 """Keys of files that systemd reads for the daemon."""
 
 
-def files(config: Config, reads: Callable[[str, Path], bool] = lambda key, path: os.access(path, os.R_OK), handed: bool = False) -> Iterator[Finding]:
+def files(
+    config: Config, reads: Callable[[str, Path], bool] = lambda key, path: os.access(path, os.R_OK), handed: bool | None = None
+) -> Iterator[Finding]:
     """Keys and secrets: whether they are there, can be read, and are what the daemon takes.
 
     Args:
         config: see there.
         reads: whether the daemon can read a file, of the key of the configuration and the path.
-        handed: systemd hands secrets over, in copies with a mode of their own.
+        handed: systemd hands secrets over, in copies with a mode of their own; None: who knows.
     """
     used = {"http.token_file": config.http.enabled, "mqtt.password_file": config.mqtt.enabled}
     plain = {f"bundle.keys[{number}]": path for number, path in enumerate(config.bundle.keys)}
@@ -118,8 +120,9 @@ def files(config: Config, reads: Callable[[str, Path], bool] = lambda key, path:
         elif not status.st_size:
             yield Finding(keys, f"{path} is empty", "write what it is for into it")
         elif key in SECRETS and status.st_mode & stat.S_IROTH:
-            message = f"{path} holds a secret and can be read by everybody"
-            yield Finding(keys, message, f"chmod o= {path}, and write a new one into it", fatal=used[key] and not handed)
+            refused = ": the daemon refuses it, unless systemd hands it a copy" if used[key] and handed is None else ""
+            message = f"{path} holds a secret and can be read by everybody{refused}"
+            yield Finding(keys, message, f"chmod o= {path}, and write a new one into it", fatal=used[key] and handed is False)
         elif key == "http.token_file" and os.access(path, os.R_OK) and not (handed and status.st_mode & stat.S_IWOTH):
             yield from _token(path, used[key])
 

@@ -135,7 +135,9 @@ class Daemon:
             EdgeAdaptError: it cannot even be asked: the control socket cannot be made, or another daemon serves from the state folder; or too many
                 frames in a row could not be answered.
         """
-        self._notifier.patience(_PREPARING)
+        watched = notify.watchdog_seconds()  # else a wait that was never set would begin
+        if watched is not None:
+            self._notifier.patience(_PREPARING)
         with ExitStack() as stack:
             control = Control(self.config.control.socket, self.asked.verbs, self.config.control.group)
             self.store = self._opened()
@@ -148,8 +150,8 @@ class Daemon:
                 self.reports.start(stack)
                 self._take(stack)
                 self._starting = False
-                if (seconds := notify.watchdog_seconds()) is not None:
-                    self._notifier.patience(seconds)
+                if watched is not None:
+                    self._notifier.patience(watched)
                 self._notifier.ready(self.reports.sentence())
                 LOG.info("%s: %s", self.config.name, self.reports.sentence())
                 self._serve()
@@ -158,7 +160,8 @@ class Daemon:
                 self._orderly = True
             finally:
                 if self.ending == "reload":
-                    self._notifier.patience(_PREPARING, well=True)  # the watchdog goes on meanwhile, until the next start
+                    if watched is not None:
+                        self._notifier.patience(_PREPARING, well=True)  # the watchdog goes on meanwhile, until the next start
                     self._notifier.reloading()
                 else:
                     self._notifier.stopping()
@@ -266,6 +269,7 @@ class Daemon:
             except (EdgeAdaptError, MemoryError) as fault:  # of one run; the next may go well
                 if self._now is not None:
                     self.seen.faulty()
+                    self.feed.source.spare()
                 self._now, self._failures = None, self._failures + 1
                 if self._failures == _IN_A_ROW:
                     raise

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections import deque
+from collections.abc import Mapping
 
 from edgeadapt.devices.sources import Frame, Source, posted
 from edgeadapt.errors import EdgeAdaptError
@@ -25,7 +26,7 @@ _PATIENCE = 30.0  # seconds after which it is told that all that comes cannot be
 class Feed:
     """Of one source. Of a live one the oldest frames give way where nobody takes them, unless it `keeps` them; others wait until there is room.
 
-    One that keeps them is asked for the next frame when `take` is, and no sooner: the one before may be gone then.
+    One that deletes what held a frame is asked for the next when `take` is, and no sooner: the one before is gone then.
 
     Args:
         source: what `start` begins to iterate, and `close` closes.
@@ -48,7 +49,7 @@ class Feed:
         self._bytes = 0
         self._changed = threading.Condition()
         self._ended = self._closed = self._wanted = False
-        self._useful, self._unfit, self._why_unfit = 0, 0, ""
+        self._useful, self._right, self._unfit, self._why_unfit = 0, 0, 0, ""
         self._looked: tuple[float, int, dict[str, int]] = (time.monotonic(), 0, {})
         self._rubbish = ""
         self._thread = threading.Thread(target=self._run, name="source", daemon=True)
@@ -91,18 +92,19 @@ class Feed:
             now: `time.monotonic()`.
         """
         begun, useful, before = self._looked
-        wrong = self._wrong()
-        if useful != self._useful:
-            self._rubbish, self._looked = "", (now, self._useful, wrong)
+        counts = self.source.counts
+        right = sum(counts.get(kind, 0) for kind in self.source.right) - self._unfit
+        wrong = self._wrong(counts)
+        if right > self._right or useful != self._useful:
+            self._right, self._rubbish, self._looked = right, "", (now, self._useful, wrong)
         elif now - begun >= _PATIENCE:
             told = self._told({kind: count - before.get(kind, 0) for kind, count in wrong.items()}, now - begun)
             if told and not self._rubbish:
                 LOG.warning("%s: %s", self.source.name, told)
             self._rubbish, self._looked = told, (now, useful, wrong)
 
-    def _wrong(self) -> dict[str, int]:
+    def _wrong(self, counts: Mapping[str, int]) -> dict[str, int]:
         """How often something came that could not be used, by kind; faults of files are not among it, as no device is set up wrongly there."""
-        counts = self.source.counts
         unfit = {"unfit": self._unfit} if self.source.live and not self.source.keeps else {}
         return {kind: counts[kind] for kind in self.source.wrong if kind in counts} | unfit
 
@@ -165,7 +167,7 @@ class Feed:
             self._waiting.append(frame)
             self._bytes += size
             self._changed.notify_all()
-            if self.source.keeps:  # a file may be deleted as soon as the next one is asked for
+            if self.source.deletes:  # as soon as the next one is asked for
                 self._changed.wait_for(lambda: (self._wanted and not self._waiting) or self._closed)
                 return not self._closed
         return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -42,6 +43,7 @@ class Reports:
         self._missing: dict[str, Callable[[], None]] = {}
         self._faults: dict[str, str] = {}
         self._broker: Mqtt | None = None
+        self._named: bool | None = None  # None: it is not asked; False: just now
         self._steps = 0
         self._failed = False
         self._writing: threading.Thread | None = None
@@ -63,6 +65,24 @@ class Reports:
         stack.callback(self._written_out)
         self._missing = {"http": lambda: self._web(stack), "mqtt": lambda: self._mqtt(stack)}
         self._try_missing()
+
+    def _address_known(self) -> bool:
+        """Whether the server's name leads to an address by now. It is asked for by a thread of its own: a resolver may take its time."""
+        if "http" not in self._missing or self._named is True:
+            self._named = None
+            return True
+        if self._named is None:
+            self._named = False
+            threading.Thread(target=self._ask_name, name="http name", daemon=True).start()
+        return False
+
+    def _ask_name(self) -> None:
+        http = self._daemon.config.http
+        try:
+            socket.getaddrinfo(http.host, http.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+            self._named = True
+        except OSError:
+            self._tried, self._named = time.monotonic(), None
 
     def _try_missing(self) -> None:
         """Begins what has not begun yet: an address may come later, and so may a file."""
@@ -112,7 +132,7 @@ class Reports:
             self._looked = now
             self._vitals = vitals.look()
             daemon.tell_manager(self.sentence())
-        if self._missing and now - self._tried >= _AGAIN:
+        if self._missing and now - self._tried >= _AGAIN and self._address_known():
             self._tried = now
             self._try_missing()
         path = daemon.config.metrics.textfile

@@ -113,9 +113,10 @@ class Web:
         name, colon, number = given.strip().lower().rpartition(":")
         if not colon or number.endswith("]"):
             name, number = given.strip().lower(), "80"
+        name = name.removesuffix(".")
         if is_loopback(self.settings.host):
             own = {"localhost", "127.0.0.1", "[::1]", f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host.lower()}
-            if number != str(self.address[1]) or name not in own | listed:
+            if not (name in listed or (name in own and number == str(self.address[1]))):
                 message = f"the header Host is {told}, and this server listens only on its own machine"
                 hint = f"ask for http://127.0.0.1:{self.address[1]}/; a proxy must send that as Host"
                 raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, message, hint)
