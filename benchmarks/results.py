@@ -57,15 +57,15 @@ class Bench:
 
 def benches(choices: argparse.Namespace, full: int, jpeg: Path | None) -> list[Bench]:
     """Those of a model that fine-tuning takes so many bytes of."""
-    frames, half, few = (("--frames", str(max(64, choices.frames // share))) for share in (1, 2, 4))
+    frames, few = (("--frames", str(max(64, choices.frames // share))) for share in (1, 4))
     seeds = ("--seeds", str(choices.seeds))
     found = [
         Bench("guarded", "default", [name for name in NAMES if name not in LONGER], ("--guarded-only", *seeds, *frames)),
         Bench("longer", "default", LONGER, ("--guarded-only", *seeds, "--frames", str(5 * choices.frames))),
-        Bench("default", "default", NAMES, ("--guard", *half)),
-        Bench("methods", OTHERS, NAMES, half),
-        Bench("single", "default", ("continual", "mixed", "sorted"), ("--guarded-only", "--single", *half)),
-        Bench("quarter", "default", KEPT, ("--guarded-only", "--budget", str(full // 4), *half)),
+        Bench("default", "default", NAMES, ("--guard", *frames)),
+        Bench("single", "default", ("continual", "mixed", "sorted"), ("--guarded-only", "--single", *frames)),
+        Bench("quarter", "default", KEPT, ("--guarded-only", "--budget", str(full // 4), *frames)),
+        Bench("methods", OTHERS, NAMES, frames),
         Bench("cotta", "cotta", ("continual",), few),
     ]
     if jpeg is not None:
@@ -284,7 +284,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", default=str(ROOT / ".cache" / "results"), help="folder for bundles and runs")
     parser.add_argument("--models", nargs="+", default=["wrn40-2", "resnet56"], choices=list(FACTORIES))
     parser.add_argument("--images", type=int, default=2000, help="that streams are made of, at most")
-    parser.add_argument("--frames", type=int, default=200, help="of each corruption where there are several seeds; half of them where there is one")
+    parser.add_argument("--frames", type=int, default=200, help="of each corruption")
     parser.add_argument("--jpeg", type=int, default=2000, help="JPEG images")
     parser.add_argument("--source", type=int, default=8000, help="source samples")
     parser.add_argument("--epochs", type=int, default=5, help="of warm-ups")
