@@ -30,6 +30,7 @@ from benchmarks import full_step
 from benchmarks._networks import NETWORKS, SHAPE, data_pack
 from edgeadapt.bench.report import GUARDED, STILL, text
 from edgeadapt.bench.streams import NAMES
+from edgeadapt.errors import BudgetError
 from edgeadapt.units import format_bytes
 from tests.zoo.data import Pack
 
@@ -110,6 +111,10 @@ def run(choices: argparse.Namespace, model: str, bench: Bench, stream: str, scor
     command = [sys.executable, "-m", "edgeadapt", "bench", *given, "--batch", str(choices.batch), "--streams", stream, *bench.arguments]
     with open(folder / f"{bench.name}.{stream}.txt", "w", encoding="utf-8") as log:
         done = subprocess.run([*command, "--output", str(folder)], cwd=ROOT, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if done.returncode == BudgetError.exit_code and "--budget" in bench.arguments:
+        asked = Path(log.name).read_text(encoding="utf-8").rpartition("adapt at batch ")[2].partition(";")[0]
+        print(f"{model} {bench.name} {stream}: does not fit", flush=True)
+        return {"settings": {}, "digests": {}, "cells": [], "refused": f"Adapting at batch {asked}, and does not fit."}
     if done.returncode:
         raise SystemExit(f"{model} {bench.name} {stream} ended with {done.returncode}: see {log.name}")
     print(f"{model} {bench.name} {stream}: done", flush=True)
@@ -273,6 +278,8 @@ def _apart(groups: Mapping[str, Any]) -> list[str]:
     titles = (("single", "One frame at a time"), ("quarter", "Within a quarter of the memory of fine-tuning"), ("jpeg", "JPEG images, quality 75"))
     for name, title in titles:
         rows = _rows(groups, (name,))
+        refused = list(dict.fromkeys(made["refused"] for made in groups.get(name, {}).values() if "refused" in made))
+        lines += [f"### {title}", "", *refused, ""] if refused else []
         lines += [f"### {title}", "", _settings(groups[name]), "", *_table(rows), ""] if rows else []
         if name == "quarter" and rows:
             held = max(cell["peak_bytes"] for row, cells in rows if GUARDED in row for cell in cells.values())

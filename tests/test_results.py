@@ -36,6 +36,7 @@ KNOWN: dict[str, Any] = {
             "gradual": made(free={"error": 20.0}, guarded={"error": 24.0, "worse": -1.0, "kept": 0.5}),
         },
         "default": {"mixed": made(source={"error": 30.5}, free={"error": 21.0}, guarded={"error": 22.0, "worse": -3.0})},
+        "quarter": {"mixed": {"settings": {}, "digests": {}, "cells": [], "refused": "Adapting at batch 64 needs 172 MiB, and does not fit."}},
         "methods": {"mixed": made(source={"error": 30.5}, other={"error": 21.6}, tent={"error": 23.0})},
     }
 }
@@ -52,6 +53,7 @@ def test_what_is_not_as_promised_is_said() -> None:
     assert rows(text, "gradual")[0][-3:] == ["-1.0 ±0.2", "50 ±20", "**not as promised**"], "half of the gain is lost"
     assert rows(text, "mixed")[1][2] == "21.6 ±0.2 (ecotta)"
     assert rows(text, "ecotta") == [["ecotta", "21.6 ±0.2"], ["ecotta", "128 MiB", "25", "9.0", "11.0"]]
+    assert "Within a quarter of the memory of fine-tuning\n\nAdapting at batch 64 needs 172 MiB, and does not fit.\n" in text
     assert len(rows(text, "source")) == 2, "of the default, in errors and costs; of other methods it is the same"
 
 
