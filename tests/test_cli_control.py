@@ -293,7 +293,7 @@ def test_tail_shows_lines_as_they_come_until_it_is_interrupted(daemon):
     command = [sys.executable, "-m", "edgeadapt", "tail", "--predictions"]
     environment = {**child.environment(), "PYTHONUNBUFFERED": ""}  # it is to write at once by itself
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": child.ROOT, "env": environment}
-    with subprocess.Popen(command, **options) as process:
+    with subprocess.Popen(command, preexec_fn=child.heed_interrupts, **options) as process:  # noqa: PLW1509 - only sets a signal
         assert process.stdout is not None
         assert process.stderr is not None
         try:

@@ -26,6 +26,7 @@ from edgeadapt.errors import SourceError, UsageError
 from edgeadapt.runtime.prepared import find
 from edgeadapt.runtime.pressure import Marks, Sign, Signs
 from edgeadapt.runtime.stream import Stream, decide
+from tests import child
 from tests.toybundle import CLASSES, SIDE, Toy
 
 pytestmark = pytest.mark.device
@@ -329,16 +330,11 @@ def test_a_source_that_breaks_off_is_told_after_its_frames_are_served(path, tmp_
     assert (tmp_path / "kept.state").is_file()
 
 
-def heed_interrupts() -> None:
-    """A process that was started in the background ignores interrupts, and its children inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
 def served(path: Path, *arguments: object) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "edgeadapt", "run", str(path), "--no-prepared", "--source", "-", "--stdin-format", "npy"]
     command += map(str, arguments)
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen(command, bufsize=0, preexec_fn=heed_interrupts, **pipes)  # noqa: PLW1509 - only sets a signal
+    return subprocess.Popen(command, bufsize=0, preexec_fn=child.heed_interrupts, **pipes)  # noqa: PLW1509 - only sets a signal
 
 
 def saved(array: np.ndarray) -> bytes:
