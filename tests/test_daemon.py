@@ -60,17 +60,26 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("bundle") / "toy.edgeadapt")
 
 
-@pytest.fixture(scope="module")
-def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("frames") / "frames.npz"
+def recording(path: Path) -> Path:
+    """A file of all frames."""
     np.savez(path, x=X)
     return path
 
 
+def with_state(folder: Path) -> Path:
+    """A folder that a daemon may keep its state in."""
+    (folder / "state").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return recording(tmp_path_factory.mktemp("frames") / "frames.npz")
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    (tmp_path / "state").mkdir()
-    return tmp_path
+    return with_state(tmp_path)
 
 
 def text(place: Path, bundle: Path | None, source: str = "", more: str = "") -> str:

@@ -23,7 +23,7 @@ from edgeadapt.runtime.daemon import feed
 from edgeadapt.runtime.daemon.answering import ready
 from edgeadapt.runtime.daemon.client import Client
 from edgeadapt.runtime.daemon.daemon import KINDS
-from tests.test_daemon import X, replay, running, text, until, written
+from tests.test_daemon import X, replay, running, text, until, with_state, written
 from tests.toybundle import SIDE
 
 pytestmark = pytest.mark.device
@@ -36,8 +36,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def room(tmp_path: Path) -> Path:
-    (tmp_path / "state").mkdir()
-    return tmp_path
+    return with_state(tmp_path)
 
 
 def test_a_source_with_a_defect_is_safe_mode_and_its_trace_is_told(

@@ -8,7 +8,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from edgeadapt.runtime.daemon.daemon import Daemon
@@ -17,7 +16,7 @@ from edgeadapt.runtime.daemon.store import Limits, Store, disk
 from edgeadapt.runtime.daemon.store.pointer import Pointer, States
 from edgeadapt.runtime.daemon.store.record import Record
 from tests.stored import Files, seed_of, snapshot
-from tests.test_daemon import X, replay, running, text, until, written
+from tests.test_daemon import recording, replay, running, text, until, with_state, written
 
 pytestmark = pytest.mark.device
 
@@ -37,15 +36,12 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("frames") / "frames.npz"
-    np.savez(path, x=X)
-    return path
+    return recording(tmp_path_factory.mktemp("frames") / "frames.npz")
 
 
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
-    (tmp_path / "state").mkdir()
-    return tmp_path
+    return with_state(tmp_path)
 
 
 def states(daemon: Daemon) -> States:

@@ -37,6 +37,11 @@ class Frame:
     truth: int | NDArray[Any] | None = None
     fault: str = ""
 
+    @property
+    def nbytes(self) -> int:
+        """Of its pixels; 0 without."""
+        return 0 if self.pixels is None else self.pixels.nbytes
+
 
 class Source(ABC):
     """Frames in their order, once.

@@ -29,7 +29,7 @@ class Posted(Source):
         if size < 1:
             raise UsageError(f"{size} frames of {name} cannot wait to be taken", "let at least one")
         self.name = name
-        self._box: Mailbox[Frame] = Mailbox(size, MOST, lambda frame: 0 if frame.pixels is None else frame.pixels.nbytes)
+        self._box: Mailbox[Frame] = Mailbox(size, MOST, lambda frame: frame.nbytes)
 
     @property
     def counts(self) -> Mapping[str, int]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from edgeadapt import plainfile
 from edgeadapt.config import Finding, in_order, placed
 from edgeadapt.errors import EdgeAdaptError, Fault
+from edgeadapt.runtime.daemon import systemd
 from edgeadapt.runtime.daemon.config import CameraSource, Config, FolderSource, Loaded, ReplaySource, SerialSource, StdinSource
 
 if TYPE_CHECKING:
@@ -103,7 +104,7 @@ def files(
         reads: whether the daemon can read a file, of the key of the configuration and the path.
         handed: systemd hands secrets over, in copies with a mode of their own; None: who knows.
     """
-    used = {"http.token_file": config.http.enabled, "mqtt.password_file": config.mqtt.enabled}
+    used = systemd.secrets(config)
     plain = {f"bundle.keys[{number}]": path for number, path in enumerate(config.bundle.keys)}
     secrets = {"http.token_file": config.http.token_file, "mqtt.password_file": config.mqtt.password_file}
     for key, path in {**plain, "mqtt.ca": config.mqtt.ca, **secrets}.items():
@@ -120,11 +121,11 @@ def files(
         elif not status.st_size:
             yield Finding(keys, f"{path} is empty", "write what it is for into it")
         elif key in SECRETS and status.st_mode & stat.S_IROTH:
-            refused = ": the daemon refuses it, unless systemd hands it a copy" if used[key] and handed is None else ""
+            refused = ": the daemon refuses it, unless systemd hands it a copy" if key in used and handed is None else ""
             message = f"{path} holds a secret and can be read by everybody{refused}"
-            yield Finding(keys, message, f"chmod o= {path}, and write a new one into it", fatal=used[key] and handed is False)
+            yield Finding(keys, message, f"chmod o= {path}, and write a new one into it", fatal=key in used and handed is False)
         elif key == "http.token_file" and os.access(path, os.R_OK) and not (handed and status.st_mode & stat.S_IWOTH):
-            yield from _token(path, used[key])
+            yield from _token(path, key in used)
 
 
 def _token(path: Path, used: bool) -> Iterator[Finding]:

@@ -135,9 +135,7 @@ class Daemon:
             EdgeAdaptError: it cannot even be asked: the control socket cannot be made, or another daemon serves from the state folder; or too many
                 frames in a row could not be answered.
         """
-        watched = notify.watchdog_seconds()  # else a wait that was never set would begin
-        if watched is not None:
-            self._notifier.patience(_PREPARING)
+        self._watchdog.waits(_PREPARING)
         with ExitStack() as stack:
             control = Control(self.config.control.socket, self.asked.verbs, self.config.control.group)
             self.store = self._opened()
@@ -150,8 +148,7 @@ class Daemon:
                 self.reports.start(stack)
                 self._take(stack)
                 self._starting = False
-                if watched is not None:
-                    self._notifier.patience(watched)
+                self._watchdog.waits()
                 self._notifier.ready(self.reports.sentence())
                 LOG.info("%s: %s", self.config.name, self.reports.sentence())
                 self._serve()
@@ -160,8 +157,7 @@ class Daemon:
                 self._orderly = True
             finally:
                 if self.ending == "reload":
-                    if watched is not None:
-                        self._notifier.patience(_PREPARING, well=True)  # the watchdog goes on meanwhile, until the next start
+                    self._watchdog.waits(_PREPARING, well=True)  # it goes on meanwhile, until the next start
                     self._notifier.reloading()
                 else:
                     self._notifier.stopping()

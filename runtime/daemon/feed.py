@@ -156,7 +156,7 @@ class Feed:
     def _put(self, frame: Frame) -> bool:
         """Whether more are wanted."""
         with self._changed:
-            size = _bytes(frame)
+            size = frame.nbytes
             if not self.source.live or self.source.keeps:
                 self._changed.wait_for(lambda: not self._full(size) or self._closed)
             if self._closed:
@@ -177,9 +177,5 @@ class Feed:
 
     def _first(self) -> Frame:
         frame = self._waiting.popleft()
-        self._bytes -= _bytes(frame)
+        self._bytes -= frame.nbytes
         return frame
-
-
-def _bytes(frame: Frame) -> int:
-    return 0 if frame.pixels is None else frame.pixels.nbytes

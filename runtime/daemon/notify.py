@@ -172,6 +172,14 @@ class Watchdog:
         self._pinged = -float("inf")
         self._late: set[str] = set()
 
+    def waits(self, seconds: float | None = None, well: bool = False) -> None:
+        """Has the manager wait so long for a ping; None: as long as its unit says. Nothing where nobody waits: it would begin to.
+
+        well: this is a ping, and is counted from.
+        """
+        if self._seconds is not None:
+            self._notifier.patience(self._seconds if seconds is None else seconds, well)
+
     @contextmanager
     def step(self) -> Iterator[None]:
         """A step is taken within that the loop takes or may have to wait for; from any thread.

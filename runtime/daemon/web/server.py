@@ -65,6 +65,9 @@ class Web:
         self.token = None if settings.token_file is None else read_token(settings.token_file)
         self._routes = Routes(gives, self.token)
         self._times = patience, slow, linger
+        host = settings.host.lower()
+        self._listed = frozenset(name.lower() for name in settings.names)
+        self._own = frozenset({"localhost", "127.0.0.1", "[::1]", f"[{host}]" if ":" in host else host}) if is_loopback(host) else None
         self._server: Server | None = None
         self._serves: threading.Thread | None = None
 
@@ -109,18 +112,18 @@ class Web:
         """
         if given is None:
             return
-        told, listed = one_line(ascii(given), 80), {name.lower() for name in self.settings.names}
+        told = one_line(ascii(given), 80)
         name, colon, number = given.strip().lower().rpartition(":")
         if not colon or number.endswith("]"):
             name, number = given.strip().lower(), "80"
         name = name.removesuffix(".")
-        if is_loopback(self.settings.host):
-            own = {"localhost", "127.0.0.1", "[::1]", f"[{self.settings.host}]" if ":" in self.settings.host else self.settings.host.lower()}
-            if not (name in listed or (name in own and number == str(self.address[1]))):
-                message = f"the header Host is {told}, and this server listens only on its own machine"
-                hint = f"ask for http://127.0.0.1:{self.address[1]}/; a proxy must send that as Host"
-                raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, message, hint)
-        elif not (_is_local(name) or name in {self.settings.host.lower(), *listed}):
+        if name in self._listed:
+            return
+        if self._own is not None and not (name in self._own and number == str(self.address[1])):
+            message = f"the header Host is {told}, and this server listens only on its own machine"
+            hint = f"ask for http://127.0.0.1:{self.address[1]}/; a proxy must send that as Host"
+            raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, message, hint)
+        if self._own is None and not (_is_local(name) or name == self.settings.host.lower()):
             message = f"the header Host is {told}, which is no address and no name of a local network"
             raise Refusal(HTTPStatus.MISDIRECTED_REQUEST, message, "ask for its address, or write that name into http.names")
 
@@ -168,8 +171,7 @@ class Server(HTTPServer):
     def get_request(self) -> tuple[socket.socket, Any]:
         try:
             wire, where = super().get_request()
-            if wire.family != socket.AF_UNIX:
-                wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE)
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GONE)
             return wire, where
         except OSError as reason:  # too many files are open, or who wanted to connect has gone
             LOG.warning("http: no connection could be taken: %s", reason.strerror)
