@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from edgeadapt.exporters.operators import per_channel
@@ -29,31 +30,46 @@ LEAST = 1e-12
 
 @dataclass(frozen=True)
 class Blend:
-    """How far to follow the stream, and each frame.
+    """How far to follow the stream, and each frame: made by `blended`.
 
-    source: statistics by `layer.mean` and `layer.variance`; mixed, alike: by layer, a scalar; depth: by layer, 0 for the first and 1 for the last;
-    trust, doubt, late, few, own: see above.
+    source: statistics by `layer.mean` and `layer.variance`; chance, trust: by layer, its n and its t, each (1,); doubt, own: see above.
     """
 
     source: Mapping[str, Tensor]
-    mixed: Mapping[str, Tensor]
-    alike: Mapping[str, Tensor]
-    depth: Mapping[str, float]
-    trust: Tensor | float
+    chance: Mapping[str, Tensor]
+    trust: Mapping[str, Tensor]
     doubt: Tensor | float
-    late: Tensor | float
-    few: Tensor | float
     own: Tensor | float
 
     def __call__(self, name: str, mean: Tensor, variance: Tensor, eps: float) -> tuple[Tensor, Tensor]:
         """The statistics (C,) to normalise layer `name` with, where the stream's are `mean` and `variance`."""
         centre, spread = self.source[f"{name}.mean"], self.source[f"{name}.variance"]
         away = mean - centre
-        mixed, alike = self.mixed[name], self.alike[name]
-        beyond = (distance(away, spread, eps) - (mixed + self.few * (alike - mixed))).clamp(min=0.0)
-        depth = self.depth[name]
-        share = self.trust * ((1.0 - depth) + depth * self.late) * beyond / (beyond + self.doubt)
+        beyond = (distance(away, spread, eps) - self.chance[name]).clamp(min=0.0)
+        share = self.trust[name] * beyond / (beyond + self.doubt)
         return mixture(centre, spread, away, variance, share)
+
+
+def blended(
+    source: Mapping[str, Tensor],
+    depths: Mapping[str, float],
+    mixed: Tensor,
+    alike: Tensor,
+    trust: Tensor | float,
+    doubt: Tensor | float,
+    late: Tensor | float,
+    few: Tensor | float,
+    own: Tensor | float,
+) -> Blend:
+    """What is the same for all frames is computed for all layers at once: what a graph holds grows with its nodes.
+
+    source: statistics by `layer.mean` and `layer.variance`; depths: by layer, 0 for the first and 1 for the last; mixed, alike: (layers,), in that
+    order; the others: see above.
+    """
+    deep, shallow = (torch.tensor(shares, dtype=mixed.dtype) for shares in (list(depths.values()), [1.0 - depth for depth in depths.values()]))
+    chances, trusts = mixed + few * (alike - mixed), trust * (shallow + deep * late)
+    chance, trusted = (dict(zip(depths, every.split(1), strict=True)) for every in (chances, trusts))
+    return Blend(source, chance, trusted, doubt, own)
 
 
 def mixture(mean: Tensor, variance: Tensor, away: Tensor, other: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,8 +95,13 @@ def frame_statistics(x: Tensor, shift: Tensor | None = None) -> tuple[Tensor, Te
 
 
 def statistics_of(x: Tensor, shift: Tensor | None = None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Mean and population variance of a batch x (N, C, …), each (C,), and those of its frames, each (N, C), in one reading of it."""
+    """Mean and population variance of a batch x (N, C, …), each (C,), and those of its frames, each (N, C), in one reading of it.
+
+    Those of a batch of one frame are the frame's own, in both forms.
+    """
     means, variances = frame_statistics(x, shift)
+    if x.shape[0] == 1:
+        return (means[0], variances[0]), (means, variances)
     mean = means.mean(0)
     away = means - mean
     return (mean, (variances + away * away).mean(0)), (means, variances)
@@ -89,11 +110,12 @@ def statistics_of(x: Tensor, shift: Tensor | None = None) -> tuple[tuple[Tensor,
 def by_frame(frames: tuple[Tensor, Tensor], statistics: tuple[Tensor, Tensor], eps: float, strength: Tensor | float) -> tuple[Tensor, Tensor]:
     """Mean and variance (N, C) to normalise each frame with: the moments of a mixture of `statistics` (C,) and of its own, `frames`, each (N, C).
 
-    For a frame with means m and variances v, D² = mean over channels of (m − μ)²/σ², and w = strength · D/(1 + D) parts are its own.
+    For a frame with means m and variances v, D² = mean over channels of (m − μ)²/σ², and w = strength · D/(1 + D) parts are its own. Of one frame
+    they are (C,), as those that frames share: it takes a normalisation fewer nodes.
     """
-    (mean, variance), (own, spread) = statistics, frames
+    (mean, variance), (own, spread) = statistics, (item[0] if item.shape[0] == 1 else item for item in frames)
     away = own - mean
-    far = (away * away / (variance + eps)).mean(1, keepdim=True).clamp(min=LEAST).sqrt()
+    far = (away * away / (variance + eps)).mean(-1, keepdim=True).clamp(min=LEAST).sqrt()
     return mixture(mean, variance, away, spread, strength * far / (1.0 + far))
 
 

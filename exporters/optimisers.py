@@ -10,6 +10,10 @@ from torch import Tensor
 
 from edgeadapt.exporters.methods.base import Hyper, Tensors
 
+MANY = 4
+"""Vectors that are worth joining."""
+_ALL = "*"
+"""What the vectors are called, joined; no parameter is."""
 MOMENTUM = Hyper(0.9, 0.0, 0.9999, "momentum of the updates")
 
 
@@ -87,6 +91,37 @@ class Adam:
             values[name] = value - rate * first / (second.sqrt() / correction + self.eps)
             following[f"first.{name}"], following[f"second.{name}"] = first, second
         return values, following
+
+
+def step(
+    optimiser: Optimiser,
+    gradients: Mapping[str, Tensor],
+    parameters: Mapping[str, Tensor],
+    moments: Mapping[str, Tensor],
+    hyper: Mapping[str, Tensor],
+) -> tuple[Tensors, Tensors]:
+    """One step of an optimiser, with all vectors among the parameters taken as one: what a graph holds grows with its nodes."""
+    vectors = [name for name, value in parameters.items() if value.dim() == 1]
+    others = [name for name in parameters if name not in vectors]
+    if len(vectors) < MANY:
+        return optimiser.update(gradients, parameters, moments, hyper)
+    kinds = [key.removesuffix(_ALL) for key in optimiser.init({_ALL: torch.zeros(())}) if key.endswith(_ALL)]
+    sizes = [int(parameters[name].shape[0]) for name in vectors]
+
+    def joined(table: Mapping[str, Tensor], kind: str = "") -> Tensors:
+        return {kind + name: table[kind + name] for name in others} | {kind + _ALL: torch.cat([table[kind + name] for name in vectors])}
+
+    def apart(table: Tensors, kind: str = "") -> Tensors:
+        return dict(zip((kind + name for name in vectors), table.pop(kind + _ALL).split(sizes), strict=True))
+
+    whole = {name: value for name, value in moments.items() if not name.startswith(tuple(kinds))}
+    for kind in kinds:
+        whole |= joined(moments, kind)
+    values, following = optimiser.update(joined(gradients), joined(parameters), whole, hyper)
+    for kind in kinds:
+        following |= apart(following, kind)
+    values |= apart(values)
+    return {name: values[name] for name in parameters}, {name: following[name] for name in moments}
 
 
 def _held(hyper: Mapping[str, Tensor], value: Tensor | float, still: float) -> Tensor | float:

@@ -17,7 +17,7 @@ from edgeadapt.bundle.reference import Chance, Reference
 from edgeadapt.bundle.roles import STEPS
 from edgeadapt.bundle.searched import FACTORS, Searched
 from edgeadapt.exporters.backbone import Normaliser
-from edgeadapt.exporters.blending import ASSUMED, Blend
+from edgeadapt.exporters.blending import ASSUMED, blended
 from edgeadapt.exporters.methods.base import MEMORY, START, Hyper, Method, Outcome, Tensors, Terms, entropy, loss, selected
 from edgeadapt.exporters.methods.source import Source
 from edgeadapt.exporters.operators import forward_ends
@@ -28,7 +28,7 @@ from edgeadapt.exporters.storage import COUNTER, Packed, Plain, Storage, Tier
 STATISTICS, WEIGHTS, FIXED = "statistics.", "weights.", "fixed."
 
 
-ANCHOR, MIXED, ALIKE = "anchor.", "mixed.", "alike."
+ANCHOR, MIXED, ALIKE = "anchor.", "chance.mixed", "chance.alike"
 FOLLOWING = {
     "trust": Hyper(0.7, 0.0, 1.0, "the most that the stream's statistics count beside the source's, in the first layer"),
     "doubt": Hyper(0.005, 1e-6, 100.0, "distance beyond chance, in squared deviations, at which they count half of that"),
@@ -73,15 +73,15 @@ class Model:
 
     def normaliser(self) -> Normaliser:
         """How layers are normalised on the first frames of a stream, each scalar as it is by default at a batch of 64."""
-        blend = Blend(self.values, *self._chances(), self.depths, *(scalar.default for scalar in FOLLOWING.values())) if self.anchored else None
+        blend = blended(self.values, self.depths, *self._chances(), *(scalar.default for scalar in FOLLOWING.values())) if self.anchored else None
         mix = 1.0 if self.method.mix is None else self.method.mix
         return Normaliser(self.values, "live" if self.statistics == "live" else "source", mix, False, self.shifted, blend)
 
-    def _chances(self) -> tuple[Tensors, Tensors]:
-        """By layer, of mixed windows and of those alike; assumed where they were not measured."""
+    def _chances(self) -> tuple[Tensor, Tensor]:
+        """Of mixed windows and of those alike, each (layers,); assumed where they were not measured."""
         known, assumed = {} if self.reference is None else self.reference.layers, Chance(ASSUMED, ASSUMED)
-        found = {name: known.get(name, assumed) for name in self.layers}
-        return {name: torch.tensor(item.mixed) for name, item in found.items()}, {name: torch.tensor(item.alike) for name, item in found.items()}
+        found = [known.get(name, assumed) for name in self.layers]
+        return torch.tensor([item.mixed for item in found]), torch.tensor([item.alike for item in found])
 
     @property
     def depths(self) -> dict[str, float]:
@@ -107,8 +107,7 @@ class Model:
             table |= {STATISTICS + name: value for name, value in self.values.items()}
         if self.anchored:
             table |= {ANCHOR + name: value for name, value in self.values.items()}
-            for prefix, chances in zip((MIXED, ALIKE), self._chances()):
-                table |= {prefix + name: value for name, value in chances.items()}
+            table |= dict(zip((MIXED, ALIKE), self._chances(), strict=True))
         if self.method.remembers_start:
             table |= {START + name: value for name, value in self.parameters.items()}
         if self.method.restarts:
@@ -201,8 +200,7 @@ class Program:
         values = {name: (state if live else tensors)[STATISTICS + name] for name in model.values}
         blend = None
         if model.anchored:
-            source, mixed, alike = (_named(tensors, prefix) for prefix in (ANCHOR, MIXED, ALIKE))
-            blend = Blend(source, mixed, alike, model.depths, *(hyper[name] for name in FOLLOWING))
+            blend = blended(_named(tensors, ANCHOR), model.depths, tensors[MIXED], tensors[ALIKE], *(hyper[name] for name in FOLLOWING))
         normalise = Normaliser(values, "live" if live else "source", hyper.get("mix", 1.0), model.exact, model.shifted, blend)
         everything = {**{name: tensors[FIXED + name] for name in model.fixed}, **parameters}
         kept = Kept(given["x"].shape[0]) if steps and model.small else None

@@ -16,7 +16,7 @@ from torch import Tensor
 from edgeadapt.bundle.roles import GUARD
 from edgeadapt.exporters.forms import MOMENTS, PARAMETERS, ParameterForm, moved, stored, unit_of
 from edgeadapt.exporters.noise import uniform
-from edgeadapt.exporters.optimisers import OPTIMISERS
+from edgeadapt.exporters.optimisers import OPTIMISERS, step
 from edgeadapt.exporters.packing import Pack, Place, packs_of, rows_of
 
 Tensors = dict[str, Tensor]
@@ -118,7 +118,7 @@ class Plain:
         rule = OPTIMISERS[optimiser]
         parameters = {name: state[name].detach() for name in gradients}
         moments = {name: state[name] for name in rule.init(dict.fromkeys(parameters, torch.zeros(())))}
-        values, following = rule.update(gradients, parameters, moments, hyper)
+        values, following = step(rule, gradients, parameters, moments, hyper)
         return {**values, **following}, {}
 
     def seen(self, optimiser: str, state: Mapping[str, Tensor]) -> dict[str, Seen]:

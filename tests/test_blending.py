@@ -78,7 +78,7 @@ def test_layers_follow_as_far_as_the_stream_has_left(name: str) -> None:
     given = doubled(program, mix=0.5, trust=TRUST, doubt=DOUBT, late=LATE, few=FEW, own=OWN)
     random = torch.Generator().manual_seed(2)
     chances = {layer: 0.02 + 0.2 * torch.rand(2, generator=random, dtype=torch.float64) for layer in program.model.layers}
-    given |= {f"weights.{prefix}{layer}": value for layer, pair in chances.items() for prefix, value in zip((MIXED, ALIKE), pair)}
+    given |= {f"weights.{name}": torch.stack(values) for name, values in zip((MIXED, ALIKE), zip(*chances.values(), strict=True), strict=True)}
     noise = {layer: float((1 - FEW) * mixed + FEW * alike) for layer, (mixed, alike) in chances.items()}
     plain = blended(copy.deepcopy(network(name)).double(), noise, float(given["hyper.mix"]))
     for x, _ in stream(4):
@@ -227,11 +227,10 @@ def test_meta_networks_lie_where_their_parts_end() -> None:
 
 def test_noise_without_data_is_assumed(net: nn.Module) -> None:
     program = program_of("resnet14", "norm", "predict")
-    noise = {key: float(value) for key, value in program.frozen.items() if key.startswith((f"weights.{MIXED}", f"weights.{ALIKE}"))}
-    assert all(value == pytest.approx(ASSUMED) for value in noise.values())
-    assert len(noise) == 2 * len(program.model.layers)
+    for name in (MIXED, ALIKE):
+        assert program.frozen[f"weights.{name}"].tolist() == pytest.approx([ASSUMED] * len(program.model.layers))
     anchors = [key for key in program.frozen if key.startswith(f"weights.{ANCHOR}")]
-    assert len(anchors) == len(noise)
+    assert len(anchors) == 2 * len(program.model.layers)
     assert export(net, None, shape=(3, 8, 8), method="norm", statistics="anchored", batches=(4,)).manifest["hyper"]["trust"]["default"] == 0.7
 
 

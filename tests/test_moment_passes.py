@@ -9,8 +9,11 @@ from edgeadapt.exporters.compile import PlacedWeights
 from edgeadapt.exporters.emit import INLINE_BYTES, to_onnx
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph, Value
-from edgeadapt.exporters.passes.moments import FEW, absorb_moments, join_products
+from edgeadapt.exporters.lowering.shapes import cut as cut_out
+from edgeadapt.exporters.lowering.shapes import split_with_sizes
+from edgeadapt.exporters.passes.moments import absorb_moments
 from edgeadapt.exporters.passes.simplify import drop_unread
+from edgeadapt.exporters.passes.vectors import FEW, compute_joined, join_products
 from tests.test_code_passes import feeds_of, ops, run
 
 SHAPE = (2, 5, 6, 6)
@@ -119,3 +122,72 @@ def test_products_of_what_the_graph_makes_are_not_joined() -> None:
         made = graph.op("Exp", [graph.input(f"v{index}", (3,))], (3,))
         graph.output(f"y{index}", graph.op("Neg", [graph.op("Mul", [made, factor], (3,))], (3,)))
     assert not join_products(graph)
+
+
+@pytest.mark.parametrize("cut", ["Split", "Slice", "no"])
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul"])
+def test_what_is_made_of_many_vectors_and_joined_is_made_of_them_joined(op: str, cut: str) -> None:
+    """Of vectors and those that another was cut into, or others, in whatever order the operator leaves free; to the bit."""
+    graph, sizes = Graph("g"), [2, 3, 4, 5]
+    if cut == "no":
+        others = [graph.input(f"w{index}", (size,)) for index, size in enumerate(sizes)]
+    else:
+        whole = graph.op("Exp", [graph.input("w", (sum(sizes),))], (sum(sizes),))
+        others = list(split_with_sizes(graph, whole, sizes)) if cut == "Split" else _cuts(graph, whole, sizes)
+    made = []
+    for index, (size, other) in enumerate(zip(sizes, others, strict=True)):
+        pair = [graph.op("Neg", [graph.input(f"v{index}", (size,))], (size,)), other]
+        made.append(graph.op(op, pair if op == "Sub" or index % 2 else pair[::-1], (size,)))
+    graph.output("y", graph.op("Concat", made, (sum(sizes),), axis=0))
+    feeds = feeds_of(graph)
+    (before,) = run(graph, feeds)
+    assert compute_joined(graph)
+    drop_unread(graph)
+    (after,) = run(graph, feeds)
+    assert after.tobytes() == before.tobytes()
+    assert ops(graph).count(op) == 1
+    assert ops(graph).count("Concat") == (2 if cut == "no" else 1)
+    assert cut not in ops(graph)
+
+
+def test_many_vectors_times_one_number_are_joined_first() -> None:
+    graph = Graph("g")
+    factor = graph.input("factor", ())
+    made = [graph.op("Mul", [graph.op("Exp", [graph.input(f"v{index}", (3,))], (3,)), factor][:: 1 - 2 * (index % 2)], (3,)) for index in range(FEW)]
+    graph.output("y", graph.op("Concat", made, (3 * FEW,), axis=0))
+    feeds = feeds_of(graph)
+    (before,) = run(graph, feeds)
+    assert compute_joined(graph)
+    drop_unread(graph)
+    assert ops(graph).count("Mul") == 1
+    assert run(graph, feeds)[0].tobytes() == before.tobytes()
+
+
+@pytest.mark.parametrize("wrong", ["few", "read", "operators", "repeated", "numbers", "order"])
+def test_what_cannot_be_computed_joined_is_left(wrong: str) -> None:
+    """Too few; one that something else reads; other operators; one vector twice; a number for each; or pieces of a vector in another order."""
+    graph, count = Graph("g"), FEW - (wrong == "few")
+    whole = graph.op("Exp", [graph.input("w", (3 * FEW,))], (3 * FEW,))
+    pieces = _cuts(graph, whole, [3] * FEW)[:: -1 if wrong == "order" else 1]
+    made = []
+    for index in range(count):
+        other = graph.input(f"factor{index}", ()) if wrong == "numbers" else pieces[index]
+        made.append(graph.op("Mul" if index or wrong != "operators" else "Add", [graph.input(f"v{index}", (3,)), other], (3,)))
+    if wrong == "repeated":
+        made[1] = made[0]
+    graph.output("y", graph.op("Concat", made, (3 * count,), axis=0))
+    if wrong == "read":
+        graph.output("z", graph.op("Neg", [made[0]], (3,)))
+    feeds = feeds_of(graph)
+    before = [item.tobytes() for item in run(graph, feeds)]
+    changed = compute_joined(graph)
+    assert [item.tobytes() for item in run(graph, feeds)] == before
+    if wrong == "order":
+        assert ops(graph).count("Concat") == 2  # the pieces are joined in their order
+    else:
+        assert not changed
+
+
+def _cuts(graph: Graph, whole: Value, sizes: list[int]) -> list[Value]:
+    ends = np.cumsum([0, *sizes])
+    return [cut_out(graph, whole, 0, int(begin), int(end)) for begin, end in zip(ends[:-1], ends[1:], strict=True)]

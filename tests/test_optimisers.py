@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from edgeadapt.exporters.optimisers import OPTIMISERS
+from edgeadapt.exporters.optimisers import MANY, OPTIMISERS, step
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
@@ -43,3 +43,22 @@ def test_gradients_of_rounding_alone_do_not_become_full_steps() -> None:
     optimiser = OPTIMISERS["adam"]
     following, _ = optimiser.update({"a": torch.full((3,), 1e-9)}, parameters, optimiser.init(parameters), hyper)
     assert (following["a"] - 1).abs().max() < 0.1 * 2e-3
+
+
+@pytest.mark.parametrize("go", [None, 1.0, 0.0])
+@pytest.mark.parametrize("name", ["sgd", "adam"])
+def test_vectors_that_are_taken_as_one_step_as_they_would_alone(name: str, go: float | None) -> None:
+    """To the bit, with all moments by the same names in the same order; matrices stay by themselves."""
+    random = torch.Generator().manual_seed(0)
+    shapes = {"m": (3, 4), **{f"v{index}": (index + 2,) for index in range(MANY)}, "scalar": (), "n": (2, 2, 3)}
+    parameters = {key: torch.randn(shape, generator=random) for key, shape in shapes.items()}
+    hyper = {"rate": torch.tensor(0.01), "momentum": torch.tensor(0.9)} | ({} if go is None else {"go": torch.tensor(go)})
+    optimiser = OPTIMISERS[name]
+    ours = theirs = parameters, optimiser.init(parameters)
+    for _ in range(3):
+        gradients = {key: torch.randn(value.shape, generator=random) * (1.0 if go is None else go) for key, value in parameters.items()}
+        ours, theirs = step(optimiser, gradients, *ours, hyper), optimiser.update(gradients, *theirs, hyper)
+        for found, wanted, before in zip(ours, theirs, (parameters, optimiser.init(parameters)), strict=True):
+            assert list(found) == list(before)
+            assert found.keys() == wanted.keys()
+            assert all(torch.equal(found[key], wanted[key]) for key in wanted)

@@ -59,9 +59,11 @@ class Eata(AffineMethod):
 
     def forward(self, run: BackboneRun, x: Tensor, tensors: Mapping[str, Tensor], parameters: Mapping[str, Tensor]) -> Outcome:
         """The model's own forward pass; terms: the memory, and `away`, Σ ω (θ − θ⁰)²."""
-        away = x.new_zeros(())
-        for name in (name for name, value in parameters.items() if value.requires_grad):
-            away = away + (tensors[_FISHER + name] * (parameters[name] - tensors[name]) ** 2).sum()
+        away, names = x.new_zeros(()), [name for name, value in parameters.items() if value.requires_grad]
+        if names:
+            found = ((parameters, ""), (tensors, ""), (tensors, _FISHER))
+            now, start, weight = (torch.cat([table[prefix + name] for name in names]) for table, prefix in found)
+            away = (weight * (now - start) ** 2).sum()
         return Outcome(run.whole(x), {"mean": tensors["memory.mean"], "known": tensors["memory.known"], "away": away})
 
     def hyper(self) -> dict[str, Hyper]:

@@ -9,9 +9,6 @@ import numpy as np
 
 from edgeadapt.exporters.ir import Graph, Node
 
-FEW = 4
-"""Products of a factor are joined from this many on: three nodes take their place."""
-
 
 def absorb_moments(graph: Graph) -> bool:
     """x·scale + shift, with scale and shift made of a mean and a variance, is a BatchNormalization of these, which computes the rest itself."""
@@ -68,46 +65,3 @@ def _and_constant(graph: Graph, added: Node) -> tuple[str, float]:
         if found is not None and found.size == 1:
             return added.inputs[1 - slot], float(found.reshape(-1)[0])
     return "", 0.0
-
-
-def join_products(graph: Graph) -> bool:
-    """Products of one number with many vectors that the caller gives are one product, of the vectors joined, taken apart again."""
-    groups: dict[tuple[str, bool], list[tuple[Node, str]]] = {}
-    for node in graph.nodes:
-        vector = _scaled_input(graph, node)
-        if vector:
-            factor = node.inputs[1 - node.inputs.index(vector)]
-            groups.setdefault((factor, graph.late(node)), []).append((node, vector))
-    joined = {id(members[0][0]): (factor, members) for (factor, _), members in groups.items() if len(members) >= FEW}
-    gone = {id(node) for _, members in joined.values() for node, _ in members}
-    nodes: list[Node] = []
-    for node in graph.nodes:
-        if id(node) in joined:
-            nodes += _joined(graph, *joined[id(node)])
-        elif id(node) not in gone:
-            nodes.append(node)
-    graph.nodes = nodes
-    return bool(joined)
-
-
-def _scaled_input(graph: Graph, node: Node) -> str:
-    """The vector among the inputs of the graph that a node multiplies by one number; "" if it does something else."""
-    if node.op != "Mul" or node.outputs[0] in graph.outputs:
-        return ""
-    for vector, factor in (node.inputs, node.inputs[::-1]):
-        value = graph.values[vector]
-        if vector in graph.inputs and len(value.shape) == 1 and value.dtype == np.float32 and graph.values[factor].shape == ():
-            return vector
-    return ""
-
-
-def _joined(graph: Graph, factor: str, members: list[tuple[Node, str]]) -> list[Node]:
-    sizes = [graph.values[vector].shape[0] for _, vector in members]
-    whole, product = (graph.declare(graph.fresh(stem), (sum(sizes),), np.float32).name for stem in ("joined", "product"))
-    first = members[0][0]
-    made = [
-        Node("Concat", [vector for _, vector in members], [whole], {"axis": 0}, first.module),
-        Node("Mul", [factor, whole], [product], {}, first.module),
-        Node("Split", [product, graph.ints(sizes).name], [node.outputs[0] for node, _ in members], {"axis": 0}, first.module),
-    ]
-    return [graph.stands_for(first, node) for node in made]

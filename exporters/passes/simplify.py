@@ -11,10 +11,11 @@ from edgeadapt.exporters.emit import to_onnx
 from edgeadapt.exporters.execution import open_session
 from edgeadapt.exporters.ir import Graph, Node
 from edgeadapt.exporters.passes.gradients import largest_code, mask_codes, scale_codes
-from edgeadapt.exporters.passes.moments import absorb_moments, join_products
+from edgeadapt.exporters.passes.moments import absorb_moments
 from edgeadapt.exporters.passes.pieces import in_pieces
 from edgeadapt.exporters.passes.products import cut_products
 from edgeadapt.exporters.passes.requantise import compare_codes, cut_codes, join_units, make_late, pool_codes, skip_bounds, skip_roundings
+from edgeadapt.exporters.passes.vectors import compute_joined, join_products
 
 FOLD_BYTES = 65536
 BROADCASTING = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Greater", "Less", "GreaterOrEqual", "LessOrEqual", "Equal"}
@@ -173,6 +174,7 @@ PASSES: tuple[Callable[[Graph], bool], ...] = (
     mask_codes,
     scale_codes,
     largest_code,
+    compute_joined,
     merge_equal,
     drop_unread,
 )
