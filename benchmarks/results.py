@@ -125,6 +125,19 @@ def run(choices: argparse.Namespace, model: str, bench: Bench, stream: str, scor
     return {"settings": found["settings"], "digests": found["digests"], "cells": [cell | costs[cell["row"]] for cell in cells]}
 
 
+def fitting(folder: Path, batch: int, budget: int) -> dict[str, bool]:
+    """Of each bundle in a folder but the default's, by its method, whether it fits a budget at a batch, in whichever of its variants."""
+    found = {}
+    for path in sorted(folder.glob("*.edgeadapt")):
+        command = [sys.executable, "-m", "edgeadapt", "simulate", str(path), "--batch", str(batch), "--budget", str(budget), "--json"]
+        done = subprocess.run(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, check=False, text=True)
+        if done.returncode not in (0, BudgetError.exit_code):
+            raise SystemExit(f"{path} cannot be simulated: {done.stderr}")
+        found[path.stem] = done.returncode == 0
+    found.pop("default", None)
+    return found
+
+
 class Page:
     """The page's two files, which several models, and several processes, write to."""
 
@@ -222,18 +235,20 @@ def _claims(groups: Mapping[str, Any]) -> list[str]:
         return []
     kept = {stream: cell["kept"] for (_, stream), cell in _cells(groups, "kept").items() if cell.get("kept")}
     errors = {key: cell["error"] for name in ("guarded", "longer") for key, cell in _cells(groups, name).items()}
+    free = {stream: cell["error"] for (row, stream), cell in _cells(groups, "kept").items() if row in DEFAULT}
     lines = ["### With a guard, against not adapting", "", *(_settings(groups[name]) for name in ("guarded", "longer") if name in groups), ""]
-    lines += ["| stream | frames scored | source | step 0 | guarded | points worse than the better | kept of the gain, % | |"]
-    lines += ["|---|---:|---:|---:|---:|---:|---:|---|"]
+    lines += ["| stream | frames scored | source | step 0 | unguarded | guarded | points worse than the better | kept of the gain, % | |"]
+    lines += ["|---|---:|---:|---:|---:|---:|---:|---:|---|"]
     for stream, cell in judged.items():
         share = kept.get(stream)
         sure = {name: 100 * end for name, end in share.items()} if share and None not in share.values() else None  # else chance
         wrong = cell["worse"]["value"] > ALLOWED or (stream in KEPT and sure is not None and sure["value"] < 100 * SHARE)
         still = [text(errors.get((row, stream))) for row in ("source", STILL)]
-        line = [stream, str(cell["scored"]), *still, text(cell["error"]), text(cell["worse"], sign=True), text(sure, 0)]
+        line = [stream, str(cell["scored"]), *still, text(free.get(stream)), text(cell["error"]), text(cell["worse"], sign=True), text(sure, 0)]
         lines.append("| " + " | ".join([*line, "**not as promised**" if wrong else "as promised"]) + " |")
     slope = next((cell["slope"] for cell in judged.values() if cell.get("slope")), None)
-    lines += ["", "What is kept is of the gain without a guard, on the same frames; – where that is not measured, or is nothing for certain."]
+    lines += ["", "Worse than the better of source and step 0, frame by frame. What is kept is of the gain without a guard, on the same frames;"]
+    lines += ["– where that is not measured, or is nothing for certain."]
     lines += [f"The error changes by {text(slope, 2, sign=True)} points from one round of the recurring stream to the next."] if slope else []
     return [*lines, ""]
 
@@ -247,16 +262,19 @@ def _all(groups: Mapping[str, Any]) -> list[str]:
 
 
 def _best(groups: Mapping[str, Any]) -> list[str]:
-    """The default beside the best of the others on streams of all classes."""
+    """The default beside the best of the others that fit into a quarter of fine-tuning's memory, on streams of all classes."""
     ours = {stream: cell["error"] for (row, stream), cell in _cells(groups, "default").items() if GUARDED in row and stream in KEPT}
-    lines = ["| stream | default, guarded | the best other method | |", "|---|---:|---:|---|"]
+    fits = groups.get("fits", {})
+    lines = ["| stream | default, guarded | the best other method that fits a quarter of fine-tuning's memory | |", "|---|---:|---:|---|"]
     for stream, mine in ours.items():
-        others = {row: cell["error"] for (row, where), cell in _cells(groups, "methods").items() if where == stream and _shown("methods", row)}
+        cells = {row: cell for (row, where), cell in _cells(groups, "methods").items() if where == stream and _shown("methods", row)}
+        others = {row: cell["error"] for row, cell in cells.items() if fits.get(row, True)}
         if others:
             best = min(others, key=lambda row: float(others[row]["value"]))
             within = mine["value"] <= others[best]["value"] + 0.3
             lines.append(f"| {stream} | {text(mine)} | {text(others[best])} ({best}) | {'best, or within 0.3' if within else '**not the best**'} |")
-    return [*lines, ""] if len(lines) > 2 else []
+    apart = [row for row, fit in fits.items() if not fit]
+    return [*lines, "", *([f"Do not fit: {', '.join(apart)}.", ""] if apart else [])] if len(lines) > 2 else []
 
 
 def _costs(groups: Mapping[str, Any]) -> list[str]:
@@ -326,6 +344,8 @@ def _model(choices: argparse.Namespace, model: str, written: Page) -> None:
                 continue
             if choices.again or not written.has(model, bench, stream, asked):
                 written.put(model, bench.name, {"arguments": asked, **run(choices, model, bench, stream, scored, source)}, stream)
+                if bench.name == "methods":
+                    written.put(model, "fits", fitting(Path(choices.output) / model / "bundles", choices.batch, full["bytes"] // 4))
 
 
 if __name__ == "__main__":

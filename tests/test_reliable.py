@@ -194,20 +194,20 @@ def test_sar_trains_the_last_stage_too_where_it_is_told_to() -> None:
 
 
 class Grouped(nn.Module):
-    """Group, layer and instance normalisation, and no batch normalisation."""
+    """Group, layer (over channels and positions) and instance normalisation, and no batch normalisation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.na = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8)
         self.b, self.nb = nn.Conv2d(8, 8, 3, 2, 1), nn.InstanceNorm2d(8, affine=True)
         self.c, self.nc = nn.Conv2d(8, 8, 3, 2, 1), nn.GroupNorm(4, 8)
-        self.nd, self.fc = nn.LayerNorm(8), nn.Linear(8, 5)
+        self.nd, self.fc = nn.LayerNorm((8, 4, 4)), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.na(self.a(x)).relu()
         x = self.nb(self.b(x)).relu()
         x = self.nc(self.c(x)).relu()
-        return self.fc(self.nd(x.mean((2, 3))))
+        return self.fc(self.nd(x).mean((2, 3)))
 
 
 def labelled(x: Tensor) -> tuple[Any, Any]:

@@ -7,7 +7,8 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Bench, Page, page
+from benchmarks.results import Bench, Page, fitting, page
+from tests.shapedtoy import ShapedToy
 
 
 def interval(value: float, half: float = 0.2) -> dict[str, float]:
@@ -51,10 +52,25 @@ def test_what_is_not_as_promised_is_said() -> None:
     assert [line[-1] for line in rows(text, "mixed")] == ["as promised", "**not the best**"]
     assert rows(text, "sorted")[0][-3:] == ["+0.6 ±0.2", "–", "**not as promised**"]
     assert rows(text, "gradual")[0][-3:] == ["-1.0 ±0.2", "50 ±20", "**not as promised**"], "half of the gain is lost"
+    assert rows(text, "mixed")[0][2:6] == ["30.0 ±0.2", "25.0 ±0.2", "21.0 ±0.2", "22.0 ±0.2"], "source, step 0, without and with a guard"
     assert rows(text, "mixed")[1][2] == "21.6 ±0.2 (ecotta)"
     assert rows(text, "ecotta") == [["ecotta", "21.6 ±0.2"], ["ecotta", "128 MiB", "25", "9.0", "11.0"]]
     assert "Within a quarter of the memory of fine-tuning\n\nAdapting at batch 64 needs 172 MiB, and does not fit.\n" in text
     assert len(rows(text, "source")) == 2, "of the default, in errors and costs; of other methods it is the same"
+
+
+def test_what_takes_more_than_a_quarter_is_no_rival() -> None:
+    text = page({"toy": {**KNOWN["toy"], "fits": {"ecotta": False, "tent": True}}})
+    assert rows(text, "mixed")[1][2:] == ["23.0 ±0.2 (tent)", "best, or within 0.3"]
+    assert "\nDo not fit: ecotta.\n" in text
+
+
+def test_what_fits_is_asked_of_the_simulator(tmp_path: Path) -> None:
+    """Of each bundle but the default's."""
+    for name, method in (("tent", "toy"), ("norm", "norm"), ("default", "toy")):
+        ShapedToy(method=method).bundle(tmp_path / f"{name}.edgeadapt")
+    assert fitting(tmp_path, 4, 2**30) == {"tent": True, "norm": True}
+    assert fitting(tmp_path, 4, 2**20) == {"tent": False, "norm": False}
 
 
 def test_several_goes_add_up(tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ class Eata(AffineMethod):
         away, names = x.new_zeros(()), [name for name, value in parameters.items() if value.requires_grad]
         if names:
             found = ((parameters, ""), (tensors, ""), (tensors, _FISHER))
-            now, start, weight = (torch.cat([table[prefix + name] for name in names]) for table, prefix in found)
+            now, start, weight = (torch.cat([table[prefix + name].flatten() for name in names]) for table, prefix in found)
             away = (weight * (now - start) ** 2).sum()
         return Outcome(run.whole(x), {"mean": tensors["memory.mean"], "known": tensors["memory.known"], "away": away})
 
