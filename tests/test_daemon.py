@@ -527,6 +527,14 @@ def test_a_defect_of_a_source_does_not_end_the_daemon() -> None:
     assert "RuntimeError('a bug')" in feed.fault
 
 
+def test_the_queue_is_as_long_as_the_source_lets_it(place: Path, bundle: Path, frames: Path) -> None:
+    """Files wait in their folder, and one alone is taken out of it."""
+    (place / "in").mkdir()
+    for source, limit in ((f'type = "folder"\npath = "{place}/in"', 1), (replay(frames, "loop = true"), 7)):
+        with running(place, text(place, bundle, source, "[predict]\nqueue = 7")) as (_, client):
+            assert until(lambda: (now := client.call("status"))["source"]["live"] and now)["queue"]["limit"] == limit
+
+
 def test_a_device_that_comes_later_is_waited_for(place: Path, bundle: Path) -> None:
     folder = place / "stick"
     with running(place, text(place, bundle, f'type = "folder"\npath = "{folder}"\nexisting = true\npoll = 0.02')) as (_, client):

@@ -253,6 +253,17 @@ def test_the_command_prints_it(tmp_path, capsys, monkeypatch):
     assert command.program() == [str(tmp_path / "edgeadapt")]
 
 
+@pytest.mark.parametrize(("version", "told"), [(246, True), (247, False), (None, False)])
+def test_the_command_says_whose_secrets_an_old_systemd_leaves_to_the_user(tmp_path, capsys, monkeypatch, version, told):
+    monkeypatch.setattr(systemd, "version", lambda: version)
+    path = tmp_path / "a.toml"
+    path.write_text('[http]\nenabled = true\ntoken_file = "/etc/edgeadapt/token"\n', encoding="utf-8")
+    assert main(["unit", "--config", str(path), "--executable", PROGRAM]) == 0
+    printed = capsys.readouterr()
+    assert lines(printed.out, "LoadCredential") == ([] if told else ["http-token:/etc/edgeadapt/token"])
+    assert ("systemd 246 hands no secrets over" in printed.err and printed.err.endswith("read /etc/edgeadapt/token\n")) == told
+
+
 # ------------------------------------------------------------------------------------------------------------- what systemd says
 
 

@@ -35,8 +35,12 @@ def run(arguments: argparse.Namespace) -> int:
 
         raise UsageError("a unit reads files, and --set would be forgotten", "write it into the configuration's file")
     loaded = config.load(arguments.config)
-    command = program() if arguments.executable is None else [arguments.executable]
-    print(systemd.unit(loaded.config, command, arguments.user, arguments.config, systemd.version()), end="")
+    command, version = program() if arguments.executable is None else [arguments.executable], systemd.version()
+    print(systemd.unit(loaded.config, command, arguments.user, arguments.config, version), end="")
+    own = systemd.secrets(loaded.config)
+    if own and not systemd.hands_over(version):
+        text = f"note: systemd {version} hands no secrets over, as it does from {systemd.HANDS_OVER} on: the daemon's user must be able to read"
+        print(text, " and ".join(map(str, own.values())), file=sys.stderr)
     return 0
 
 

@@ -295,8 +295,9 @@ class Reports:
 
     def _queue(self) -> told.QueueStatus:
         feed = self._daemon.feed
-        limit = self._daemon.config.predict.queue
-        return {"length": 0 if feed is None else len(feed), "limit": limit, "dropped": 0 if feed is None else feed.dropped}
+        if feed is None:
+            return {"length": 0, "limit": self._daemon.config.predict.queue, "dropped": 0}
+        return {"length": len(feed), "limit": feed.size, "dropped": feed.dropped}
 
     def _memory(self) -> told.MemoryStatus:
         model, budget = self._daemon.model, self._daemon.config.memory.budget
