@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from collections.abc import Iterable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgeadapt.memory import Machine, quantised
 from edgeadapt.memory.graph import OWN, read
 from edgeadapt.memory.rules import misplaced_sums
 from edgeadapt.runtime import providers, region
+from edgeadapt.runtime.eightbit import saturates
 from edgeadapt.runtime.prepared import LOG, Prepared, PreparedGraph
 
 _M_MMAP_THRESHOLD = -3
@@ -218,9 +220,20 @@ def shared(graph: Graph, exported: bool) -> Iterable[External]:
     return [tensor for tensor in graph.external if tensor.name not in gone or (not exported and tensor.location != OWN)]
 
 
+@cache
+def _tell_of_saturation(path: str) -> None:
+    """Once for a bundle."""
+    what = "computes in 8 bits, and on this processor (x86-64 without VNNI) pairs of products end at 16 bits"
+    LOG.warning("%s %s: a few answers differ from those that it was checked with; on Arm and with VNNI they do not", path, what)
+
+
 def _complete(graph: Graph, threads: int, where: str) -> None:
     """Refuses a graph of which this onnxruntime would compute something else."""
-    if not BIAS_LEFT_OUT or not quantised.present(graph.data):
+    if not quantised.present(graph.data):
+        return
+    if saturates():
+        _tell_of_saturation(where.rpartition(": graph ")[0])
+    if not BIAS_LEFT_OUT:
         return
     if wrong_ones := quantised.bias_left_out(read(graph.data), Machine.here(threads, region.prepacks())):
         raise BundleError(

@@ -107,25 +107,10 @@ def _in_8_bits(path: Path) -> bool:
     return re.search(r"\"int8\"|--quantize|quantize=|QLinearConv|quantised", path.read_text(encoding="utf-8")) is not None
 
 
-@cache
 def _saturates() -> bool:
-    """Whether sums of pairs of 8-bit products saturate here, at 16 bits, as on x86 before AVX2 had VNNI: nobody could compute right with those."""
-    import numpy as np
-    import onnxruntime
-    from onnx import TensorProto, helper, numpy_helper
+    from edgeadapt.runtime.eightbit import saturates
 
-    one, channels, zero = np.float32(1), 16, np.uint8(0)
-    given = {"xs": one, "xz": zero, "w": np.full((1, channels, 1, 1), 127, np.int8), "ws": one, "wz": np.int8(0), "ys": np.float32(4096), "yz": zero}
-    node = helper.make_node("QLinearConv", ["x", *given], ["y"])
-    shapes = (helper.make_tensor_value_info(name, TensorProto.UINT8, [1, size, 1, 1]) for name, size in (("x", channels), ("y", 1)))
-    known = [numpy_helper.from_array(np.asarray(value), name) for name, value in given.items()]
-    graph = helper.make_graph([node], "sum", [next(shapes)], [next(shapes)], known)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    options = onnxruntime.SessionOptions()
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    found = int(session.run(None, {"x": np.full((1, channels, 1, 1), 255, np.uint8)})[0].item())
-    return found != round(255 * 127 * channels / 4096)
+    return saturates()
 
 
 def _absent(item: pytest.Item) -> bool:

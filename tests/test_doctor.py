@@ -162,6 +162,13 @@ def test_an_older_onnxruntime_tells_no_memory(tmp_path):
     assert ability(examine.look(tmp_path, tmp_path, GOOD), "memory per node").able
 
 
+@pytest.mark.parametrize(("flags", "exact"), [("avx2", False), ("avx2 avx_vnni", True), ("avx2 avx512f avx512_vnni", True)])
+def test_sums_of_8_bit_products_are_exact_with_vnni(tmp_path, flags, exact):
+    fake.put(fake.container(tmp_path), "proc/cpuinfo", f"processor\t: 0\nmodel name\t: Some CPU\nflags\t\t: fpu sse4_2 {flags}\n\n")
+    found = ability(examine.look(tmp_path, tmp_path, GOOD), "exact 8-bit sums")
+    assert (found.able, "--quantize" in found.text) == (exact, not exact)
+
+
 def test_calibrations_are_told(tmp_path):
     root, cache = fake.pi4(tmp_path / "root"), tmp_path / "cache"
     assert examine.look(root, cache, GOOD).calibration.startswith("none: speeds and the floor are estimates")

@@ -25,6 +25,9 @@ CUDA = "CUDAExecutionProvider"
 MEMORY_TOLD = (1, 28)
 """onnxruntime whose profiler tells memory node by node."""
 
+VNNI = frozenset({"avx_vnni", "avx512_vnni"})
+"""Instructions of x86-64 that add products of bytes in 32 bits; others of it add pairs of them in 16, as far as these go."""
+
 LEAST_FREE = 64 << 20
 """Bytes of disk for prepared graphs and calibrations below which doctor warns."""
 
@@ -270,7 +273,12 @@ def _abilities(machine: Machine, software: dict[str, str], cuda: str | None) -> 
         if tells
         else f"onnxruntime's profiler does not tell it (from {oldest}): plans are checked by the process's peak"
     )
-    return [*found, Ability("memory per node", tells, told)]
+    found.append(Ability("memory per node", tells, told))
+    if machine.arch == "x86-64" and machine.isa:
+        exact = not VNNI.isdisjoint(machine.isa)
+        text = "pairs of products end at 16 bits, as before VNNI: bundles exported with --quantize give a few other answers than on Arm or with it"
+        found.append(Ability("exact 8-bit sums", exact, "by VNNI" if exact else text))
+    return found
 
 
 def _limit(machine: Machine) -> Ability:
