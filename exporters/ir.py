@@ -21,6 +21,15 @@ IR_VERSION = 9
 
 Array = npt.NDArray[Any]
 
+MANY, VECTOR_BYTES = 4, 8192
+"""From so many vectors of no more bytes than that on they are computed joined: a session holds about half as much of every node."""
+
+
+def joinable(sizes: Iterable[int]) -> bool:
+    """Whether vectors of so many bytes are better computed together."""
+    found = list(sizes)
+    return len(found) >= MANY and max(found) <= VECTOR_BYTES
+
 
 @dataclass(frozen=True, slots=True)
 class Value:

@@ -8,10 +8,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from edgeadapt.exporters.ir import VECTOR_BYTES, joinable
 from edgeadapt.exporters.methods.base import Hyper, Tensors
 
-MANY = 4
-"""Vectors that are worth joining."""
 _ALL = "*"
 """What the vectors are called, joined; no parameter is."""
 MOMENTUM = Hyper(0.9, 0.0, 0.9999, "momentum of the updates")
@@ -100,10 +99,10 @@ def step(
     moments: Mapping[str, Tensor],
     hyper: Mapping[str, Tensor],
 ) -> tuple[Tensors, Tensors]:
-    """One step of an optimiser, with all vectors among the parameters taken as one: what a graph holds grows with its nodes."""
-    vectors = [name for name, value in parameters.items() if value.dim() == 1]
+    """One step of an optimiser, with all small vectors among the parameters taken as one: what a graph holds grows with its nodes."""
+    vectors = [name for name, value in parameters.items() if value.dim() == 1 and value.nbytes <= VECTOR_BYTES]
     others = [name for name in parameters if name not in vectors]
-    if len(vectors) < MANY:
+    if not joinable(parameters[name].nbytes for name in vectors):
         return optimiser.update(gradients, parameters, moments, hyper)
     kinds = [key.removesuffix(_ALL) for key in optimiser.init({_ALL: torch.zeros(())}) if key.endswith(_ALL)]
     sizes = [int(parameters[name].shape[0]) for name in vectors]

@@ -59,11 +59,11 @@ def blended(module: nn.Module, noise: dict[str, float], mix: float, path: str = 
     return module
 
 
-def program_of(name: str, kind: str, role: str) -> Program:
-    method = METHODS[kind](captured(name), Setup(CLASSES))
+def program_of(name: str, kind: str, role: str, batch: int = BATCH) -> Program:
+    method = METHODS[kind](captured(name, batch), Setup(CLASSES))
     values = {**method.backbone.source_statistics(), **method.own_statistics()}
     model = Model(method, method.parameters(), values, "live", method.optimiser, anchored=True)
-    return build(model, role, BATCH, torch.zeros(BATCH, *SHAPE), torch.zeros(BATCH, dtype=torch.int64))
+    return build(model, role, batch, torch.zeros(batch, *SHAPE), torch.zeros(batch, dtype=torch.int64))
 
 
 def doubled(program: Program, **hyper: float) -> dict[str, Tensor]:
@@ -71,17 +71,18 @@ def doubled(program: Program, **hyper: float) -> dict[str, Tensor]:
     return {key: value.double() if value.is_floating_point() else value for key, value in given.items()}
 
 
+@pytest.mark.parametrize("batch", [BATCH, 1])
 @pytest.mark.parametrize("name", ["resnet14", "wideresnet10"])
-def test_layers_follow_as_far_as_the_stream_has_left(name: str) -> None:
-    """Batch after batch, with noise of each layer's own; some layers stay at the source, some follow."""
-    program = program_of(name, "norm", "predict")
+def test_layers_follow_as_far_as_the_stream_has_left(name: str, batch: int) -> None:
+    """Batch after batch, also of one frame, with noise of each layer's own; some layers stay at the source, some follow."""
+    program = program_of(name, "norm", "predict", batch)
     given = doubled(program, mix=0.5, trust=TRUST, doubt=DOUBT, late=LATE, few=FEW, own=OWN)
     random = torch.Generator().manual_seed(2)
     chances = {layer: 0.02 + 0.2 * torch.rand(2, generator=random, dtype=torch.float64) for layer in program.model.layers}
     given |= {f"weights.{name}": torch.stack(values) for name, values in zip((MIXED, ALIKE), zip(*chances.values(), strict=True), strict=True)}
     noise = {layer: float((1 - FEW) * mixed + FEW * alike) for layer, (mixed, alike) in chances.items()}
     plain = blended(copy.deepcopy(network(name)).double(), noise, float(given["hyper.mix"]))
-    for x, _ in stream(4):
+    for x in (frames[:batch] for frames, _ in stream(4)):
         with doubles(), torch.no_grad():
             out, want = program({**given, "x": x}), plain(x)
         assert largest(out["logits"] - want) < 1e-8 * largest(want)

@@ -8,12 +8,12 @@ import pytest
 from edgeadapt.exporters.compile import PlacedWeights
 from edgeadapt.exporters.emit import INLINE_BYTES, to_onnx
 from edgeadapt.exporters.execution import open_session
-from edgeadapt.exporters.ir import Graph, Value
+from edgeadapt.exporters.ir import MANY, VECTOR_BYTES, Graph, Value
 from edgeadapt.exporters.lowering.shapes import cut as cut_out
 from edgeadapt.exporters.lowering.shapes import split_with_sizes
 from edgeadapt.exporters.passes.moments import absorb_moments
-from edgeadapt.exporters.passes.simplify import drop_unread
-from edgeadapt.exporters.passes.vectors import FEW, compute_joined, join_products
+from edgeadapt.exporters.passes.simplify import FOLD_BYTES, drop_unread, fold_constants
+from edgeadapt.exporters.passes.vectors import compute_joined, join_products
 from tests.test_code_passes import feeds_of, ops, run
 
 SHAPE = (2, 5, 6, 6)
@@ -85,7 +85,7 @@ def test_what_only_looks_like_a_normalisation_is_left(wrong: str) -> None:
     assert not absorb_moments(graph)
 
 
-@pytest.mark.parametrize("count", [FEW - 1, FEW + 2])
+@pytest.mark.parametrize("count", [MANY - 1, MANY + 2])
 def test_products_of_one_number_are_joined(count: int) -> None:
     graph = Graph("g")
     factor = graph.op("Neg", [graph.input("factor", ())], ())
@@ -94,8 +94,8 @@ def test_products_of_one_number_are_joined(count: int) -> None:
         graph.output(f"y{index}", graph.op("Exp", [graph.op("Mul", given[:: 1 - 2 * (index % 2)], (index + 2,))], (index + 2,)))
     feeds = feeds_of(graph)
     before = run(graph, feeds)
-    assert join_products(graph) == (count >= FEW)
-    assert ops(graph).count("Mul") == (1 if count >= FEW else count)
+    assert join_products(graph) == (count >= MANY)
+    assert ops(graph).count("Mul") == (1 if count >= MANY else count)
     assert [item.tobytes() for item in run(graph, feeds)] == [item.tobytes() for item in before]
 
 
@@ -118,15 +118,16 @@ def test_so_many_that_their_sizes_are_no_small_constant() -> None:
 def test_products_of_what_the_graph_makes_are_not_joined() -> None:
     graph = Graph("g")
     factor = graph.input("factor", ())
-    for index in range(FEW + 1):
+    for index in range(MANY + 1):
         made = graph.op("Exp", [graph.input(f"v{index}", (3,))], (3,))
         graph.output(f"y{index}", graph.op("Neg", [graph.op("Mul", [made, factor], (3,))], (3,)))
     assert not join_products(graph)
 
 
 @pytest.mark.parametrize("cut", ["Split", "Slice", "no"])
+@pytest.mark.parametrize("first", [False, True])
 @pytest.mark.parametrize("op", ["Add", "Sub", "Mul"])
-def test_what_is_made_of_many_vectors_and_joined_is_made_of_them_joined(op: str, cut: str) -> None:
+def test_what_is_made_of_many_vectors_and_joined_is_made_of_them_joined(op: str, first: bool, cut: str) -> None:
     """Of vectors and those that another was cut into, or others, in whatever order the operator leaves free; to the bit."""
     graph, sizes = Graph("g"), [2, 3, 4, 5]
     if cut == "no":
@@ -134,10 +135,12 @@ def test_what_is_made_of_many_vectors_and_joined_is_made_of_them_joined(op: str,
     else:
         whole = graph.op("Exp", [graph.input("w", (sum(sizes),))], (sum(sizes),))
         others = list(split_with_sizes(graph, whole, sizes)) if cut == "Split" else _cuts(graph, whole, sizes)
+        assert cut in ops(graph)
     made = []
     for index, (size, other) in enumerate(zip(sizes, others, strict=True)):
         pair = [graph.op("Neg", [graph.input(f"v{index}", (size,))], (size,)), other]
-        made.append(graph.op(op, pair if op == "Sub" or index % 2 else pair[::-1], (size,)))
+        turned = first if op == "Sub" else index % 2
+        made.append(graph.op(op, pair[::-1] if turned else pair, (size,)))
     graph.output("y", graph.op("Concat", made, (sum(sizes),), axis=0))
     feeds = feeds_of(graph)
     (before,) = run(graph, feeds)
@@ -150,42 +153,102 @@ def test_what_is_made_of_many_vectors_and_joined_is_made_of_them_joined(op: str,
     assert cut not in ops(graph)
 
 
-def test_many_vectors_times_one_number_are_joined_first() -> None:
+@pytest.mark.parametrize("op", ["Add", "Sub", "Mul"])
+@pytest.mark.parametrize("first", [False, True])
+def test_many_vectors_and_one_number_are_joined_first(op: str, first: bool) -> None:
     graph = Graph("g")
     factor = graph.input("factor", ())
-    made = [graph.op("Mul", [graph.op("Exp", [graph.input(f"v{index}", (3,))], (3,)), factor][:: 1 - 2 * (index % 2)], (3,)) for index in range(FEW)]
-    graph.output("y", graph.op("Concat", made, (3 * FEW,), axis=0))
+    made = [graph.op(op, [graph.op("Exp", [graph.input(f"v{index}", (3,))], (3,)), factor][:: 1 - 2 * first], (3,)) for index in range(MANY)]
+    graph.output("y", graph.op("Concat", made, (3 * MANY,), axis=0))
     feeds = feeds_of(graph)
     (before,) = run(graph, feeds)
     assert compute_joined(graph)
     drop_unread(graph)
-    assert ops(graph).count("Mul") == 1
+    assert ops(graph).count(op) == 1
     assert run(graph, feeds)[0].tobytes() == before.tobytes()
 
 
-@pytest.mark.parametrize("wrong", ["few", "read", "operators", "repeated", "numbers", "order"])
+@pytest.mark.parametrize("wrong", ["few", "large", "read", "given", "operators", "repeated", "numbers", "matrices"])
 def test_what_cannot_be_computed_joined_is_left(wrong: str) -> None:
-    """Too few; one that something else reads; other operators; one vector twice; a number for each; or pieces of a vector in another order."""
-    graph, count = Graph("g"), FEW - (wrong == "few")
-    whole = graph.op("Exp", [graph.input("w", (3 * FEW,))], (3 * FEW,))
-    pieces = _cuts(graph, whole, [3] * FEW)[:: -1 if wrong == "order" else 1]
+    """Too few, or too large; one that something else reads, or the caller; other operators; one vector twice; a number for each; matrices."""
+    graph, count, size = Graph("g"), MANY - (wrong == "few"), VECTOR_BYTES // 4 + 1 if wrong == "large" else 3
+    shape = (size, 2) if wrong == "matrices" else (size,)
     made = []
     for index in range(count):
-        other = graph.input(f"factor{index}", ()) if wrong == "numbers" else pieces[index]
-        made.append(graph.op("Mul" if index or wrong != "operators" else "Add", [graph.input(f"v{index}", (3,)), other], (3,)))
+        other = graph.input(f"factor{index}", () if wrong == "numbers" else shape)
+        made.append(graph.op("Mul" if index or wrong != "operators" else "Add", [graph.input(f"v{index}", shape), other], shape))
     if wrong == "repeated":
         made[1] = made[0]
-    graph.output("y", graph.op("Concat", made, (3 * count,), axis=0))
+    graph.output("y", graph.op("Concat", made, (size * count, *shape[1:]), axis=0))
     if wrong == "read":
-        graph.output("z", graph.op("Neg", [made[0]], (3,)))
-    feeds = feeds_of(graph)
-    before = [item.tobytes() for item in run(graph, feeds)]
-    changed = compute_joined(graph)
-    assert [item.tobytes() for item in run(graph, feeds)] == before
+        graph.output("z", graph.op("Neg", [made[0]], shape))
+    if wrong == "given":
+        graph.output("z", made[0])
+    before = [(node.op, list(node.inputs)) for node in graph.nodes]
+    assert not compute_joined(graph)
+    assert [(node.op, list(node.inputs)) for node in graph.nodes] == before
+
+
+@pytest.mark.parametrize("cut", ["Split", "Slice"])
+@pytest.mark.parametrize("wrong", ["order", "short", "strided", "another"])
+def test_pieces_that_are_not_a_vector_are_joined_as_they_are(wrong: str, cut: str) -> None:
+    """In another order; without the last; with gaps; or of two vectors."""
+    graph, size = Graph("g"), 6
+    whole, another = (graph.op("Exp", [graph.input(name, (size * (MANY + 1),))], (size * (MANY + 1),)) for name in ("w", "o"))
+
+    def cuts(of: Value) -> list[Value]:
+        return list(split_with_sizes(graph, of, [size] * (MANY + 1))) if cut == "Split" else _cuts(graph, of, [size] * (MANY + 1))
+
+    pieces = cuts(whole)
     if wrong == "order":
-        assert ops(graph).count("Concat") == 2  # the pieces are joined in their order
+        pieces = pieces[::-1]
+    elif wrong == "short":
+        pieces = pieces[:-1]
+    elif wrong == "another":
+        pieces[2] = cuts(another)[2]
     else:
-        assert not changed
+        pieces = [cut_out(graph, whole, 0, size * index, size * (index + 1), 2) for index in range(MANY + 1)]
+    made = [graph.op("Mul", [graph.input(f"v{index}", piece.shape), piece], piece.shape) for index, piece in enumerate(pieces)]
+    graph.output("y", graph.op("Concat", made, (sum(piece.shape[0] for piece in pieces),), axis=0))
+    feeds = feeds_of(graph)
+    (before,) = run(graph, feeds)
+    assert compute_joined(graph)
+    drop_unread(graph)
+    assert run(graph, feeds)[0].tobytes() == before.tobytes()
+    assert ops(graph).count("Concat") == 2
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_what_is_joined_is_of_the_pass_that_its_parts_were_of(late: bool) -> None:
+    graph = Graph("g")
+    if late:
+        graph.end_forward()
+    made = [graph.op("Mul", [graph.input(f"v{index}", (3,)), graph.input(f"w{index}", (3,))], (3,)) for index in range(MANY)]
+    joined = graph.op("Concat", made, (3 * MANY,), axis=0)
+    if not late:
+        graph.end_forward()
+    graph.output("y", graph.op("Neg", [joined], (3 * MANY,)))
+    assert compute_joined(graph)
+    drop_unread(graph)
+    assert [graph.late(node) for node in graph.nodes] == [late] * 3 + [True]
+
+
+def test_large_vectors_are_cut_one_by_one() -> None:
+    graph, size = Graph("g"), VECTOR_BYTES // 4 + 1
+    for index, piece in enumerate(split_with_sizes(graph, graph.input("x", (size * MANY,)), [size] * MANY)):
+        graph.output(f"y{index}", piece)
+    assert "Split" not in ops(graph)
+
+
+def test_constant_vectors_are_joined_whatever_their_size() -> None:
+    """The parts need not be there beside them."""
+    graph = Graph("g")
+    parts = [graph.weight(f"weights.{index}", np.full(FOLD_BYTES // 8, index, np.float32)) for index in range(3)]
+    joined = graph.op("Concat", parts, (3 * parts[0].shape[0],), axis=0)
+    graph.output("y", graph.op("Add", [joined, graph.input("x", ())], joined.shape))
+    assert fold_constants(graph)
+    assert ops(graph) == ["Add"]
+    assert graph.constants[joined.name].tolist() == [float(index) for index in range(3) for _ in range(parts[0].shape[0])]
 
 
 def _cuts(graph: Graph, whole: Value, sizes: list[int]) -> list[Value]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
-from edgeadapt.exporters.optimisers import MANY, OPTIMISERS, step
+from edgeadapt.exporters.ir import MANY, VECTOR_BYTES
+from edgeadapt.exporters.optimisers import OPTIMISERS, step
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam"])
@@ -62,3 +65,18 @@ def test_vectors_that_are_taken_as_one_step_as_they_would_alone(name: str, go: f
             assert list(found) == list(before)
             assert found.keys() == wanted.keys()
             assert all(torch.equal(found[key], wanted[key]) for key in wanted)
+
+
+@pytest.mark.parametrize(("count", "size", "joined"), [(MANY, 3, True), (MANY - 1, 3, False), (MANY, VECTOR_BYTES // 4 + 1, False)])
+def test_many_small_vectors_are_taken_as_one(count: int, size: int, joined: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    optimiser = OPTIMISERS["sgd"]
+    update, seen = optimiser.update, []
+
+    def noted(gradients: dict[str, torch.Tensor], *rest: Any) -> Any:
+        seen.append([value.numel() for value in gradients.values()])
+        return update(gradients, *rest)
+
+    monkeypatch.setattr(optimiser, "update", noted)
+    parameters = {"matrix": torch.ones(2, 2), **{f"v{index}": torch.ones(size) for index in range(count)}}
+    step(optimiser, parameters, parameters, optimiser.init(parameters), {"rate": torch.tensor(0.1), "momentum": torch.tensor(0.9)})
+    assert seen == [[4, count * size] if joined else [4, *[size] * count]]

@@ -45,8 +45,8 @@ def network(name: str) -> nn.Module:
 
 
 @cache
-def captured(name: str) -> Captured:
-    return capture(network(name), SHAPE, BATCH)
+def captured(name: str, batch: int = BATCH) -> Captured:
+    return capture(network(name), SHAPE, batch)
 
 
 @contextmanager

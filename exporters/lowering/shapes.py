@@ -6,14 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from edgeadapt.exporters.ir import Graph, Value
+from edgeadapt.exporters.ir import Graph, Value, joinable
 from edgeadapt.exporters.lowering.arithmetic import binary
 from edgeadapt.exporters.lowering.elementwise import where
 from edgeadapt.exporters.lowering.registry import BOOL, FLOAT, INT, cast, lift, numpy_dtype, reshape, rule, transpose
 
 _END = np.iinfo(np.int64).max
-MANY = 4
-"""Parts of a vector that one node makes, as it takes less than so many do."""
 
 
 @rule("view", "_unsafe_view", "reshape", "flatten")
@@ -191,8 +189,8 @@ def stack(graph: Graph, values: Any, dim: int = 0) -> Value:
 
 @rule("split_with_sizes", "split_with_sizes_copy")
 def split_with_sizes(graph: Graph, x: Value, sizes: Any, dim: int = 0) -> tuple[Value, ...]:
-    """Consecutive slices of the given sizes; of a vector into many, by one node."""
-    if x.rank == 1 and len(sizes) >= MANY:
+    """Consecutive slices of the given sizes; of a vector into many small ones, by one node."""
+    if x.rank == 1 and joinable(int(size) * x.dtype.itemsize for size in sizes):
         return tuple(graph.add("Split", [x, graph.ints(sizes)], [((int(size),), x.dtype) for size in sizes], axis=0))
     edges = np.cumsum([0, *sizes])
     return tuple(cut(graph, x, dim % x.rank, int(a), int(b)) for a, b in zip(edges[:-1], edges[1:], strict=True))

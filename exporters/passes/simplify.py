@@ -24,13 +24,15 @@ BROADCASTING = {"Add", "Sub", "Mul", "Div", "Max", "Min", "Pow", "Greater", "Les
 def fold_constants(graph: Graph) -> bool:
     """Evaluate nodes whose inputs are all constant, in onnxruntime itself so that the bits are the device's.
 
-    Only results of up to 64 KiB are kept: a folded transpose of a large weight would store it twice. What was quantised is left so.
+    Only results of up to 64 KiB are kept: a folded transpose of a large weight would store it twice. Vectors that are joined are, as what reads them
+    joined need not have them apart. What was quantised is left so.
     """
     known = set(graph.constants)
     folded: list[Node] = []
     for node in graph.nodes:
         ready = all(name in known for name in node.inputs if name)
-        small = all(graph.values[out].nbytes <= FOLD_BYTES for out in node.outputs)
+        joined = node.op == "Concat" and graph.values[node.outputs[0]].rank == 1
+        small = joined or all(graph.values[out].nbytes <= FOLD_BYTES for out in node.outputs)
         if ready and small and node.op != "DequantizeLinear" and not any(out in graph.outputs for out in node.outputs):
             folded.append(node)
             known.update(node.outputs)
@@ -174,7 +176,7 @@ PASSES: tuple[Callable[[Graph], bool], ...] = (
     mask_codes,
     scale_codes,
     largest_code,
-    compute_joined,
+    compute_joined,  # before equal nodes are one, which would have readers elsewhere
     merge_equal,
     drop_unread,
 )

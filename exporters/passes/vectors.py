@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from edgeadapt.exporters.ir import Graph, Node
+from edgeadapt.exporters.ir import MANY, Graph, Node, joinable
 
-FEW = 4
-"""What is done with this many vectors is done with them joined: three nodes take the place of so many."""
 ELEMENTWISE = ("Add", "Sub", "Mul")
 
 
@@ -21,7 +19,7 @@ def join_products(graph: Graph) -> bool:
         if vector:
             factor = node.inputs[1 - node.inputs.index(vector)]
             groups.setdefault((factor, graph.late(node)), []).append((node, vector))
-    joined = {id(members[0][0]): (factor, members) for (factor, _), members in groups.items() if len(members) >= FEW}
+    joined = {id(members[0][0]): (factor, members) for (factor, _), members in groups.items() if len(members) >= MANY}
     gone = {id(node) for _, members in joined.values() for node, _ in members}
     nodes: list[Node] = []
     for node in graph.nodes:
@@ -57,16 +55,16 @@ def _joined(graph: Graph, factor: str, members: list[tuple[Node, str]]) -> list[
 
 
 def compute_joined(graph: Graph) -> bool:
-    """What one operator makes of many vectors, joined, is what it makes of the vectors joined."""
+    """What one operator makes of many small vectors, joined, is what it makes of the vectors joined."""
     makers, readers = {out: node for node in graph.nodes for out in node.outputs}, graph.readers()
 
     def computed(node: Node) -> list[Node] | None:
-        if node.op != "Concat" or len(node.inputs) < FEW or graph.values[node.outputs[0]].rank != 1:
+        if node.op != "Concat" or graph.values[node.outputs[0]].rank != 1 or not joinable(graph.values[name].nbytes for name in node.inputs):
             return None
         made = [makers.get(name) for name in node.inputs]
         parts = [maker for maker in made if maker is not None and maker.op in ELEMENTWISE and maker.op == (made[0] or maker).op]
         alone = all(len(readers[name]) == 1 and name not in graph.outputs for name in node.inputs)
-        if len(parts) < len(node.inputs) or len({id(part) for part in parts}) < len(parts) or not alone:
+        if len(parts) < len(node.inputs) or not alone:
             return None
         sides = [_side(graph, [pair[slot] for pair in _pairs(graph, makers, parts)], node, makers) for slot in (0, 1)]
         if any(side is None for side in sides):
@@ -113,7 +111,8 @@ def _cut_from(graph: Graph, names: Sequence[str], makers: Mapping[str, Node]) ->
     for name, cut in zip(names, cuts):
         if cut is None or cut.op != "Slice" or cut.inputs[0] != whole or graph.values[whole].rank != 1:
             return ""
-        begin, _, _, *step = (graph.constants.get(given) for given in cut.inputs[1:])
+        given = [graph.constants.get(name) for name in cut.inputs[1:]]
+        begin, *step = given[:1] + given[3:]
         if begin is None or begin.tolist() != [at] or any(one is None or one.tolist() != [1] for one in step):
             return ""
         at += graph.values[name].shape[0]
