@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 import os
-import re
 import shutil
 import sys
 import tempfile
@@ -101,12 +100,6 @@ def _has_cuda() -> bool:
     return bool(probe.look().gpu) and "CUDAExecutionProvider" in onnxruntime.get_available_providers()
 
 
-@cache
-def _in_8_bits(path: Path) -> bool:
-    """Whether tests of that file compute with 8-bit codes."""
-    return re.search(r"\"int8\"|--quantize|quantize=|QLinearConv|quantised", path.read_text(encoding="utf-8")) is not None
-
-
 def _saturates() -> bool:
     from edgeadapt.runtime.eightbit import saturates
 
@@ -123,10 +116,10 @@ def _absent(item: pytest.Item) -> bool:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     """In CI a skipped test is a failed one: nothing may go untested unseen.
 
-    Where this processor cannot add products of codes, a test of arithmetic in 8 bits that fails is an expected failure, and is shown as one.
+    Where this processor cannot add products of codes, a test of what a device computes with them that fails is an expected failure, and shown as one.
     """
     report = yield
-    if report.failed and not hasattr(report, "wasxfail") and _in_8_bits(item.path) and _saturates():
+    if report.failed and not hasattr(report, "wasxfail") and item.get_closest_marker("codes") and _saturates():
         report.outcome, report.wasxfail = "skipped", SATURATES
     return _refuse_skip(report)
 

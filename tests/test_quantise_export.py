@@ -117,6 +117,7 @@ def test_a_side_network_adapts_beside_a_frozen_model_that_stays_as_it_is(bundles
         assert np.array_equal(adapter.source(FRAMES), source)
 
 
+@pytest.mark.codes
 @pytest.mark.parametrize("name", ["ecotta", "side"])
 def test_the_frozen_model_is_near_the_users(bundles: dict[str, Path], name: str) -> None:
     with edgeadapt.Adapter.open(bundles[name]) as adapter, torch.no_grad():
@@ -144,6 +145,7 @@ def test_it_predicts_adapts_and_learns(bundles: dict[str, Path], name: str) -> N
         assert np.isfinite(adapter.predict(FRAMES)).all()
 
 
+@pytest.mark.codes
 def test_the_statistics_that_it_begins_with_are_those_that_its_graphs_measure(tmp_path: Path) -> None:
     """What 8 bits move a layer's statistics by, in deviations and as a share: as stored, and as onnxruntime measures it on the same batches."""
     stored, measured, batch = {}, {}, 16
