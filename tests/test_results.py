@@ -59,6 +59,16 @@ def test_what_is_not_as_promised_is_said() -> None:
     assert len(rows(text, "source")) == 2, "of the default, in errors and costs; of other methods it is the same"
 
 
+def test_of_which_exports_figures_are_is_said() -> None:
+    assert page(KNOWN).count("batch: 64; bundle d.\n") == 2
+    known = json.loads(json.dumps(KNOWN))
+    known["toy"]["guarded"]["sorted"]["digests"]["default.edgeadapt"] = "another"
+    known["toy"]["default"]["mixed"]["digests"]["tent.edgeadapt"] = "third"
+    text = page(known)
+    assert "batch: 64; bundles of 2 exports.\n" in text
+    assert "; bundle d" not in text
+
+
 def test_what_takes_more_than_a_quarter_is_no_rival() -> None:
     text = page({"toy": {**KNOWN["toy"], "fits": {"ecotta": False, "tent": True}}})
     assert rows(text, "mixed")[1][2:] == ["23.0 ±0.2 (tent)", "best, or within 0.3"]
