@@ -198,6 +198,7 @@ def test_what_is_measured_is_shifted_further_than_what_ranges_are_taken_of() -> 
                 assert abs(np.corrcoef(near.ravel(), far.ravel())[0, 1]) < 0.2, "other noise"
 
 
+@pytest.mark.codes
 @pytest.mark.parametrize(("method", "more"), [("norm", {}), ("tent", {"updates": "compact", "saved": "int8", "optimiser": "sgd", "rate": 0.02})])
 def test_what_was_measured_is_what_the_device_does(tmp_path: Path, method: str, more: dict[str, Any]) -> None:
     """The written bundle, given the same frames by its own adapter, is wrong where the table says."""
