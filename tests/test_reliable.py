@@ -194,29 +194,41 @@ def test_sar_trains_the_last_stage_too_where_it_is_told_to() -> None:
 
 
 class Grouped(nn.Module):
-    """Group, layer (over channels and positions) and instance normalisation, and no batch normalisation."""
+    """Group, layer and instance normalisation, and no batch normalisation."""
 
     def __init__(self) -> None:
         super().__init__()
         self.a, self.na = nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(2, 8)
         self.b, self.nb = nn.Conv2d(8, 8, 3, 2, 1), nn.InstanceNorm2d(8, affine=True)
         self.c, self.nc = nn.Conv2d(8, 8, 3, 2, 1), nn.GroupNorm(4, 8)
-        self.nd, self.fc = nn.LayerNorm((8, 4, 4)), nn.Linear(8, 5)
+        self.nd, self.fc = nn.LayerNorm(8), nn.Linear(8, 5)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.na(self.a(x)).relu()
         x = self.nb(self.b(x)).relu()
         x = self.nc(self.c(x)).relu()
-        return self.fc(self.nd(x).mean((2, 3)))
+        return self.fc(self.nd(x.mean((2, 3))))
+
+
+class Positioned(Grouped):
+    """Of images of 16 × 16, with a layer normalisation over channels and positions: its scales have three axes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.nd = nn.LayerNorm((8, 4, 4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.nb(self.b(self.na(self.a(x)).relu())).relu()
+        return self.fc(self.nd(self.nc(self.c(x)).relu()).mean((2, 3)))
 
 
 def labelled(x: Tensor) -> tuple[Any, Any]:
     return x.numpy(), np.arange(len(x)) % 5
 
 
-def grouped() -> nn.Module:
+def grouped(kind: type[Grouped] = Grouped) -> nn.Module:
     torch.manual_seed(0)
-    model = Grouped().eval()
+    model = kind().eval()
     with torch.no_grad():
         model.fc.weight.mul_(4.0)
     return model
@@ -241,11 +253,12 @@ def test_tent_trains_every_kind_of_normalisation() -> None:
         assert largest(gradient) > 0
 
 
+@pytest.mark.parametrize("model", [Grouped, Positioned])
 @pytest.mark.parametrize("kind", ["tent", "eata", "sar"])
-def test_models_without_batch_normalisation_are_exported_and_checked(kind: str) -> None:
+def test_models_without_batch_normalisation_are_exported_and_checked(kind: str, model: type[Grouped]) -> None:
     """The self-check runs every graph beside PyTorch; SAR leaves what lies behind the last change of resolution."""
     data = labelled(torch.randn(64, 3, 16, 16, generator=torch.Generator().manual_seed(2)))
-    report = export(grouped(), None, shape=(3, 16, 16), data=data, method=kind, batches=(4,), micro="none")
+    report = export(grouped(model), None, shape=(3, 16, 16), data=data, method=kind, batches=(4,), micro="none")
     trained = {row["name"] for row in report.manifest["state"] if row["kind"] == "parameter"}
     assert trained == (NAMES if kind != "sar" else {key for key in NAMES if not key.startswith(("nc", "nd"))})
     memory = {row["name"] for row in report.manifest["state"] if row["kind"] == "memory"}
