@@ -390,9 +390,9 @@ class Guard:
         return self.adapter.stats["steps"] - before
 
     @property
-    def proven(self) -> bool:
-        """Whether there is a last good."""
-        return self._learned.good is not None
+    def behind(self) -> str:
+        """What a roll-back puts back, see `Learned.behind`."""
+        return self._learned.behind
 
     @by_hand
     def pause(self) -> None:

@@ -68,6 +68,11 @@ class Learned:
         with self._adapter.bundle.stored_state() as stored:
             yield stored
 
+    @property
+    def behind(self) -> str:
+        """What is put back: "good", the last good; else what the model started as: "marked", which was learned, or "start", as the bundle began."""
+        return "good" if self.good is not None else "start" if self._base is None else "marked"
+
     def begin(self) -> None:
         """Puts the tensors as the model started, whatever is said of them here."""
         with self._started() as start:

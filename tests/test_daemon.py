@@ -289,6 +289,23 @@ def test_what_it_is_told_by_hand(place: Path, bundle: Path, frames: Path) -> Non
         assert client.call("status")["guard"]["state"] in ("warm-up", "observing")
 
 
+def test_what_was_marked_good_is_what_a_roll_back_puts_back(place: Path, bundle: Path, frames: Path) -> None:
+    with running(place, text(place, bundle, replay(frames))) as (daemon, client):
+        until(lambda: client.call("status")["predictions"]["count"] == COUNT)
+        assert daemon.model is not None
+        begun = daemon.model.adapter.state
+        assert "learned from" in [client.call("label", label=1) for _ in range(WINDOW)][-1]["text"]
+        client.call("mark-good")
+        marked = daemon.model.adapter.state
+        for _ in range(2):
+            assert client.call("rollback")["text"] == "what was marked good is put back"
+        found = daemon.model.adapter.state
+        learned = [name for name in begun if name.startswith(("norm.gamma", "norm.beta")) and not (begun[name] == marked[name]).all()]
+        assert learned
+        assert all((found[name] == marked[name]).all() for name in learned)
+        assert client.call("rollback", to="start")["text"] == "it is as the bundle began"
+
+
 def test_labels_are_counted_and_learned_from(place: Path, frames: Path) -> None:
     manifest = Toy(batches=(1, WINDOW)).manifest()
     path = written(place / "named.edgeadapt", task=replace(manifest.task, names=NAMES))

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
 
 LOG = logging.getLogger("edgeadapt")
 
+PUT_BACK = {
+    "good": "the last good is put back",
+    "marked": "what was marked good is put back",
+    "start": "it is as it started: there is no last good",
+}
+"""What a roll-back says, by what is behind."""
+
 _VALUES = 2**14  # of a frame that are shown as they are
 _IDLE = 0.5  # seconds without an event after which it is seen whether who asked is still there
 
@@ -92,8 +99,8 @@ class Asked:
             text = "it is as the bundle began"
         else:
             model.guard.roll_back()
-            text = "the last good is put back" if model.guard.proven else "it is as it started: there is no last good"
-        fault = self._put_back(model.guard is None or to_start, model.guard is None or not model.guard.proven)
+            text = PUT_BACK[model.guard.behind]
+        fault = self._put_back(model.guard is None or to_start, model.guard is None or model.guard.behind != "good")
         return self._done("rolled back", text + _not_kept(fault), given)
 
     def _put_back(self, start: bool, alone: bool) -> str:
