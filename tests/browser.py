@@ -44,7 +44,8 @@ def browser(width: int = 1280, scheme: str = "light") -> Iterator[Any]:
 
 
 def until(driver: Any, what: Callable[[Any], Any], seconds: float = 60.0) -> Any:
-    """What it gives as soon as that is true."""
+    """What it gives as soon as that is true. Where the page puts something else in the place of what is being looked at, it is looked at again."""
+    from selenium.common.exceptions import StaleElementReferenceException
     from selenium.webdriver.support.ui import WebDriverWait
 
-    return WebDriverWait(driver, seconds, poll_frequency=0.1).until(what)
+    return WebDriverWait(driver, seconds, poll_frequency=0.1, ignored_exceptions=(StaleElementReferenceException,)).until(what)
