@@ -192,9 +192,12 @@ def _settings(group: Mapping[str, Any]) -> str:
     settings = next(iter(group.values()))["settings"]
     told = [f"{name}: {settings[name]}" for name in ("data", "batch", "severity", "seeds", "budget") if settings.get(name, "none") != "none"]
     digests = {tuple(sorted(made["digests"].items())) for made in group.values()}
-    alone = [digest[:12] for every in digests for _, digest in every] if len(digests) == 1 else []
-    of = f"bundles of {len(digests)} exports" if len(digests) > 1 else f"bundle {alone[0]}" if len(alone) == 1 else ""
-    return "; ".join([*told, *([of] if of else [])]) + "."
+    bundles = next(iter(digests))
+    if len(digests) > 1:
+        told.append(f"bundles of {len(digests)} exports")
+    elif len(bundles) == 1:
+        told.append(f"bundle {bundles[0][1][:12]}")
+    return "; ".join(told) + "."
 
 
 def _cells(groups: Mapping[str, Any], name: str) -> dict[tuple[str, str], Mapping[str, Any]]:

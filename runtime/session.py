@@ -6,6 +6,7 @@ import ctypes
 import sys
 from collections.abc import Iterable
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -192,7 +193,7 @@ def _open(bundle: Bundle, name: str, threads: int, weights: Weights, graph: Grap
         chosen = options(threads)
         chosen.add_session_config_entry("session.model_external_initializers_file_folder_path", folder)
         if limit is None:  # on a GPU, onnxruntime copies them there itself
-            _complete(graph, threads, f"{bundle.path}: graph {name}")
+            _complete(graph, threads, bundle.path, name)
         try:
             if limit is None:
                 weights.share(shared(graph, folder == bundle.folder), chosen)
@@ -221,23 +222,24 @@ def shared(graph: Graph, exported: bool) -> Iterable[External]:
 
 
 @cache
-def _tell_of_saturation(path: str) -> None:
+def _tell_of_saturation(path: Path) -> None:
     """Once for a bundle."""
     what = "computes in 8 bits, and on this processor (x86-64 without VNNI) pairs of products end at 16 bits"
     LOG.warning("%s %s: a few answers differ from those that it was checked with; on Arm and with VNNI they do not", path, what)
 
 
-def _complete(graph: Graph, threads: int, where: str) -> None:
-    """Refuses a graph of which this onnxruntime would compute something else."""
+def _complete(graph: Graph, threads: int, path: Path, name: str) -> None:
+    """Refuses a graph of which this onnxruntime would compute something else, and tells where this processor does in a few places."""
     if not quantised.present(graph.data):
         return
     if saturates():
-        _tell_of_saturation(where.rpartition(": graph ")[0])
+        _tell_of_saturation(path)
     if not BIAS_LEFT_OUT:
         return
     if wrong_ones := quantised.bias_left_out(read(graph.data), Machine.here(threads, region.prepacks())):
         raise BundleError(
-            f"{where}: onnxruntime {VERSION} would leave out the bias of {len(wrong_ones)} convolutions on bytes, of {wrong_ones[0]!r} first",
+            f"{path}: graph {name}: onnxruntime {VERSION} would leave out the bias of {len(wrong_ones)} convolutions on bytes, "
+            f"of {wrong_ones[0]!r} first",
             "install onnxruntime 1.31 or newer",
         )
 

@@ -39,8 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(systemd.unit(loaded.config, command, arguments.user, arguments.config, version), end="")
     own = systemd.secrets(loaded.config)
     if own and not systemd.hands_over(version):
-        text = f"note: systemd {version} hands no secrets over, as it does from {systemd.HANDS_OVER} on: the daemon's user must be able to read"
-        print(text, " and ".join(map(str, own.values())), file=sys.stderr)
+        names = " and ".join(map(str, own.values()))
+        print(f"note: {systemd.keeps_back(version)}: the daemon's user must be able to read {names}", file=sys.stderr)
     return 0
 
 

@@ -66,12 +66,11 @@ def compute_joined(graph: Graph) -> bool:
         alone = all(len(readers[name]) == 1 and name not in graph.outputs for name in node.inputs)
         if len(parts) < len(node.inputs) or not alone:
             return None
-        sides = [_side(graph, [pair[slot] for pair in _pairs(graph, makers, parts)], node, makers) for slot in (0, 1)]
-        if any(side is None for side in sides):
+        left, right = (_side(graph, names, node, makers) for names in zip(*_pairs(graph, makers, parts), strict=True))
+        if left is None or right is None:
             return None
-        nodes = [joining for side in sides if side is not None for joining in side[1]]
-        nodes.append(Node(parts[0].op, [side[0] for side in sides if side is not None], node.outputs, {}, node.module))
-        return [*(graph.stands_for(node, item) for item in nodes[:-1]), nodes[-1]]
+        whole = Node(parts[0].op, [left[0], right[0]], node.outputs, {}, node.module)
+        return [graph.stands_for(node, item) for item in (*left[1], *right[1], whole)]
 
     return graph.rewrite(computed)
 

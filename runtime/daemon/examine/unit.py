@@ -139,7 +139,7 @@ def _secrets(site: Site) -> Findings:
     if site.hands_over or not paths:
         return
     names = " ".join(map(str, paths))
-    text = f"systemd {site.version} hands no secrets over, as it does from {systemd.HANDS_OVER} on: the daemon's user reads {names} itself"
+    text = f"{systemd.keeps_back(site.version)}: the daemon's user reads {names} itself"
     if who is not None and any(who.may(path, os.R_OK) is False for path in paths):
         fix = f"sudo chown {who.login} {names}" if who.login else "print the unit with --user NAME, of whom the files are"
         yield Found(SUBJECT, "warning", f"{text}, and may not", fix)

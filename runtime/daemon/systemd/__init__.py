@@ -126,6 +126,11 @@ def _unit(serial: bool, camera: bool, network: bool | None) -> Iterator[str]:
         yield f"After={names}"
 
 
+def keeps_back(version: int | None) -> str:
+    """What to say of one that does not hand secrets over."""
+    return f"systemd {version} hands no secrets over, as it does from {HANDS_OVER} on"
+
+
 def hands_over(version: int | None) -> bool:
     """Whether a systemd of that version reads the secrets for the daemon; one of which it is not known counts as new."""
     return version is None or version >= HANDS_OVER
