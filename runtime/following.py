@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.phases import Limits
+from edgeadapt.runtime.pressure import Level
 
 WHOLLY = {"trust": 1.0, "late": 1.0}
 """Scalars of anchored statistics that are the stream's own wherever it is shifted."""
@@ -23,6 +24,7 @@ class Following:
         live: whether they are each window's own, whatever it is: they are not anchored.
         scalars: what the adapter is to predict with.
         renewed: windows since the beginning, or since a jump of the stream.
+        together: frames of the window that is served which are predicted in one pass.
         prompt: whether frames are normalised by statistics that are mostly of their own window.
     """
 
@@ -34,11 +36,14 @@ class Following:
         self.live = follows and "few" not in known
         self.scalars: dict[str, float] = {}
         self.renewed = 0
+        self.together = 1
         self.prompt = True
 
     def serves(self, frames: int, ahead: bool) -> None:
         """A window of so many frames is served now, which were answered before or not."""
-        self.prompt = not ahead and self.weight(frames) >= _MOSTLY
+        held = self._adapter.batches["predict"] if self._adapter.level < Level.PREDICT else ()
+        self.together = next((size for size in held if size <= frames), 1)
+        self.prompt = not ahead and self.weight(self.together) >= _MOSTLY
 
     def choose(self, mixed: bool, wholly: bool, enough: bool) -> None:
         """The scalars from now on.
@@ -110,11 +115,15 @@ class Following:
         return {"mix": max(usual, frames / (self._limits.before + frames * (since + 1)))}
 
     def weight(self, frames: int) -> float:
-        """Of a window's statistics otherwise."""
+        """Of the statistics of so many frames in one pass otherwise."""
         return self._adapter.hyper.chosen.get("mix", self._usual(frames)) if self._moves else 1.0
 
+    def share(self, frames: int) -> float:
+        """What statistics are of a window of so many frames by its end, where it is predicted as usual."""
+        return 1.0 - (1.0 - self.weight(self.together)) ** (frames // self.together)
+
     def stand_for(self, frames: int) -> int:
-        """Frames that statistics stand for, where they follow windows of so many: those of a moving average vary as the mean of so many does."""
+        """Frames that statistics stand for, where they follow passes of so many: those of a moving average vary as the mean of so many does."""
         mix = self.weight(frames)
         return round(frames * (2.0 - mix) / max(mix, 1e-3))
 

@@ -115,7 +115,7 @@ class Guard:
         natural: Floats | None = None
         look: Look | None = None
         if self._ways.live and not self._following:
-            means = looks.means(adapter, self._shift.names, self._source, x, whole and self._ways.may_mix)
+            means = looks.means(adapter, self._shift.names, self._source, x, self._ways.together if usable.all() and self._ways.may_mix else 0)
             logits = adapter.predict(x, update_statistics=False)
             changed = False
         else:
@@ -160,7 +160,7 @@ class Guard:
         spread = self._recent.add(predicted, predicted if natural is None else Predicted.of(natural))
         runs, known = self._recent.runs, self._recent.known
         mixed = self._recent.mixed or (self._learned.wholly and not known)
-        shift = self._score(means, len(x), mixed) if look is None else look.shift
+        shift = self._score(means, len(x), mixed, None if whole else self._ways.together) if look is None else look.shift
         scores = Scores(shift, spread, predicted.entropy - self._reference.entropy, runs)
         if self.phase is Phase.PROBATION and (look is None or not look.source):
             scores = self._compared(x, predicted, scores, whole)
@@ -189,9 +189,9 @@ class Guard:
         """Whether the model is normalised by the source's statistics now."""
         return not self._shift.names or (self._ways.live and not self._following)
 
-    def _score(self, means: Mapping[str, Floats], frames: int, mixed: bool) -> float:
-        """`Scores.shift` of means that follow windows of so many frames: those of a moving average vary as the mean of more does."""
-        stands = frames if self._stays else self._ways.stand_for(frames)
+    def _score(self, means: Mapping[str, Floats], frames: int, mixed: bool, together: int | None = None) -> float:
+        """`Scores.shift` of means that follow windows of so many frames, `together` of them in a pass; None: all."""
+        stands = frames if self._stays else self._ways.stand_for(together or frames)
         return self._shift(means, stands, 0.25 if mixed else 1.0)
 
     def _shifted(self, scores: Scores) -> bool:
@@ -226,7 +226,7 @@ class Guard:
         mix = self._ways.mixing(len(x), trial.looked) if whole else {}
         logits = adapter.predict(x, True, **self.scalars, **mix)
         trial.passed = adapter.tensors(self._source)
-        trial.foreign *= 1.0 - mix.get("mix", self._ways.weight(len(x)))
+        trial.foreign *= 1.0 - mix.get("mix", self._ways.share(len(x)))
         trial.looked = trial.looked + 1 if self._ways.renewed else 0  # the stream has jumped, and the other's begin anew as well
         return logits
 

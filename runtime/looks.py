@@ -13,7 +13,7 @@ from edgeadapt.runtime.state import Floats
 _LITTLE = 0.02  # of a window's statistics, where these are only looked at
 
 
-def means(adapter: Adapter, names: Collection[str], passing: Collection[str], x: Floats, possible: bool) -> dict[str, Floats]:
+def means(adapter: Adapter, names: Collection[str], passing: Collection[str], x: Floats, together: int) -> dict[str, Floats]:
     """Channel means of a window where layers are normalised as they are now: little of them is mixed in, and everything is put back.
 
     Args:
@@ -21,15 +21,17 @@ def means(adapter: Adapter, names: Collection[str], passing: Collection[str], x:
         names: of the tensors that are those means.
         passing: names of all tensors that a pass changes.
         x: the window.
-        possible: whether it can be looked at; else the means are as they stand.
+        together: frames in a pass. 0, or where passes would be of several sizes: it cannot be looked at, and the means are as they stand.
     """
     held = adapter.tensors(names)
-    if not possible:
+    if not together or len(x) % together:
         return held
+    passes = len(x) // together
+    mixed = 1.0 - (1.0 - _LITTLE / passes) ** passes
     with unchanged(adapter, passing):
-        adapter.predict(x, True, mix=_LITTLE)
+        adapter.predict(x, True, mix=_LITTLE / passes)
         after = adapter.tensors(names)
-    return {name: value + (after[name] - value) / np.float32(_LITTLE) for name, value in held.items()}
+    return {name: value + (after[name] - value) / np.float32(mixed) for name, value in held.items()}
 
 
 def natural(adapter: Adapter, source: Mapping[str, Floats], x: Floats) -> Floats:

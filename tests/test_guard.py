@@ -21,6 +21,7 @@ from edgeadapt.cli.main import main
 from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import InputError, UsageError
 from edgeadapt.exporters.export import export
+from edgeadapt.runtime import looks
 from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.guarded import guarding_bytes
 from edgeadapt.runtime.phases import Limits, Phase, Trial
@@ -89,6 +90,12 @@ def wrong(guard: Guard, windows: int, seed: int, change: Any = None, classes: tu
         logits, _ = guard(x if change is None else change(x))
         found.append(logits.argmax(1) != y)
     return float(np.mean(found))
+
+
+def without_room(adapter: Adapter) -> None:
+    """As with a budget that has room for steps, and for predicting one by one."""
+    del adapter._service._forms["predict"][WINDOW]
+    adapter._service.batches["predict"] = (1,)
 
 
 def phases(guard: Guard) -> list[str]:
@@ -886,6 +893,71 @@ def test_statistics_of_windows_before_are_not_followed_wholly(bundles: dict[str,
         assert adapter.stats["steps"] > 4
         assert guard._learned.wholly == wholly
         assert ("trust" in guard.scalars) == wholly
+
+
+@pytest.mark.parametrize(("name", "size"), [("live", WINDOW // 2), ("norm", WINDOW // 2), ("live", WINDOW)])
+def test_live_statistics_follow_windows_that_are_predicted_one_by_one(bundles: dict[str, Path], name: str, size: int) -> None:
+    """Of a size that nothing was exported for, or for which the budget has no room."""
+    with Adapter.open(bundles[name], prepared=False) as adapter:
+        without_room(adapter)
+        guard, clean = Guard(adapter, OFTEN), [images(size, 6000 + index) for index in range(12)]
+        for x, _ in clean:
+            guard(x)
+        assert guard.scores is not None
+        assert guard.scores.shift < guard.limits.shifted
+        frozen = np.mean([adapter.source(shifted(x)).argmax(1) != y for x, y in clean])
+        assert np.mean([guard(shifted(x))[0].argmax(1) != y for x, y in clean]) < frozen / 3
+
+
+def test_a_look_at_a_window_sees_the_same_means_however_it_is_predicted(bundles: dict[str, Path]) -> None:
+    x = shifted(images(WINDOW, 91)[0])
+    with Adapter.open(bundles["norm"], prepared=False) as adapter:
+        start = adapter.state
+        names = [name for name in start if name.endswith(".mean")]
+        whole, uneven = looks.means(adapter, names, start, x, WINDOW), looks.means(adapter, names, start, x, WINDOW - 1)
+        without_room(adapter)
+        singly = looks.means(adapter, names, start, x, 1)
+        assert all((adapter.state[name] == value).all() for name, value in start.items())
+    for name in names:
+        away = np.linalg.norm(whole[name] - start[name])
+        assert np.linalg.norm(singly[name] - whole[name]) < 0.05 * away
+        assert (uneven[name] == start[name]).all()
+
+
+@pytest.mark.parametrize("size", [WINDOW, WINDOW // 2])
+def test_windows_that_are_predicted_one_by_one_are_not_followed_wholly(bundles: dict[str, Path], size: int) -> None:
+    """Their frames are normalised by those before them, though a window's statistics, where it is predicted at once, are its own."""
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        without_room(adapter)
+        guard = Guard(adapter, Limits(trial=100))
+        for index in range(14):
+            guard(shifted(images(size, 7000 + index)[0]))
+        assert guard.phase is Phase.ADAPTING
+        assert (adapter.stats["steps"] > 4) == (size == WINDOW)  # steps are for whole windows
+        assert guard._learned.wholly is False
+        assert "trust" not in guard.scalars
+
+
+def test_chance_is_that_of_the_frames_that_statistics_follow(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Windows of few frames vary by chance, and a moving average of many of them does not."""
+    score, seen = Shift.__call__, list[int]()
+
+    def spied(self: Shift, means: dict[str, np.ndarray], frames: int, few: float = 1.0) -> float:
+        seen.append(frames)
+        return score(self, means, frames, few)
+
+    monkeypatch.setattr(Shift, "__call__", spied)
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        mix = {size: adapter.manifest.graphs[f"predict.b{size}"].defaults["mix"] for size in (1, WINDOW)}
+        guard, singly, together = Guard(adapter), round((2.0 - mix[1]) / mix[1]), round(WINDOW * (2.0 - mix[WINDOW]) / mix[WINDOW])
+        guard(images(WINDOW // 2, 8000)[0])
+        assert seen == [singly]
+        guard(images(WINDOW, 8001)[0])
+        assert set(seen[1:]) == {together}
+        assert singly != together
+        without_room(adapter)
+        guard(images(WINDOW, 8002)[0])
+        assert seen[-1] == singly
 
 
 def test_only_due_windows_get_steps(bundles: dict[str, Path]) -> None:
