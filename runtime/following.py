@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.phases import Limits
 from edgeadapt.runtime.pressure import Level
@@ -24,8 +26,8 @@ class Following:
         live: whether they are each window's own, whatever it is: they are not anchored.
         scalars: what the adapter is to predict with.
         renewed: windows since the beginning, or since a jump of the stream.
-        together: frames of the window that is served which are predicted in one pass.
-        prompt: whether frames are normalised by statistics that are mostly of their own window.
+        passes: frames of each pass in which the window that is served is predicted.
+        prompt: whether frames are normalised by statistics that are mostly of their own window, where memory is not short.
     """
 
     def __init__(self, adapter: Adapter, limits: Limits, follows: bool) -> None:
@@ -36,14 +38,21 @@ class Following:
         self.live = follows and "few" not in known
         self.scalars: dict[str, float] = {}
         self.renewed = 0
-        self.together = 1
+        self.passes: list[int] = []
         self.prompt = True
 
-    def serves(self, frames: int, ahead: bool) -> None:
-        """A window of so many frames is served now, which were answered before or not."""
-        held = self._adapter.batches["predict"] if self._adapter.level < Level.PREDICT else ()
-        self.together = next((size for size in held if size <= frames), 1)
-        self.prompt = not ahead and self.weight(self.together) >= _MOSTLY
+    def serves(self, frames: int, usable: int, ahead: bool) -> None:
+        """A window of so many frames is served now, some of which may be of no use, and which were answered before or not."""
+        self.passes = self._split(usable, self._adapter.level < Level.PREDICT)
+        self.prompt = not ahead and self.weight(max(self._split(frames, True), default=1)) >= _MOSTLY
+
+    def _split(self, frames: int, large: bool) -> list[int]:
+        """The passes in which so many are predicted, in those batches that are loaded or one by one."""
+        found = []
+        for size in (*(self._adapter.batches["predict"] if large else ()), 1):
+            count, frames = divmod(frames, size)
+            found += count * [size]
+        return found
 
     def choose(self, mixed: bool, wholly: bool, enough: bool) -> None:
         """The scalars from now on.
@@ -115,12 +124,13 @@ class Following:
         return {"mix": max(usual, frames / (self._limits.before + frames * (since + 1)))}
 
     def weight(self, frames: int) -> float:
-        """Of the statistics of so many frames in one pass otherwise."""
+        """Otherwise, of the statistics of a pass of so many."""
         return self._adapter.hyper.chosen.get("mix", self._usual(frames)) if self._moves else 1.0
 
-    def share(self, frames: int) -> float:
-        """What statistics are of a window of so many frames by its end, where it is predicted as usual."""
-        return 1.0 - (1.0 - self.weight(self.together)) ** (frames // self.together)
+    @property
+    def remains(self) -> float:
+        """The share of statistics before that is left when the window that is served was predicted, by the usual weights."""
+        return math.prod(1.0 - self.weight(size) for size in self.passes)
 
     def stand_for(self, frames: int) -> int:
         """Frames that statistics stand for, where they follow passes of so many: those of a moving average vary as the mean of so many does."""

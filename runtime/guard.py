@@ -109,13 +109,13 @@ class Guard:
     def _served(self, x: Floats, due: bool) -> tuple[Floats, bool]:
         adapter, before = self.adapter, self.adapter.stats
         usable = np.isfinite(x).all(tuple(range(1, x.ndim)))
-        self._ways.serves(len(x), self.ahead)
+        self._ways.serves(len(x), int(usable.sum()), self.ahead)
         step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._recent.varied
         whole = bool(usable.all()) and adapter.level == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
         natural: Floats | None = None
         look: Look | None = None
         if self._ways.live and not self._following:
-            means = looks.means(adapter, self._shift.names, self._source, x, self._ways.together if usable.all() and self._ways.may_mix else 0)
+            means = looks.means(adapter, self._shift.names, self._source, x, self._ways.passes if usable.all() and self._ways.may_mix else ())
             logits = adapter.predict(x, update_statistics=False)
             changed = False
         else:
@@ -160,7 +160,7 @@ class Guard:
         spread = self._recent.add(predicted, predicted if natural is None else Predicted.of(natural))
         runs, known = self._recent.runs, self._recent.known
         mixed = self._recent.mixed or (self._learned.wholly and not known)
-        shift = self._score(means, len(x), mixed, None if whole else self._ways.together) if look is None else look.shift
+        shift = self._score(means, len(x), mixed, None if whole else self._ways.passes[0]) if look is None else look.shift
         scores = Scores(shift, spread, predicted.entropy - self._reference.entropy, runs)
         if self.phase is Phase.PROBATION and (look is None or not look.source):
             scores = self._compared(x, predicted, scores, whole)
@@ -226,7 +226,7 @@ class Guard:
         mix = self._ways.mixing(len(x), trial.looked) if whole else {}
         logits = adapter.predict(x, True, **self.scalars, **mix)
         trial.passed = adapter.tensors(self._source)
-        trial.foreign *= 1.0 - mix.get("mix", self._ways.share(len(x)))
+        trial.foreign *= 1.0 - mix["mix"] if mix else self._ways.remains
         trial.looked = trial.looked + 1 if self._ways.renewed else 0  # the stream has jumped, and the other's begin anew as well
         return logits
 

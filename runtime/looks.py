@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from edgeadapt.runtime.state import Floats
 _LITTLE = 0.02  # of a window's statistics, where these are only looked at
 
 
-def means(adapter: Adapter, names: Collection[str], passing: Collection[str], x: Floats, together: int) -> dict[str, Floats]:
+def means(adapter: Adapter, names: Collection[str], passing: Collection[str], x: Floats, passes: Sequence[int]) -> dict[str, Floats]:
     """Channel means of a window where layers are normalised as they are now: little of them is mixed in, and everything is put back.
 
     Args:
@@ -21,17 +21,21 @@ def means(adapter: Adapter, names: Collection[str], passing: Collection[str], x:
         names: of the tensors that are those means.
         passing: names of all tensors that a pass changes.
         x: the window.
-        together: frames in a pass. 0, or where passes would be of several sizes: it cannot be looked at, and the means are as they stand.
+        passes: frames of each pass in which it is predicted; none: it cannot be looked at, and the means are as they stand.
+
+    So they are, too, where memory is short: passes may then be smaller than these.
     """
     held = adapter.tensors(names)
-    if not together or len(x) % together:
+    if not passes or adapter.level:
         return held
-    passes = len(x) // together
-    mixed = 1.0 - (1.0 - _LITTLE / passes) ** passes
+    begin, remains = 0, 1.0
     with unchanged(adapter, passing):
-        adapter.predict(x, True, mix=_LITTLE / passes)
+        for size in passes:
+            little = _LITTLE * size / len(x)
+            adapter.predict(x[begin : begin + size], True, mix=little)
+            begin, remains = begin + size, remains * (1.0 - little)
         after = adapter.tensors(names)
-    return {name: value + (after[name] - value) / np.float32(mixed) for name, value in held.items()}
+    return held if adapter.level else {name: value + (after[name] - value) / np.float32(1.0 - remains) for name, value in held.items()}
 
 
 def natural(adapter: Adapter, source: Mapping[str, Floats], x: Floats) -> Floats:

@@ -25,6 +25,7 @@ from edgeadapt.runtime import looks
 from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.guarded import guarding_bytes
 from edgeadapt.runtime.phases import Limits, Phase, Trial
+from edgeadapt.runtime.pressure import Level
 from edgeadapt.runtime.scores import Predicted, Shift, distance, runs_of
 from edgeadapt.runtime.stream import Stream
 from tests.toybundle import Toy
@@ -829,8 +830,9 @@ def test_a_step_that_was_interrupted_after_it_was_taken_is_not_proven(bundles: d
         assert guard._learned.away() == 0
 
 
-def test_an_empty_window_is_refused(bundles: dict[str, Path]) -> None:
-    with Adapter.open(bundles["tent"], prepared=False) as adapter, pytest.raises(InputError):
+@pytest.mark.parametrize("name", ["tent", "norm"])
+def test_an_empty_window_is_refused(bundles: dict[str, Path], name: str) -> None:
+    with Adapter.open(bundles[name], prepared=False) as adapter, pytest.raises(InputError):
         Guard(adapter)(np.zeros((0, *SHAPE), np.float32))
 
 
@@ -895,11 +897,12 @@ def test_statistics_of_windows_before_are_not_followed_wholly(bundles: dict[str,
         assert ("trust" in guard.scalars) == wholly
 
 
-@pytest.mark.parametrize(("name", "size"), [("live", WINDOW // 2), ("norm", WINDOW // 2), ("live", WINDOW)])
+@pytest.mark.parametrize(("name", "size"), [("live", WINDOW // 2), ("norm", WINDOW // 2), ("live", WINDOW), ("norm", WINDOW + 8)])
 def test_live_statistics_follow_windows_that_are_predicted_one_by_one(bundles: dict[str, Path], name: str, size: int) -> None:
-    """Of a size that nothing was exported for, or for which the budget has no room."""
+    """Of a size that nothing was exported for, or for which the budget has no room, whole or in part."""
     with Adapter.open(bundles[name], prepared=False) as adapter:
-        without_room(adapter)
+        if size <= WINDOW:
+            without_room(adapter)
         guard, clean = Guard(adapter, OFTEN), [images(size, 6000 + index) for index in range(12)]
         for x, _ in clean:
             guard(x)
@@ -909,19 +912,79 @@ def test_live_statistics_follow_windows_that_are_predicted_one_by_one(bundles: d
         assert np.mean([guard(shifted(x))[0].argmax(1) != y for x, y in clean]) < frozen / 3
 
 
-def test_a_look_at_a_window_sees_the_same_means_however_it_is_predicted(bundles: dict[str, Path]) -> None:
-    x = shifted(images(WINDOW, 91)[0])
+@pytest.mark.parametrize("more", [0, 8])
+def test_a_look_at_a_window_sees_the_same_means_however_it_is_predicted(bundles: dict[str, Path], more: int) -> None:
+    x = shifted(images(WINDOW + more, 91)[0])
     with Adapter.open(bundles["norm"], prepared=False) as adapter:
         start = adapter.state
         names = [name for name in start if name.endswith(".mean")]
-        whole, uneven = looks.means(adapter, names, start, x, WINDOW), looks.means(adapter, names, start, x, WINDOW - 1)
-        without_room(adapter)
-        singly = looks.means(adapter, names, start, x, 1)
+        found = [looks.means(adapter, names, start, x, passes) for passes in ([WINDOW, *more * [1]], len(x) * [1])]
         assert all((adapter.state[name] == value).all() for name, value in start.items())
+        assert all((value == start[name]).all() for name, value in looks.means(adapter, names, start, x, []).items())
     for name in names:
-        away = np.linalg.norm(whole[name] - start[name])
-        assert np.linalg.norm(singly[name] - whole[name]) < 0.05 * away
-        assert (uneven[name] == start[name]).all()
+        away = np.linalg.norm(found[0][name] - start[name])
+        assert np.linalg.norm(found[1][name] - found[0][name]) < 0.05 * away
+
+
+@pytest.mark.parametrize("level", [Level.PAUSED, Level.PREDICT])
+def test_means_are_as_they_stand_where_memory_is_short(bundles: dict[str, Path], level: Level) -> None:
+    """Before the look, or while it is taken: passes may then be of other sizes than was thought."""
+    x = shifted(images(WINDOW, 92)[0])
+    with Adapter.open(bundles["norm"], prepared=False, budget="2GiB") as adapter:
+        start = adapter.state
+        names = [name for name in start if name.endswith(".mean")]
+        predict = adapter.predict
+
+        def short(*given: Any, **hyper: Any) -> np.ndarray:
+            adapter._service._pressure.level = level  # type: ignore[union-attr]
+            return predict(*given, **hyper)
+
+        adapter.predict = short  # type: ignore[method-assign]
+        for _ in range(2):
+            found = looks.means(adapter, names, start, x, [WINDOW])
+            assert all((found[name] == start[name]).all() for name in names)
+
+
+def test_short_memory_does_not_put_aside_what_was_learned(bundles: dict[str, Path]) -> None:
+    """Frames are predicted one by one for a while, and then as before."""
+    with Adapter.open(bundles["tent"], prepared=False, budget="2GiB") as adapter:
+        guard = Guard(adapter, OFTEN)
+        while guard.phase is not Phase.COMMITTED:
+            wrong(guard, 1, 300 + guard.windows, shifted)
+        assert guard._learned.wholly
+        adapter._service._pressure.level = Level.PREDICT  # type: ignore[union-attr]
+        adapter._service._pressure.look = lambda missing: None  # type: ignore[union-attr,method-assign]
+        for index in range(6):
+            guard(shifted(images(WINDOW, 9000 + index)[0]))
+        assert guard._ways.passes == [1] * WINDOW
+        assert guard._learned.wholly
+        assert guard._learned.in_use
+
+
+@pytest.mark.parametrize("size", [WINDOW, WINDOW + 8])
+def test_what_is_left_of_statistics_before_is_by_the_passes_of_a_window(bundles: dict[str, Path], size: int) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        mix = {one: adapter.manifest.graphs[f"predict.b{one}"].defaults["mix"] for one in (1, WINDOW)}
+        guard, x = Guard(adapter, OFTEN), shifted(images(size, 93)[0])
+        guard(x)
+        assert guard._ways.remains == pytest.approx((1 - mix[WINDOW]) * (1 - mix[1]) ** (size - WINDOW))
+        without_room(adapter)
+        x[0, 0, 0, 0] = np.nan
+        guard(x)
+        assert guard._ways.remains == pytest.approx((1 - mix[1]) ** (size - 1))
+
+
+def test_a_probation_without_room_waits_until_little_is_left_of_statistics_before(bundles: dict[str, Path]) -> None:
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        without_room(adapter)
+        guard, left = Guard(adapter, Limits(trial=4, probation=8, calm=20)), []
+        mix = adapter.manifest.graphs["predict.b1"].defaults["mix"]
+        while guard.phase is not Phase.PROBATION:
+            wrong(guard, 1, 400 + guard.windows, shifted)
+        for index in range(3):
+            guard(shifted(images(WINDOW, 9100 + index)[0]))
+            left.append(guard._trial.foreign)
+        assert left == pytest.approx([(1 - mix) ** (WINDOW * count) for count in (1, 2, 3)])
 
 
 @pytest.mark.parametrize("size", [WINDOW, WINDOW // 2])
