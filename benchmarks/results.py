@@ -2,10 +2,10 @@
 
 Needs the data pack (EDGEADAPT_DATA). For each model some benches: the shipped default with a guard on every stream, several seeds; on those of all
 classes also without one; on longer streams where one frame in two hundred would be half a point; every other method on every stream; CoTTA on one;
-frames answered one by one; the default within a quarter of the memory of fine-tuning everything in PyTorch; for models that did not see them, the
-JPEG images as a shift that nobody made here. The page is written after every stream: what is on it, made with the same arguments, is not made again
-(`--again` makes it), and what was interrupted goes on where it was. So it may be made in several goes. Of one model the bundles are exported once,
-in `--output`.
+frames answered one by one; the default within a quarter of the memory of fine-tuning everything in PyTorch; of the other methods that fit there the
+best, with as many seeds, on streams of all classes; for models that did not see them, the JPEG images as a shift that nobody made here. The page is
+written after every stream: what is on it, made with the same arguments, is not made again (`--again` makes it), and what was interrupted goes on
+where it was. So it may be made in several goes. Of one model the bundles are exported once, in `--output`.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def benches(choices: argparse.Namespace, full: int, jpeg: Path | None) -> list[B
         Bench("kept", "default", KEPT, ("--guard", *seeds, *frames)),
         Bench("default", "default", NAMES, ("--guard", *frames)),
         Bench("single", "default", ("continual", "mixed", "sorted"), ("--guarded-only", "--single", *frames)),
-        Bench("quarter", "default", KEPT, ("--guarded-only", "--budget", str(full // 4), *frames)),
+        Bench("quarter", "default", KEPT, ("--guarded-only", "--budget", str(full // 4), *seeds, *frames)),
         Bench("methods", OTHERS, NAMES, frames),
         Bench("cotta", "cotta", ("continual",), few),
     ]
@@ -266,25 +266,36 @@ def _all(groups: Mapping[str, Any]) -> list[str]:
     return ["### All methods", "", *(_settings(groups[name]) for name in ("default",) if name in groups), "", *_table(rows), ""]
 
 
+def best_other(groups: Mapping[str, Any], stream: str) -> str | None:
+    """The best other method of a stream that fits into a quarter of fine-tuning's memory, by one seed; None where none was measured."""
+    cells = {row: cell for (row, where), cell in _cells(groups, "methods").items() if where == stream and _shown("methods", row)}
+    fit = [row for row in cells if groups.get("fits", {}).get(row, True)]
+    return min(fit, key=lambda row: float(cells[row]["error"]["value"]), default=None)
+
+
 def _best(groups: Mapping[str, Any]) -> list[str]:
     """The default beside the best of the others that fit into a quarter of fine-tuning's memory, on streams of all classes.
 
-    Judged is the default in that memory too, where that was measured.
+    By the same seeds, several where the other has them. Judged is the default in that memory too, where that was measured.
     """
-    errors = {name: {key: cell["error"] for key, cell in _cells(groups, name).items() if GUARDED in key[0]} for name in ("default", "quarter")}
-    free, held = ({stream: error for (_, stream), error in found.items()} for found in errors.values())
-    fits = groups.get("fits", {})
-    lines = ["| stream | default, guarded | within a quarter too | the best other method that fits a quarter of fine-tuning's memory | |"]
-    lines += ["|---|---:|---:|---:|---|"]
-    for stream, mine in ((stream, free[stream]) for stream in free if stream in KEPT):
-        cells = {row: cell for (row, where), cell in _cells(groups, "methods").items() if where == stream and _shown("methods", row)}
-        others = {row: cell["error"] for row, cell in cells.items() if fits.get(row, True)}
-        if others:
-            best = min(others, key=lambda row: float(others[row]["value"]))
-            judged = max(mine["value"], held.get(stream, mine)["value"])
-            verdict = "best, or within 0.3" if judged <= others[best]["value"] + 0.3 else "**not the best**"
-            lines.append(f"| {stream} | {text(mine)} | {text(held.get(stream))} | {text(others[best])} ({best}) | {verdict} |")
-    apart = [row for row, fit in fits.items() if not fit]
+    guarded = {
+        name: {stream: cell for (row, stream), cell in _cells(groups, name).items() if GUARDED in row} for name in ("default", "guarded", "quarter")
+    }
+    lines = ["| stream | seeds | default, guarded | within a quarter too | the best other method that fits a quarter of fine-tuning's memory | |"]
+    lines += ["|---|---:|---:|---:|---:|---|"]
+    for stream in KEPT:
+        best = best_other(groups, stream)
+        more = _cells(groups, "rivals").get((best or "", stream))
+        mine, other = guarded["guarded" if more else "default"].get(stream), more or _cells(groups, "methods").get((best or "", stream))
+        if mine is None or other is None:
+            continue
+        held = guarded["quarter"].get(stream)
+        held = held if held and held["seeds"] == mine["seeds"] else None
+        judged = max(cell["error"]["value"] for cell in (mine, held) if cell)
+        verdict = "best, or within 0.3" if judged <= other["error"]["value"] + 0.3 else "**not the best**"
+        errors = [text(cell["error"]) if cell else "–" for cell in (mine, held, other)]
+        lines.append(f"| {stream} | {len(mine['seeds'])} | {' | '.join(errors)} ({best}) | {verdict} |")
+    apart = [row for row, fit in groups.get("fits", {}).items() if not fit]
     return [*lines, "", *([f"Do not fit: {', '.join(apart)}.", ""] if apart else [])] if len(lines) > 2 else []
 
 
@@ -349,14 +360,25 @@ def _model(choices: argparse.Namespace, model: str, written: Page) -> None:
         full = full_step.measured(model, choices.batch)
         written.put(model, "full", full)
     for bench in benches(choices, full["bytes"], jpeg):
-        asked = [bench.methods, *(Path(one).name for one in bench.arguments)]
-        for stream in bench.streams if not choices.only or bench.name in choices.only else ():
-            if choices.streams and stream not in choices.streams:
-                continue
-            if choices.again or not written.has(model, bench, stream, asked):
-                written.put(model, bench.name, {"arguments": asked, **run(choices, model, bench, stream, scored, source)}, stream)
-                if bench.name == "methods":
-                    written.put(model, "fits", fitting(Path(choices.output) / model / "bundles", choices.batch, full["bytes"] // 4))
+        for stream in bench.streams:
+            if _made(choices, model, bench, stream, written, scored, source) and bench.name == "methods":
+                written.put(model, "fits", fitting(Path(choices.output) / model / "bundles", choices.batch, full["bytes"] // 4))
+    for stream in KEPT:
+        best = best_other(written.known()[model], stream)
+        if best is not None:
+            arguments = ("--seeds", str(choices.seeds), "--frames", str(max(64, choices.frames)))
+            _made(choices, model, Bench("rivals", best, (stream,), arguments), stream, written, scored, source)
+
+
+def _made(choices: argparse.Namespace, model: str, bench: Bench, stream: str, written: Page, scored: Path, source: Path) -> bool:
+    """Runs one stream of a bench where it is asked for and not on the page; whether it was run."""
+    if (choices.only and bench.name not in choices.only) or (choices.streams and stream not in choices.streams):
+        return False
+    asked = [bench.methods, *(Path(one).name for one in bench.arguments)]
+    if not choices.again and written.has(model, bench, stream, asked):
+        return False
+    written.put(model, bench.name, {"arguments": asked, **run(choices, model, bench, stream, scored, source)}, stream)
+    return True
 
 
 if __name__ == "__main__":
