@@ -24,10 +24,11 @@ from edgeadapt.runtime import checkpoint, looks
 from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.calm import Calm, Look
 from edgeadapt.runtime.checkpoint import Snapshot
+from edgeadapt.runtime.comparing import Comparing
 from edgeadapt.runtime.following import Following
 from edgeadapt.runtime.guarded import check_guarded, written
 from edgeadapt.runtime.hand import by_hand
-from edgeadapt.runtime.learned import Learned, unchanged
+from edgeadapt.runtime.learned import Learned
 from edgeadapt.runtime.phases import PUT_BACK, Limits, Phase, Trial, Verdict
 from edgeadapt.runtime.recent import Recent
 from edgeadapt.runtime.scores import Predicted, Scores, Shift
@@ -36,8 +37,6 @@ from edgeadapt.runtime.state import Floats
 LOG = logging.getLogger("edgeadapt")
 
 _REMEMBERED = 1000
-_FOREIGN = 0.25  # of the statistics of a model that learned nothing may come from one that did, where both are compared
-_PATIENCE = 48  # windows after which they are compared all the same
 
 
 class Guard:
@@ -86,7 +85,7 @@ class Guard:
         self._since, self._steps, self._idle, self._calm, self._failures, self._quiet, self._partly = 0, 0, 0, 0, 0, 0, 0
         self._recent = Recent(manifest.reference, manifest.task.classes, self.limits)
         self._as_source = Calm(adapter, self.limits, self._source, self._learned, self._recent, self._score)
-        self._trial = Trial()
+        self._comparing = Comparing(adapter, self._learned, self._source, self._ways)
 
     @property
     def scalars(self) -> dict[str, float]:
@@ -125,7 +124,7 @@ class Guard:
             self._as_source.now &= not step
             try:
                 if look is not None and look.source:
-                    logits, self._trial = self._as_source.answer(look), Trial()
+                    logits, self._comparing.trial = self._as_source.answer(look), Trial()
                 else:
                     logits = adapter.adapt(x, **given, **rate) if step else self._as_source.predict(x, given, whole, not self.ahead)
             finally:
@@ -163,7 +162,7 @@ class Guard:
         shift = self._score(means, len(x), mixed, None if whole else self._ways.passes[0]) if look is None else look.shift
         scores = Scores(shift, spread, predicted.entropy - self._reference.entropy, runs)
         if self.phase is Phase.PROBATION and (look is None or not look.source):
-            scores = self._compared(x, predicted, scores, whole)
+            scores = self._comparing.scored(x, predicted, scores, whole, self._stays, self.scalars)
         self.scores, shifted = scores, self._shifted(scores) if look is None else not look.source
         self._since += 1
         self._quiet = 0 if shifted or math.isnan(scores.shift) else self._quiet + 1  # what was learned makes surer, whatever the stream is
@@ -199,37 +198,6 @@ class Guard:
             return scores.entropy >= self.limits.unsure
         return scores.shift >= self.limits.shifted
 
-    def _compared(self, x: Floats, predicted: Predicted, scores: Scores, whole: bool) -> Scores:
-        """With what the model would predict on the same frames, had it learned nothing."""
-        moved = self._learned.away()
-        with unchanged(self.adapter, [*self._learned.names, *self._source]):
-            self._learned.begin()
-            first = Predicted.of(self._unlearned(x, whole))
-        if self._trial.foreign <= _FOREIGN or self._trial.looked >= _PATIENCE:
-            self._trial.add(predicted, first)
-        return replace(scores, moved=moved, agreement=predicted.agreement(first), kept=predicted.spread / first.spread)
-
-    def _unlearned(self, x: Floats, whole: bool) -> Floats:
-        """Logits of what the model started as, by statistics that follow the windows of a probation by themselves.
-
-        What steps have changed shapes the inputs of later layers, whose statistics are then no more those of a model without these steps.
-        """
-        adapter, trial = self.adapter, self._trial
-        if self._stays:
-            trial.passed, trial.looked, trial.foreign = None, 0, 0.0
-            return adapter.predict(x, update_statistics=False, **self.scalars)
-        if trial.passed is None:
-            trial.foreign = 1.0
-        else:
-            adapter.put(trial.passed)
-            trial.passed = None  # before there is another
-        mix = self._ways.mixing(len(x), trial.looked) if whole else {}
-        logits = adapter.predict(x, True, **self.scalars, **mix)
-        trial.passed = adapter.tensors(self._source)
-        trial.foreign *= 1.0 - mix["mix"] if mix else self._ways.remains
-        trial.looked = trial.looked + 1 if self._ways.renewed else 0  # the stream has jumped, and the other's begin anew as well
-        return logits
-
     def _next(self, scores: Scores) -> None:
         """On to the next state, where it is time."""
         limits, phase = self.limits, self.phase
@@ -237,7 +205,8 @@ class Guard:
             if self._since >= limits.warm_up:
                 self._go(Phase.OBSERVING, f"after {limits.warm_up} windows", scores)
         elif phase is Phase.PROBATION and self._quiet < limits.back:
-            if self._trial.windows >= limits.probation and self._trial.frames >= self._reference.window:
+            trial = self._comparing.trial
+            if trial.windows >= limits.probation and trial.frames >= self._reference.window:
                 self._try(scores)
         elif self._learned.in_use and (why := self._of_no_use(scores)):
             self._put_aside(f"{why}; what was learned is put aside", scores)
@@ -286,7 +255,7 @@ class Guard:
 
     def _try(self, scores: Scores) -> None:
         """The end of a probation, or more of it where its windows show too little."""
-        limits, trial = self.limits, self._trial
+        limits, trial = self.limits, self._comparing.trial
         found = replace(scores, agreement=trial.agreed / trial.frames, kept=trial.kept)
         if found.agreement < limits.agreement:
             self.roll_back(f"it agrees with what it started as on {100 * found.agreement:.0f} % of frames", found)
@@ -313,7 +282,7 @@ class Guard:
         self.changed = self.changed if phase is self.phase else time.monotonic()
         self.phase, self._since = phase, 0
         if phase is not Phase.PROBATION:
-            self._trial = Trial()
+            self._comparing.trial = Trial()
         self.verdicts.append(verdict)
         LOG.info("guard: %s", verdict)
         if self._tell is not None:

@@ -983,7 +983,7 @@ def test_a_probation_without_room_waits_until_little_is_left_of_statistics_befor
             wrong(guard, 1, 400 + guard.windows, shifted)
         for index in range(3):
             guard(shifted(images(WINDOW, 9100 + index)[0]))
-            left.append(guard._trial.foreign)
+            left.append(guard._comparing.trial.foreign)
         assert left == pytest.approx([(1 - mix) ** (WINDOW * count) for count in (1, 2, 3)])
 
 
