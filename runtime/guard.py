@@ -81,7 +81,7 @@ class Guard:
         self._learned = Learned(adapter, [spec.name for spec in manifest.state if spec.name in stepping - passing])
         self._trains = bool(manifest.planned("adapt"))
         self._ways = Following(adapter, self.limits, follows)
-        self._following, self._apart = False, ""
+        self._following, self._apart, self._stale = False, "", False
         self._since, self._steps, self._idle, self._calm, self._failures, self._quiet, self._partly = 0, 0, 0, 0, 0, 0, 0
         self._recent = Recent(manifest.reference, manifest.task.classes, self.limits)
         self._as_source = Calm(adapter, self.limits, self._source, self._learned, self._recent, self._score)
@@ -113,18 +113,20 @@ class Guard:
         whole = bool(usable.all()) and adapter.level == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
         natural: Floats | None = None
         look: Look | None = None
+        mix: dict[str, float] = {}
+        self._stale = False
         if self._ways.live and not self._following:
             means = looks.means(adapter, self._shift.names, self._source, x, self._ways.passes if usable.all() and self._ways.may_mix else ())
             logits = adapter.predict(x, update_statistics=False)
             changed = False
         else:
-            held, mix = adapter.tensors(self._shift.names), self._ways.mixing(len(x)) if whole else {}
+            held, mix = adapter.tensors(self._shift.names), self._ways.mixing(len(x)) if whole else mix
             given, rate = {**self._ways.scalars, **mix}, self._ways.rate(len(x)) if whole else {}
             look = self._as_source.look(x, given, self._trains) if whole and self._ways.prompt else None
             self._as_source.now &= not step
             try:
                 if look is not None and look.source:
-                    logits, self._comparing.trial = self._as_source.answer(look), Trial()
+                    logits, self._comparing.trial, self._stale = self._as_source.answer(look), Trial(), True
                 else:
                     logits = adapter.adapt(x, **given, **rate) if step else self._as_source.predict(x, given, whole, not self.ahead)
             finally:
@@ -140,6 +142,10 @@ class Guard:
         self._idle = 0 if adapter.stats["steps"] > before["steps"] else self._idle + 1
         if usable.any():
             self._judge(x, logits, means, natural, look, int(usable.sum()), whole)
+        if look is not None and look.source and not self._learned.in_use:
+            self._stale = False  # the model that answered is the one that there is now
+        if self._stale and not (self._ways.live and not self._following):
+            adapter.predict(x, True, **self.scalars, **mix)  # frames that are answered between two windows are so by statistics as they stand
         return logits, changed
 
     def _stepped(self, steps: int) -> None:
@@ -233,6 +239,7 @@ class Guard:
             self._go(Phase.ADAPTING, reason, scores)
             return
         self._learned.take_up()
+        self._stale = True
         self._go(Phase.PROBATION, f"{reason}; what was learned before is taken up", scores)
 
     def _of_no_use(self, scores: Scores) -> str:
@@ -298,7 +305,7 @@ class Guard:
     def _unlearn(self) -> None:
         """The last good, or what the model started as, is put back."""
         self._learned.put_back()
-        self._steps = 0
+        self._steps, self._stale = 0, True
         self._ways.belong(self._learned.wholly)
 
     def _put_aside(self, reason: str, scores: Scores) -> None:
@@ -331,6 +338,7 @@ class Guard:
         self._unlearn()
         self._forget()
         self.adapter.put(self._source)
+        self._stale = False
         self._calm = self.limits.calm * 2 ** min(self._failures - 1, 4)
         self._go(Phase.PAUSED if self.phase is Phase.PAUSED else Phase.ROLLED_BACK, f"{reason}; {put}", scores)
 

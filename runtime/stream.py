@@ -99,7 +99,8 @@ class Stream:
             frame is taken. What is in a window that never fills is not adapted on.
         every: take a step on the first of every so many windows. Of the others predictions are made anew, and what predictions change follows: live
             statistics do, a memory that steps fill, as RoTTA's, does not.
-        guard: decides for each window what of adaptation it gets, within what the other arguments allow; of the same adapter.
+        guard: decides for each window what of adaptation it gets, within what the other arguments allow; of the same adapter. What is left at the
+            end is answered as a window without a step, filled up with frames that came before.
         alike: with `single`, a frame that differs from the last one in the window by no more than this joins no window: the mean absolute difference
             of what the model is given. 0 leaves out exact repetitions; None none.
         cap: with `single`, the most milliseconds that an answer may take. Windows are then adapted on beside the answers, which go on by the state
@@ -319,9 +320,14 @@ class Stream:
             return x, False
         if not self._adapt:
             return self._adapter.predict(x, update_statistics=False), False
-        if good < self.window:
-            return self._adapter.predict(x, update_statistics=self._guard is None, **self._scalars()), False
-        return self._step(x)
+        if good == self.window:
+            return self._step(x)
+        if self._guard is None:
+            return self._adapter.predict(x), False
+        if self.windows and self.window in self._adapter.batches["predict"]:
+            x = self._buffer  # the rest of it are frames of before
+        logits, changed = self._guard(x, False)
+        return logits[:good], changed
 
 
 @dataclass(frozen=True)

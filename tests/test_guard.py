@@ -583,10 +583,14 @@ def test_clean_frames_after_a_shift_are_answered_as_the_source_at_once(bundles: 
         for index, x in enumerate(clean):
             assert guard._learned.good is not None
             plain.reset()
+            mix = guard._ways.mixing(len(x))
             assert np.array_equal(guard(x)[0], plain.predict(x, few=0.0, own=half))
-            assert all((adapter.state[name] == plain.state[name]).all() for name in guard._source), "statistics are those of the source's model"
             if index < 2:
                 assert all((value == learned[name]).all() for name, value in adapter.tensors(guard._learned.names).items())
+                plain.put(learned)
+                plain.predict(x, **guard.scalars, **mix)
+            model = "what was learned" if index < 2 else "the source's model"
+            assert all((adapter.state[name] == plain.state[name]).all() for name in guard._source), f"statistics are those of {model}"
         assert adapter.stats["steps"] == steps
         assert guard.phase is Phase.OBSERVING
         assert guard._learned.good is None
@@ -880,8 +884,61 @@ def test_a_stream_with_a_guard_answers_every_frame(bundles: dict[str, Path], sin
         guard = Guard(adapter, OFTEN)
         served = [one for window in Stream(adapter, single=single, guard=guard).run(Frame(i, f) for i, f in enumerate(shifted(x))) for one in window]
         assert [one.index for one in served] == list(range(len(x)))
-        assert guard.windows == 10
+        assert guard.windows == (10 if single else 11)
         assert np.mean([one.logits.argmax() != label for one, label in zip(served, y)]) < 0.3  # type: ignore[union-attr]
+
+
+def test_what_is_left_at_the_end_is_answered_with_the_frames_before(bundles: dict[str, Path]) -> None:
+    """By the statistics of a whole window, and without a step."""
+    x, size = shifted(images(8 * WINDOW + 5, 34)[0]), 8 * WINDOW
+    with Adapter.open(bundles["tent"], prepared=False) as adapter, Adapter.open(bundles["tent"], prepared=False) as other:
+        served = list(Stream(adapter, guard=Guard(adapter)).run(Frame(i, frame) for i, frame in enumerate(x)))
+        guard = Guard(other)
+        for begin in range(0, size, WINDOW):
+            guard(x[begin : begin + WINDOW])
+        steps = other.stats["steps"]
+        assert guard.phase is Phase.ADAPTING
+        last = guard(np.concatenate([x[size:], x[size - WINDOW + 5 : size]]), False)[0][:5]
+        assert [len(window) for window in served] == [WINDOW] * 8 + [5]
+        assert np.array_equal([one.logits for one in served[-1]], last)
+        assert adapter.stats["steps"] == steps > 0
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_a_stream_that_ends_before_a_window_is_full_is_answered_frame_by_frame(bundles: dict[str, Path], room: bool) -> None:
+    """So are frames that are left at the end where there is no room to predict a window."""
+    x = images(WINDOW + 5, 35)[0][WINDOW if room else 0 :]
+    with Adapter.open(bundles["tent"], prepared=False) as adapter, Adapter.open(bundles["tent"], prepared=False) as other:
+        for one in () if room else (adapter, other):
+            without_room(one)
+        guard = Guard(other)
+        expected = np.concatenate([guard(part)[0] for part in np.split(x, [0 if room else WINDOW]) if len(part)])
+        served = [one.logits for window in Stream(adapter, guard=Guard(adapter)).run(Frame(i, f) for i, f in enumerate(x)) for one in window]
+        assert np.array_equal(served, expected)
+
+
+@pytest.mark.parametrize("how", ["put aside", "taken up"])
+def test_statistics_that_stand_after_a_window_are_those_of_the_model_that_there_is(bundles: dict[str, Path], how: str) -> None:
+    """Frames that are answered between two windows are normalised by them: what a window put in place has followed it as well."""
+    with Adapter.open(bundles["tent"], prepared=False) as adapter, Adapter.open(bundles["tent"], prepared=False) as plain:
+        adapter.hyper["mix"] = plain.hyper["mix"] = 1.0
+        guard = committed(adapter)
+        learned = adapter.tensors(guard._learned.names)
+        if how == "taken up":
+            while guard.phase is not Phase.OBSERVING:
+                wrong(guard, 1, 360 + guard.windows)
+        for index in range(40):
+            x, y = images(WINDOW, 4000 + index)
+            x = shifted(x if how == "taken up" else x[np.argsort(y, kind="stable")])
+            guard(x)
+            if guard._learned.taken_up if how == "taken up" else guard.phase is Phase.OBSERVING:
+                break
+        assert ("taken up" if how == "taken up" else "put aside") in guard.verdicts[-1].reason
+        if how == "taken up":
+            plain.put(learned)
+        plain.predict(x, **guard.scalars)
+        assert [name for name, value in adapter.state.items() if name in guard._source and (value != plain.state[name]).any()] == []
+        assert (guard._learned.away() > 0) == (how == "taken up")
 
 
 @pytest.mark.parametrize(("single", "mix", "wholly"), [(False, 0.5, True), (True, 0.5, False), (False, 0.2, False)])
