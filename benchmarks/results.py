@@ -59,7 +59,7 @@ class Bench:
 
 def benches(choices: argparse.Namespace, full: int, jpeg: Path | None) -> list[Bench]:
     """Those of a model that fine-tuning takes so many bytes of."""
-    frames, few = (("--frames", str(max(64, choices.frames // share))) for share in (1, 4))
+    frames, few = (_frames(choices, share) for share in (1, 4))
     seeds = ("--seeds", str(choices.seeds))
     found = [
         Bench("guarded", "default", [name for name in NAMES if name not in LONGER], ("--guarded-only", *seeds, *frames)),
@@ -74,6 +74,11 @@ def benches(choices: argparse.Namespace, full: int, jpeg: Path | None) -> list[B
     if jpeg is not None:
         found.append(Bench("jpeg", f"default,{OTHERS}", ("own",), ("--own", str(jpeg), "--guard")))
     return found
+
+
+def _frames(choices: argparse.Namespace, share: int = 1) -> tuple[str, str]:
+    """Arguments for that share of the usual frames, and a window at least."""
+    return "--frames", str(max(64, choices.frames // share))
 
 
 def prepared(choices: argparse.Namespace, model: str) -> tuple[Path, Path, Path | None]:
@@ -366,7 +371,7 @@ def _model(choices: argparse.Namespace, model: str, written: Page) -> None:
     for stream in KEPT:
         best = best_other(written.known()[model], stream)
         if best is not None:
-            arguments = ("--seeds", str(choices.seeds), "--frames", str(max(64, choices.frames)))
+            arguments = ("--seeds", str(choices.seeds), *_frames(choices))
             _made(choices, model, Bench("rivals", best, (stream,), arguments), stream, written, scored, source)
 
 
