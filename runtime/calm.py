@@ -121,7 +121,7 @@ class Calm:
         return Look(logits, statistics, shift, source)
 
     def answer(self, look: Look) -> Floats:
-        """Its logits. What was learned stays, and the state has the statistics that the look ended with: those of the model as it started."""
+        """Its logits; the state goes on from the statistics that it ended with, and what was learned stays."""
         self._adapter.put(look.statistics)
         self.now = True
         return look.logits

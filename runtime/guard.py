@@ -113,20 +113,19 @@ class Guard:
         whole = bool(usable.all()) and adapter.level == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
         natural: Floats | None = None
         look: Look | None = None
-        mix: dict[str, float] = {}
         self._stale = False
         if self._ways.live and not self._following:
             means = looks.means(adapter, self._shift.names, self._source, x, self._ways.passes if usable.all() and self._ways.may_mix else ())
             logits = adapter.predict(x, update_statistics=False)
             changed = False
         else:
-            held, mix = adapter.tensors(self._shift.names), self._ways.mixing(len(x)) if whole else mix
+            held, mix = adapter.tensors(self._shift.names), self._ways.mixing(len(x)) if whole else {}
             given, rate = {**self._ways.scalars, **mix}, self._ways.rate(len(x)) if whole else {}
             look = self._as_source.look(x, given, self._trains) if whole and self._ways.prompt else None
             self._as_source.now &= not step
             try:
                 if look is not None and look.source:
-                    logits, self._comparing.trial, self._stale = self._as_source.answer(look), Trial(), True
+                    logits, self._comparing.trial = self._as_source.answer(look), Trial()
                 else:
                     logits = adapter.adapt(x, **given, **rate) if step else self._as_source.predict(x, given, whole, not self.ahead)
             finally:
@@ -142,11 +141,16 @@ class Guard:
         self._idle = 0 if adapter.stats["steps"] > before["steps"] else self._idle + 1
         if usable.any():
             self._judge(x, logits, means, natural, look, int(usable.sum()), whole)
-        if look is not None and look.source and not self._learned.in_use:
-            self._stale = False  # the model that answered is the one that there is now
-        if self._stale and not (self._ways.live and not self._following):
-            adapter.predict(x, True, **self.scalars, **mix)  # frames that are answered between two windows are so by statistics as they stand
+        if self._stale and not (look and look.source):  # the model that answered there is the one that is put in place
+            self._follow(x, bool(usable.all()))
         return logits, changed
+
+    def _follow(self, x: Floats, usable: bool) -> None:
+        """Statistics follow a window by the model that was put in place after it: frames that are answered before the next are so by them."""
+        if not self._source or (self._ways.live and not self._following):
+            return
+        together = usable and self.adapter.level == 0 and len(x) in self.adapter.batches["predict"]
+        self.adapter.predict(x, True, **self.scalars, **(self._ways.mixing(len(x), 0) if together else {}))
 
     def _stepped(self, steps: int) -> None:
         if steps:
@@ -280,6 +284,7 @@ class Guard:
             note = ""
             if found.moved > limits.box:
                 self._learned.draw_back(limits.box / found.moved)
+                self._stale = True
                 note = f"; its parameters were drawn back to {limits.box:g} of their norm from where they started"
             self._keep()
             self._go(Phase.COMMITTED, f"it predicts as it should on {trial.windows} windows{note}", found)
@@ -338,7 +343,7 @@ class Guard:
         self._unlearn()
         self._forget()
         self.adapter.put(self._source)
-        self._stale = False
+        self._stale = self._learned.good is not None
         self._calm = self.limits.calm * 2 ** min(self._failures - 1, 4)
         self._go(Phase.PAUSED if self.phase is Phase.PAUSED else Phase.ROLLED_BACK, f"{reason}; {put}", scores)
 

@@ -324,7 +324,7 @@ class Stream:
             return self._step(x)
         if self._guard is None:
             return self._adapter.predict(x), False
-        if self.windows and self.window in self._adapter.batches["predict"]:
+        if self.windows and self._adapter.level == 0 and self.window in self._adapter.batches["predict"]:
             x = self._buffer  # the rest of it are frames of before
         logits, changed = self._guard(x, False)
         return logits[:good], changed

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import subprocess
 import sys
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -583,14 +585,10 @@ def test_clean_frames_after_a_shift_are_answered_as_the_source_at_once(bundles: 
         for index, x in enumerate(clean):
             assert guard._learned.good is not None
             plain.reset()
-            mix = guard._ways.mixing(len(x))
             assert np.array_equal(guard(x)[0], plain.predict(x, few=0.0, own=half))
+            assert all((adapter.state[name] == plain.state[name]).all() for name in guard._source), "statistics are those of the source's model"
             if index < 2:
                 assert all((value == learned[name]).all() for name, value in adapter.tensors(guard._learned.names).items())
-                plain.put(learned)
-                plain.predict(x, **guard.scalars, **mix)
-            model = "what was learned" if index < 2 else "the source's model"
-            assert all((adapter.state[name] == plain.state[name]).all() for name in guard._source), f"statistics are those of {model}"
         assert adapter.stats["steps"] == steps
         assert guard.phase is Phase.OBSERVING
         assert guard._learned.good is None
@@ -915,30 +913,49 @@ def test_a_stream_that_ends_before_a_window_is_full_is_answered_frame_by_frame(b
         expected = np.concatenate([guard(part)[0] for part in np.split(x, [0 if room else WINDOW]) if len(part)])
         served = [one.logits for window in Stream(adapter, guard=Guard(adapter)).run(Frame(i, f) for i, f in enumerate(x)) for one in window]
         assert np.array_equal(served, expected)
+        assert adapter.stats["frames"] == len(x), "no other frames are predicted with them"
 
 
-@pytest.mark.parametrize("how", ["put aside", "taken up"])
+@pytest.mark.parametrize("how", ["put aside", "taken up", "rolled back", "drawn back"])
 def test_statistics_that_stand_after_a_window_are_those_of_the_model_that_there_is(bundles: dict[str, Path], how: str) -> None:
-    """Frames that are answered between two windows are normalised by them: what a window put in place has followed it as well."""
+    """Frames that are answered between two windows are normalised by them: the model that is put in place after a window has seen it as well."""
+    changed: dict[str, Any] = {"rolled back": {"agreement": 1.1}, "drawn back": {"box": 1e-4}}
     with Adapter.open(bundles["tent"], prepared=False) as adapter, Adapter.open(bundles["tent"], prepared=False) as plain:
         adapter.hyper["mix"] = plain.hyper["mix"] = 1.0
         guard = committed(adapter)
-        learned = adapter.tensors(guard._learned.names)
-        if how == "taken up":
-            while guard.phase is not Phase.OBSERVING:
-                wrong(guard, 1, 360 + guard.windows)
-        for index in range(40):
-            x, y = images(WINDOW, 4000 + index)
-            x = shifted(x if how == "taken up" else x[np.argsort(y, kind="stable")])
+        while how == "taken up" and guard.phase is not Phase.OBSERVING:
+            wrong(guard, 1, 360 + guard.windows)
+        guard.limits = replace(OFTEN, **changed.get(how, {}))
+        while not re.search(how, f"{guard.verdicts[-1].reason} {guard.phase.value}"):
+            x, y = images(WINDOW, 4000 + guard.windows)
+            x = shifted(x[np.argsort(y, kind="stable")] if how == "put aside" else x)
             guard(x)
-            if guard._learned.taken_up if how == "taken up" else guard.phase is Phase.OBSERVING:
-                break
-        assert ("taken up" if how == "taken up" else "put aside") in guard.verdicts[-1].reason
-        if how == "taken up":
-            plain.put(learned)
+            assert guard.windows < 60
+        assert guard.verdicts[-1].window == guard.windows
+        assert (guard._learned.away() > 0) == (how != "put aside")
+        plain.put(adapter.tensors(guard._learned.names))
         plain.predict(x, **guard.scalars)
         assert [name for name, value in adapter.state.items() if name in guard._source and (value != plain.state[name]).any()] == []
-        assert (guard._learned.away() > 0) == (how == "taken up")
+
+
+def test_what_is_put_in_place_is_followed_frame_by_frame_where_there_is_no_room(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the weights of single frames: that of a window would make statistics those of its last frame or two."""
+    asked: list[dict[str, float]] = []
+    with Adapter.open(bundles["tent"], prepared=False) as adapter:
+        without_room(adapter)
+        guard = Guard(adapter, Limits(trial=100))
+        guard.ahead = True
+        while adapter.stats["steps"] < 4:
+            wrong(guard, 1, 600 + guard.windows, shifted)
+            assert guard.windows < 60
+        predict = adapter.predict
+        monkeypatch.setattr(adapter, "predict", lambda x, *given, **scalars: asked.append(scalars) or predict(x, *given, **scalars))
+        while "put aside" not in guard.verdicts[-1].reason:
+            asked.clear()
+            wrong(guard, 1, 700 + guard.windows)
+            assert guard.windows < 90
+    assert asked != []
+    assert all("mix" not in scalars for scalars in asked)
 
 
 @pytest.mark.parametrize(("single", "mix", "wholly"), [(False, 0.5, True), (True, 0.5, False), (False, 0.2, False)])
