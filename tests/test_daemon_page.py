@@ -154,11 +154,11 @@ def test_what_comes_over_a_line_is_on_the_page_as_it_comes(driver: Any, bundle: 
             seen["pixels"].add(driver.execute_script(pixels))
             return len(seen["guess"] & NAMES) >= 2 and all(len(found) >= 3 for name, found in seen.items() if name not in ("guess", "events"))
 
+        until(driver, lambda _: "start 1 in a row" in text(driver, "events"))  # before twenty others have come
         until(driver, enough)
         assert driver.execute_script("const c = document.getElementById('frame'); return [c.width, c.height]") == [SIDE, SIDE]
         until(driver, lambda _: all(text(driver, name).startswith("class ") for name in ("with-guess", "without-guess")))
         until(driver, lambda _: " frames" in text(driver, "agreement"))
-        until(driver, lambda _: "start 1 in a row" in text(driver, "events"))
         until(driver, lambda _: float(text(driver, "rate")) > 1)
         legend = text(driver, "legend")
         assert "the graphs themselves" in legend, "the ledger"
