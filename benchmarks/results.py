@@ -87,13 +87,16 @@ def prepared(choices: argparse.Namespace, model: str) -> tuple[Path, Path, Path 
     folder.mkdir(parents=True, exist_ok=True)
     x, y = pack.images(network.scored)
     scored = _saved(folder / f"{network.scored}-{choices.images}.npz", x[: choices.images], y[: choices.images])
-    x, y = pack.images("cifar_train20k")
-    order = np.random.default_rng(0).permutation(len(x))[: choices.source]
-    source = _saved(folder / f"source-{choices.source}.npz", x[order], y[order])
+    source = _drawn(folder / f"source-{choices.source}.npz", *pack.images("cifar_train20k"), choices.source)
     if network.scored != "cifar_test1000":
         return scored, source, None
-    x, y = pack.images(JPEG)
-    return scored, source, _saved(folder / f"jpeg-{choices.jpeg}.npz", x[: choices.jpeg], y[: choices.jpeg])
+    return scored, source, _drawn(folder / f"jpeg-shuffled-{choices.jpeg}.npz", *pack.images(JPEG), choices.jpeg)
+
+
+def _drawn(path: Path, x: np.ndarray, y: np.ndarray, count: int) -> Path:
+    """So many of them in random order: the first ones of a file that is sorted are of a class or two."""
+    order = np.random.default_rng(0).permutation(len(x))[:count]
+    return _saved(path, x[order], y[order])
 
 
 def _saved(path: Path, x: np.ndarray, y: np.ndarray) -> Path:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import threading
 from pathlib import Path
 from typing import Any
 
-from benchmarks.results import Bench, Page, best_other, fitting, page
+import numpy as np
+import pytest
+
+from benchmarks.results import Bench, Page, best_other, fitting, page, prepared
 from tests.shapedtoy import ShapedToy
 
 
@@ -45,6 +49,24 @@ KNOWN: dict[str, Any] = {
 
 def rows(text: str, begin: str) -> list[list[str]]:
     return [[part.strip() for part in line.strip("|").split("|")] for line in text.splitlines() if line.startswith(f"| {begin}")]
+
+
+def test_among_other_methods_the_default_is_what_the_bench_calls_so() -> None:
+    cells = [{"row": row, "batch": 64, "error": interval(value)} for row, value in (("default", 20.0), ("default, guarded", 19.0), ("eata", 30.0))]
+    text = page({"toy": {"full": {"batch": 64, "bytes": 2**29}, "jpeg": {"own": {"settings": {}, "digests": {"a": "d"}, "cells": cells}}}})
+    assert rows(text, "**default**") == [["**default**", "20.0 ±0.2"], ["**default**, guarded", "19.0 ±0.2"]]
+    assert rows(text, "eata") == [["eata", "30.0 ±0.2"]]
+
+
+@pytest.mark.data
+def test_jpeg_and_source_images_are_of_all_classes(tmp_path: Path) -> None:
+    """The pack's JPEG images are sorted by class."""
+    choices = argparse.Namespace(output=tmp_path, images=100, source=300, jpeg=300)
+    for path in prepared(choices, "resnet56")[1:]:
+        assert path is not None
+        with np.load(path) as found:
+            assert np.bincount(found["y"]).min() > 10
+            assert len(found["x"]) == 300
 
 
 def test_what_is_not_as_promised_is_said() -> None:
