@@ -14,6 +14,11 @@ _MOSTLY = 0.4  # the weight of a window's statistics from which its frames are n
 _LESS = 0.75  # of `own`, with these: what steps learn makes up for some of what a frame's own statistics do
 
 
+def together(adapter: Adapter, role: str, frames: int) -> bool:
+    """Whether so many frames are served in one run now: that graph is loaded, and memory is not short."""
+    return adapter.level == 0 and frames in adapter.batches[role]
+
+
 class Following:
     """Of one adapter. Scalars that its user has set stay as they are.
 

@@ -25,7 +25,7 @@ from edgeadapt.runtime.adapter import Adapter
 from edgeadapt.runtime.calm import Calm, Look
 from edgeadapt.runtime.checkpoint import Snapshot
 from edgeadapt.runtime.comparing import Comparing
-from edgeadapt.runtime.following import Following
+from edgeadapt.runtime.following import Following, together
 from edgeadapt.runtime.guarded import check_guarded, written
 from edgeadapt.runtime.hand import by_hand
 from edgeadapt.runtime.learned import Learned
@@ -110,7 +110,7 @@ class Guard:
         usable = np.isfinite(x).all(tuple(range(1, x.ndim)))
         self._ways.serves(len(x), int(usable.sum()), self.ahead)
         step = due and self._trains and self.phase in (Phase.ADAPTING, Phase.COMMITTED) and self._recent.varied
-        whole = bool(usable.all()) and adapter.level == 0 and len(x) in adapter.batches["adapt" if step else "predict"]
+        whole = bool(usable.all()) and together(adapter, "adapt" if step else "predict", len(x))
         natural: Floats | None = None
         look: Look | None = None
         self._stale = False
@@ -149,8 +149,8 @@ class Guard:
         """Statistics follow a window by the model that was put in place after it: frames that are answered before the next are so by them."""
         if not self._source or (self._ways.live and not self._following):
             return
-        together = usable and self.adapter.level == 0 and len(x) in self.adapter.batches["predict"]
-        self.adapter.predict(x, True, **self.scalars, **(self._ways.mixing(len(x), 0) if together else {}))
+        mix = self._ways.mixing(len(x), 0) if usable and together(self.adapter, "predict", len(x)) else {}
+        self.adapter.predict(x, True, **self.scalars, **mix)
 
     def _stepped(self, steps: int) -> None:
         if steps:

@@ -19,6 +19,7 @@ from edgeadapt.devices.sources import Frame
 from edgeadapt.errors import InputError, SourceError, UsageError
 from edgeadapt.preprocess import convert, staged
 from edgeadapt.runtime.adapter import Adapter
+from edgeadapt.runtime.following import together
 from edgeadapt.runtime.guard import Guard
 from edgeadapt.runtime.state import Floats
 
@@ -324,7 +325,7 @@ class Stream:
             return self._step(x)
         if self._guard is None:
             return self._adapter.predict(x), False
-        if self.windows and self._adapter.level == 0 and self.window in self._adapter.batches["predict"]:
+        if self.windows and together(self._adapter, "predict", self.window):
             x = self._buffer  # the rest of it are frames of before
         logits, changed = self._guard(x, False)
         return logits[:good], changed
